@@ -1,0 +1,238 @@
+"""MaraAgent: the three-layer network that accepts or rejects a candidate's state (ALGORITHM.md section 1)."""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from langchain_mara._version import __version__
+from langchain_mara.exceptions import AgentMismatchError, CheckpointError
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+class MaraAgent(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="langchain-mara",
+    paper_url="https://arxiv.org/abs/2505.19743",
+    tags=["mara", "alignment"],
+):
+    """Accepts or rejects candidate next tokens of a frozen policy model, by their states.
+
+    `LayerNorm(d) -> Linear(d, width) -> ReLU -> Linear(width, width // 4) -> ReLU -> Linear(width // 4, 2)`,
+    in float32 whatever the policy model's dtype. Action 1 is accept, 0 is reject. Parameter names are
+    those of the reference's checkpoints (IAAR-Shanghai/MARA, `train/agents`).
+
+    Args:
+        hidden_size: Size d of the policy model's states.
+        width: Units of the first hidden layer.
+        policy_model: Name of the model the agent was trained on, kept for the user's orientation.
+        library_version: Version of langchain-mara that made the agent.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        width: int = 1024,
+        policy_model: str | None = None,
+        library_version: str = __version__,
+    ) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.width = width
+        self.policy_model = policy_model
+        self.library_version = library_version
+        self.ln = nn.LayerNorm(hidden_size)
+        self.linear1 = nn.Linear(hidden_size, width)
+        self.linear2 = nn.Linear(width, width // 4)
+        self.output_linear = nn.Linear(width // 4, 2)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Scores both actions.
+
+        Args:
+            states: (..., d), any float dtype.
+
+        Returns:
+            (..., 2) float32 logits: reject, accept.
+        """
+        hidden = self.linear1(self.ln(states.float())).relu()
+        logits: Tensor = self.output_linear(self.linear2(hidden).relu())
+        return logits
+
+    def accept_probability(self, states: Tensor, accept_action: int = 1) -> Tensor:
+        """Probability that each state's candidate is accepted.
+
+        Args:
+            states: (..., d), any float dtype.
+            accept_action: Which action counts as accept.
+
+        Returns:
+            (...,) float32 in [0, 1]; NaN where a state is not finite.
+        """
+        return self(states).softmax(-1)[..., accept_action]
+
+    def check_fits(self, hidden_size: int, model_name: str) -> None:
+        """Refuses a policy model whose states the agent cannot read.
+
+        Raises:
+            AgentMismatchError: If the sizes differ.
+        """
+        if self.hidden_size != hidden_size:
+            trained_on = f" (trained on {self.policy_model})" if self.policy_model else ""
+            raise AgentMismatchError(
+                f"The agent{trained_on} reads states of size {self.hidden_size}, but {model_name} gives "
+                f"{hidden_size}. Use an agent trained on a model of hidden size {hidden_size}."
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with any weight; part of LangChain's cache key."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Loads a folder written by `save_pretrained`, or a hub repository of that form.
+
+        Args:
+            pretrained_model_name_or_path: Folder or hub id.
+            **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `map_location`.
+
+        Raises:
+            CheckpointError: If it is missing, truncated, or holds something else than an agent.
+        """
+        source = str(pretrained_model_name_or_path)
+        if Path(source).is_file():
+            raise CheckpointError(
+                f"{source} is a file. from_pretrained takes the folder that save_pretrained wrote; "
+                "for a reference .pth use MaraAgent.from_reference."
+            )
+        try:
+            return super().from_pretrained(source, **kwargs)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{source}: config.json is not valid JSON ({error}).") from None
+        except (OSError, HfHubHTTPError, HFValidationError) as error:
+            raise CheckpointError(_not_found(source, error)) from None
+
+    @classmethod
+    def _from_pretrained(  # type: ignore[override]
+        cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **kwargs: Any
+    ) -> Self:
+        hub = {
+            key: kwargs.pop(key, None)
+            for key in ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        }
+        folder = Path(model_id)
+        file = (
+            folder / WEIGHTS_FILE
+            if folder.is_dir()
+            else Path(hf_hub_download(model_id, WEIGHTS_FILE, **hub))
+        )
+        return cls._from_state(_read_safetensors(file), str(file), **kwargs).to(map_location)
+
+    @classmethod
+    def from_reference(cls, source: str | Path, policy_model: str | None = None) -> Self:
+        """Loads a `.pth` state dict of the reference implementation, without unpickling code.
+
+        Args:
+            source: Path of the file, or `repo:file` for a file in a hub repository, such as
+                `IAAR-Shanghai/MARA_AGENTS:mistral_v3_2_1_actor.pth`.
+            policy_model: Name of the model the agent was trained on, if known.
+
+        Raises:
+            CheckpointError: If it is missing, truncated, or holds something else than an agent.
+        """
+        file = resolve_reference(str(source))
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(
+                f"{file} is truncated or no PyTorch state dict that loads with weights_only=True ({reason})."
+            ) from None
+        if not isinstance(state, Mapping):
+            raise CheckpointError(f"{file} holds a {type(state).__name__}, not a state dict of tensors.")
+        return cls._from_state(dict(state), str(file), policy_model=policy_model)
+
+    @classmethod
+    def _from_state(cls, state: dict[str, Any], source: str, **config: Any) -> Self:
+        hidden_size, width = _shape_of(state, source)
+        declared = (config.setdefault("hidden_size", hidden_size), config.setdefault("width", width))
+        if declared != (hidden_size, width):
+            raise CheckpointError(
+                f"{source}: config.json says hidden size {declared[0]} and width {declared[1]}, "
+                f"the weights have {hidden_size} and {width}. The two files do not belong together."
+            )
+        agent = cls(**config)
+        try:
+            agent.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"{source} has wrong shapes: {error}") from None
+        return agent.eval()
+
+
+def resolve_reference(source: str) -> Path:
+    """Turns a path or a hub `repo:file` into the path of a local file, downloading if need be.
+
+    Raises:
+        CheckpointError: If there is no such file.
+    """
+    if Path(source).exists():
+        return Path(source)
+    repository, colon, filename = source.rpartition(":")
+    if not colon or len(repository) < 2:  # one letter before the colon is a Windows drive
+        raise CheckpointError(f"There is no file {source}. Give a path, or repo:file for a hub repository.")
+    try:
+        return Path(hf_hub_download(repository, filename))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise CheckpointError(_not_found(source, error)) from None
+
+
+def _not_found(source: str, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return (
+        f"No agent at {source}: it is no local folder with config.json and {WEIGHTS_FILE}, and the hub "
+        f"did not provide it ({reason}). Check the path or id, the network, and your access."
+    )
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    if not file.exists():
+        raise CheckpointError(f"{file} is missing. The folder is no agent saved with save_pretrained.")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is truncated or corrupt ({error}). Save or download it again.") from None
+
+
+def _shape_of(state: Mapping[str, Any], source: str) -> tuple[int, int]:
+    """Hidden size and width of an agent's weights, after checking names and finiteness."""
+    with torch.device("meta"):
+        expected = set(MaraAgent(8, 8).state_dict())
+    missing, extra = sorted(expected - set(state)), sorted(set(state) - expected)
+    if missing or extra:
+        raise CheckpointError(
+            f"{source} is no MARA agent: missing keys {missing}, unexpected keys {extra[:6]}. "
+            "An agent has the keys ln.*, linear1.*, linear2.*, output_linear.*."
+        )
+    for name, weight in state.items():
+        if not isinstance(weight, Tensor) or not weight.isfinite().all():
+            raise CheckpointError(f"{source}: {name} holds NaN or infinite values; the agent is unusable.")
+    if state["linear1.weight"].ndim != 2:
+        raise CheckpointError(f"{source} has wrong shapes: linear1.weight must have two dimensions.")
+    width, hidden_size = state["linear1.weight"].shape
+    return hidden_size, width

@@ -1,0 +1,140 @@
+"""Ragged key/value cache: every row has its own length, and siblings live in scratch slots.
+
+A slot is one token's keys and values. Slots of a row need not be in order of position: the
+attention mask says which slots a query may see and where they stand. So committing an accepted
+candidate costs nothing but a mark in `positions`; its rejected siblings' slots are used again.
+Rejected candidates are therefore never visible to anything (ALGORITHM.md section 3).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+GROWTH_SLOTS = 64
+
+
+class _Pass:
+    """Where the tokens of the running forward pass are written and what they read."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.capacity = 0
+        self.write = torch.empty(0, dtype=torch.long)
+        self.read: tuple[int, int, int] | None = None
+
+
+class _RaggedLayer(CacheLayerMixin):
+    """Keys and values of one layer: (rows, capacity, heads, dimension) each."""
+
+    def __init__(self, current: _Pass) -> None:
+        super().__init__()
+        self.current = current
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values = _empty_store(key_states), _empty_store(value_states)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Writes (batch, heads, tokens, dimension) states and returns what this pass attends to."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys, keys = self._write(self.keys, key_states)
+        self.values, values = self._write(self.values, value_states)
+        return keys, values
+
+    def _write(self, store: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        current = self.current
+        store = _grown(store, current.rows, current.capacity)
+        # A masked slot still enters the product with weight 0, and 0 * NaN is NaN: one bad
+        # sibling would spoil its row for good.
+        states = states.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        tokens = states.transpose(1, 2).flatten(0, 1)
+        store.flatten(0, 1).index_copy_(0, current.write.to(store.device), tokens)
+        if current.read is None:
+            return store, states
+        start, stop, span = current.read
+        return store, store[start:stop, :span].transpose(1, 2)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.current.capacity, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class RaggedCache(Cache):
+    """Cache of a changing set of rows; rows 0 … n-1 are in use, the policy model's layers share it.
+
+    Attributes:
+        positions: (rows, capacity) int64, position of the committed token in each slot, -1 where
+            the slot is free or holds an undecided sibling.
+    """
+
+    def __init__(self, layers: int, device: torch.device) -> None:
+        self._pass = _Pass()
+        super().__init__(layers=[_RaggedLayer(self._pass) for _ in range(layers)])
+        self.positions = torch.full((0, 0), -1, dtype=torch.long, device=device)
+
+    def reserve(self, rows: int, slots: int) -> None:
+        """Makes room for `rows` rows of `slots` slots; storage grows in blocks as it is written."""
+        old_rows, capacity = self.positions.shape
+        if slots > capacity:
+            capacity = slots + max(GROWTH_SLOTS, slots // 16)
+        self.positions = _grown(self.positions, max(rows, old_rows), capacity, fill=-1)
+
+    def begin_pass(self, write: Tensor, read: tuple[int, int, int] | None) -> None:
+        """Fixes where the next forward pass writes and reads.
+
+        Args:
+            write: (batch * tokens,) int64, flat `row * capacity + slot` of every token.
+            read: `(first row, last row + 1, slots)` whose keys and values are attended to, or None
+                where the pass attends to its own tokens only.
+        """
+        self._pass.rows, self._pass.capacity = self.positions.shape
+        self._pass.write, self._pass.read = write, read
+
+    def flat(self, rows: Tensor, slots: Tensor) -> Tensor:
+        """Flat index of (row, slot) pairs, for `begin_pass`."""
+        return rows * self.positions.shape[1] + slots
+
+    def commit(self, rows: Tensor, slots: Tensor, positions: Tensor) -> None:
+        """Makes tokens visible: marks (row, slot) as holding the token at that position.
+
+        Args:
+            rows, slots, positions: (n,) int64.
+        """
+        self.positions[rows, slots] = positions
+
+    def move_row(self, source: int, target: int, slots: int) -> None:
+        """Copies the first `slots` slots of row `source` over row `target` and frees `source`."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys[target, :slots] = layer.keys[source, :slots]
+                layer.values[target, :slots] = layer.values[source, :slots]
+        self.positions[target] = self.positions[source]
+        self.positions[source] = -1
+
+    def clear_row(self, row: int) -> None:
+        """Forgets everything row `row` has committed."""
+        self.positions[row] = -1
+
+
+def _empty_store(states: Tensor) -> Tensor:
+    _, heads, _, dimension = states.shape
+    return states.new_zeros((0, 0, heads, dimension))
+
+
+def _grown(store: Tensor, rows: int, capacity: int, fill: float = 0) -> Tensor:
+    old_rows, old_capacity = store.shape[:2]
+    if (old_rows, old_capacity) == (rows, capacity):
+        return store
+    grown = store.new_full((rows, capacity, *store.shape[2:]), fill)
+    grown[:old_rows, :old_capacity] = store
+    return grown

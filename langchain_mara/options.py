@@ -1,0 +1,72 @@
+"""Decoding options of one request, validated once where they enter."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from langchain_mara.candidates import Order
+from langchain_mara.exceptions import OptionsError
+
+Strategy = Literal["first-accept", "max-prob", "random"]
+
+
+class DecodingOptions(BaseModel):
+    """How one prompt is decoded. Defaults are the paper's, except the token limit.
+
+    Raises:
+        OptionsError: From `parse`, with one sentence per offending field.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    top_k: int = Field(default=40, ge=1)
+    """Most candidates a position may have."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Nucleus mass, on the renormalised top-k."""
+    order: Order = "descending"
+    """Order in which the agent is asked: `descending`, `reversed`, `top-1-last` or `sampled`."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the `sampled` order alone: no other order depends on it."""
+    strategy: Strategy = "first-accept"
+    """`first-accept`, `max-prob` (highest accept probability) or `random` (uniform over accepted)."""
+    accept_threshold: float = Field(default=0.5, ge=0, le=1)
+    """A candidate is accepted when its accept probability is above this; 0.5 is the paper's argmax."""
+    accept_action: Literal[0, 1] = 1
+    """The agent's action that means accept; 0 swaps the two, as a control."""
+    fallback: int = 0
+    """Index of the candidate emitted when all are rejected, in order of examination; negative from
+    the end, clamped to the set. In `reversed` order it counts from the end, so that 0 is the most
+    probable candidate there too, as in the reference."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Upper limit of emitted tokens, EOS included."""
+    min_new_tokens: int = Field(default=0, ge=0)
+    """EOS is no candidate before this many tokens."""
+    seed: int = 0
+    """Of the `sampled` order and the `random` strategy; a row's draws depend on nothing else."""
+
+    @classmethod
+    def parse(cls, **values: Any) -> "DecodingOptions":
+        """Builds options, turning pydantic's report into one readable sentence.
+
+        Args:
+            **values: Fields of this class.
+
+        Raises:
+            OptionsError: If a field is unknown or out of range.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise OptionsError(_sentence(error)) from None
+
+
+def _sentence(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            parts.append(f"{name} is not a decoding option")
+        else:
+            message = item["msg"].replace("Input should", "should")
+            parts.append(f"{name}={item['input']!r} {message}")
+    return "Invalid decoding options: " + "; ".join(parts) + "."

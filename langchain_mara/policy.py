@@ -1,0 +1,181 @@
+"""The frozen policy model as the decode loop sees it: passes over ragged rows, states, logits.
+
+What is special to a model family stands here and in `families.py`; the decode loop knows none of it.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from langchain_mara.cache import RaggedCache
+from langchain_mara.families import attention_windows, context_length, refuse_unsupported, scale_logits
+from langchain_mara.masks import attention_mask, visible_keys
+from langchain_mara.probe import verify_siblings
+
+PREFILL_TOKENS = 1024
+
+
+class PolicyModel:
+    """Runs passes of a frozen causal language model over the rows of a `RaggedCache`.
+
+    Args:
+        model: Any `AutoModelForCausalLM` with standard attention; it is put into eval mode.
+
+    Attributes:
+        hidden_size: Size d of a state.
+        vocabulary_size: Number of token ids.
+        context: Most tokens a row may hold, or None where the model sets no limit.
+        passes: Forward passes made so far, prefill included.
+
+    Raises:
+        UnsupportedModelError: If siblings cannot be evaluated in one pass; the sentence says why.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        refuse_unsupported(model)
+        self.model = model.eval()
+        self.config = model.config.get_text_config(decoder=True)
+        self.backbone: nn.Module = _backbone(model)
+        self.head: nn.Module = model.get_output_embeddings()
+        self.windows = attention_windows(self.config)
+        self.context = context_length(self.config)
+        self.hidden_size = int(self.config.hidden_size)
+        self.vocabulary_size = int(self.config.vocab_size)
+        self.device = model.get_input_embeddings().weight.device
+        self.passes = 0
+        verify_siblings(self)
+
+    @property
+    def name(self) -> str:
+        """Name to use in messages: the checkpoint's, or the architecture's."""
+        return str(getattr(self.model, "name_or_path", "") or type(self.model).__name__)
+
+    def new_cache(self) -> RaggedCache:
+        """An empty cache for this model."""
+        return RaggedCache(int(self.config.num_hidden_layers), self.device)
+
+    def prefill(self, cache: RaggedCache, first_row: int, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Commits whole prompts to fresh rows.
+
+        Short prompts share a pass, packed end to end without padding; a long one goes in chunks.
+
+        Args:
+            cache: Rows `first_row` and up must be free.
+            first_row: Row of the first prompt; the others follow.
+            prompts: Token ids, none empty.
+
+        Returns:
+            (len(prompts), d) states of the last prompt tokens.
+        """
+        cache.reserve(first_row + len(prompts), max(map(len, prompts)))
+        states = []
+        row = first_row
+        for pack in _packs(prompts, PREFILL_TOKENS):
+            states.append(
+                self._prefill_packed(cache, row, pack)
+                if len(pack) > 1
+                else self._prefill_one(cache, row, pack[0])
+            )
+            row += len(pack)
+        return torch.cat(states)
+
+    def _prefill_packed(self, cache: RaggedCache, first_row: int, prompts: Sequence[Sequence[int]]) -> Tensor:
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        rows = torch.repeat_interleave(torch.arange(len(prompts)), lengths).to(self.device)
+        positions = torch.cat([torch.arange(len(prompt)) for prompt in prompts]).to(self.device)
+        token_ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=self.device)
+        cache.begin_pass(cache.flat(first_row + rows, positions), read=None)
+        same_prompt = rows[None, :, None] == rows[None, None, :]
+        states = self._forward(cache, token_ids, positions[None], positions[None], same_prompt)
+        cache.commit(first_row + rows, positions, positions)
+        last: Tensor = states[0, lengths.cumsum(0).to(states.device) - 1]
+        return last
+
+    def _prefill_one(self, cache: RaggedCache, row: int, prompt: Sequence[int]) -> Tensor:
+        for start in range(0, len(prompt), PREFILL_TOKENS):
+            chunk = torch.tensor([prompt[start : start + PREFILL_TOKENS]], device=self.device)
+            stop = start + chunk.shape[1]
+            keys = torch.arange(stop, device=self.device)
+            rows = torch.full_like(keys[start:], row)
+            cache.begin_pass(cache.flat(rows, keys[start:]), read=(row, row + 1, stop))
+            states = self._forward(cache, chunk, keys[None, start:], keys[None])
+            cache.commit(rows, keys[start:], keys[start:])
+        return states[:, -1]
+
+    def siblings(
+        self, cache: RaggedCache, token_ids: Tensor, slots: Tensor, positions: Tensor, span: int
+    ) -> Tensor:
+        """Evaluates siblings of rows 0 … rows-1 in one pass; none sees another.
+
+        Args:
+            cache: Holds the committed prefixes; room for the slots must be reserved.
+            token_ids: (rows, width) int64 candidates.
+            slots: (rows, width) int64 scratch slots, distinct within a row.
+            positions: (rows,) int64, the position all siblings of a row stand at.
+            span: Slots of a row to attend to, above the highest slot in use.
+
+        Returns:
+            (rows, width, d) states after the final norm, in the model's dtype.
+        """
+        rows, width = token_ids.shape
+        row_index = torch.arange(rows, device=slots.device).unsqueeze(-1)
+        cache.begin_pass(cache.flat(row_index, slots).flatten(), read=(0, rows, span))
+        query_positions = positions.unsqueeze(-1).expand(rows, width)
+        own = torch.zeros((rows, width, span), dtype=torch.bool, device=slots.device)
+        own.scatter_(-1, slots.unsqueeze(-1), True)
+        return self._forward(
+            cache, token_ids, query_positions, cache.positions[:rows, :span], always_visible=own
+        )
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Next-token logits (n, vocabulary) of (n, d) states, in the model's dtype."""
+        weight = getattr(self.head, "weight", states)
+        return scale_logits(self.config, self.head(states.to(weight.device)))
+
+    def _forward(
+        self,
+        cache: RaggedCache,
+        token_ids: Tensor,
+        query_positions: Tensor,
+        key_positions: Tensor,
+        same_prompt: Tensor | None = None,
+        always_visible: Tensor | None = None,
+    ) -> Tensor:
+        def mask(window: int | None) -> Tensor:
+            visible = visible_keys(key_positions, query_positions, window)
+            if same_prompt is not None:
+                visible = visible & same_prompt
+            if always_visible is not None:
+                visible = visible | always_visible
+            return attention_mask(visible, self.config._attn_implementation, self.model.dtype)
+
+        masks = {kind: mask(window) for kind, window in self.windows.items()}
+        self.passes += 1
+        output = self.backbone(
+            input_ids=token_ids,
+            # A model with one kind of layer takes the mask itself; only mixed ones know the dict.
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            position_ids=query_positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+
+def _backbone(model: PreTrainedModel) -> nn.Module:
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return model.base_model if decoder is None or decoder is model else decoder
+
+
+def _packs(prompts: Sequence[Sequence[int]], budget: int) -> Iterator[Sequence[Sequence[int]]]:
+    """Consecutive groups of prompts whose tokens together stay within the budget, or one each."""
+    start = 0
+    while start < len(prompts):
+        totals = accumulate(len(prompt) for prompt in prompts[start:])
+        size = max(1, sum(total <= budget for total in totals))
+        yield prompts[start : start + size]
+        start += size

@@ -1,0 +1,82 @@
+"""What goes into the decode loop and what comes out: Request and Decision."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import LogitsProcessorList
+
+from langchain_mara.agent import MaraAgent
+from langchain_mara.exceptions import PromptError
+from langchain_mara.options import DecodingOptions
+from langchain_mara.policy import PolicyModel
+
+FinishReason = Literal["stop", "length", "nonfinite"]
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt to decode.
+
+    Attributes:
+        prompt_ids: Token ids, special tokens included; not empty.
+        options: How to decode it.
+        agent: Accepts or rejects; None accepts every candidate, which is plain decoding.
+        eos_token_ids: Tokens that end the row; the EOS is emitted.
+        logits_processors: Applied to the row's logits before the candidate set is cut.
+    """
+
+    prompt_ids: Sequence[int]
+    options: DecodingOptions = field(default_factory=DecodingOptions)
+    agent: MaraAgent | None = None
+    eos_token_ids: frozenset[int] = frozenset()
+    logits_processors: LogitsProcessorList | None = None
+    cancelled: bool = field(default=False, init=False)
+
+    def cancel(self) -> None:
+        """Ends the row before the next pass; no further decision of it is yielded."""
+        self.cancelled = True
+
+    def check(self, policy: PolicyModel) -> None:
+        """Refuses what could not be decoded, before any work is done.
+
+        Raises:
+            PromptError: If the prompt is empty or leaves no room in the context.
+            AgentMismatchError: If the agent reads states of another size.
+        """
+        length = len(self.prompt_ids)
+        if length == 0:
+            raise PromptError("The prompt has no tokens. Give text, or a tokenizer that adds a BOS token.")
+        if policy.context is not None and length >= policy.context:
+            raise PromptError(
+                f"The prompt has {length} tokens, but {policy.name} holds {policy.context}, the answer "
+                "included. Shorten the prompt or use a model with a longer context."
+            )
+        if self.agent is not None:
+            self.agent.check_fits(policy.hidden_size, policy.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One emitted token and why it was emitted.
+
+    Attributes:
+        request: The request it belongs to.
+        token_id: The emitted token; None only where every logit was NaN or infinite.
+        candidates: The whole candidate set, in order of examination.
+        accept_probabilities: Of the examined candidates, a prefix of `candidates`; empty where the
+            agent was not asked (a single candidate, or no agent). NaN marks a state that was not
+            finite, which counts as rejected.
+        index: Place of the token in `candidates`.
+        accepted: Whether the agent accepted it; False is the fallback. True where it was not asked.
+        finish_reason: `stop` (EOS), `length` (token limit or end of the context) or `nonfinite`
+            on the last decision of a row, None before.
+    """
+
+    request: Request
+    token_id: int | None
+    candidates: tuple[int, ...]
+    accept_probabilities: tuple[float, ...]
+    index: int
+    accepted: bool
+    finish_reason: FinishReason | None = None

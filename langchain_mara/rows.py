@@ -1,0 +1,114 @@
+"""Host-side state of one row of the batch, and the accept/reject rule itself."""
+
+import random
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from langchain_mara.requests import Decision, FinishReason, Request
+
+
+@dataclass(eq=False)
+class Row:
+    """A request being decoded.
+
+    Attributes:
+        request: What is decoded.
+        length: Committed tokens, prompt included; the position under decision.
+        generated: Token ids emitted so far.
+        probabilities: Accept probabilities of the siblings examined at this position.
+        scratch: Free cache slots; candidate i of the position stands in `scratch[i]`.
+        next_slot: First cache slot of the row never used yet.
+    """
+
+    request: Request
+    length: int
+    generated: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    scratch: list[int] = field(default_factory=list)
+    next_slot: int = 0
+
+    def __post_init__(self) -> None:
+        self.next_slot = self.length
+        self.random = random.Random(self.request.options.seed)
+        self._generator: torch.Generator | None = None
+
+    def reserve_scratch(self, siblings: int) -> None:
+        """Extends the free slots to at least `siblings`."""
+        missing = max(0, siblings - len(self.scratch))
+        self.scratch += range(self.next_slot, self.next_slot + missing)
+        self.next_slot += missing
+
+    def siblings_wanted(self, count: int) -> int:
+        """How many further candidates of `count` can matter to the next decision."""
+        if self.request.agent is None and self.request.options.strategy != "random":
+            return 1
+        return max(1, count - len(self.probabilities))
+
+    def gumbel(self, size: int) -> Tensor:
+        """(size,) Gumbel noise from the row's own generator, independent of the batch."""
+        if self._generator is None:
+            self._generator = torch.Generator().manual_seed(self.request.options.seed)
+        return -torch.empty(size).exponential_(generator=self._generator).log()
+
+    def examine(self, probabilities: list[float], count: int) -> int | None:
+        """Takes a further chunk of accept probabilities and applies the rule (ALGORITHM.md section 2).
+
+        Args:
+            probabilities: Of the chunk; entries beyond the set are ignored.
+            count: Size of the candidate set.
+
+        Returns:
+            Index of the emitted candidate, or None if more candidates must be examined.
+        """
+        options = self.request.options
+        start = len(self.probabilities)
+        self.probabilities += probabilities[: count - start]
+        if count <= 1:
+            return 0
+        examined = range(len(self.probabilities))
+        accepted = [i for i in examined if self.probabilities[i] > options.accept_threshold]
+        if options.strategy == "first-accept" and accepted:
+            del self.probabilities[accepted[0] + 1 :]
+            return accepted[0]
+        if len(examined) < count:
+            return None
+        if not accepted:
+            return self._fallback(count)
+        if options.strategy == "max-prob":
+            return max(accepted, key=self.probabilities.__getitem__)
+        return self.random.choice(accepted)
+
+    def _fallback(self, count: int) -> int:
+        index = self.request.options.fallback
+        index = min(index, count - 1) if index >= 0 else max(index + count, 0)
+        return count - 1 - index if self.request.options.order == "reversed" else index
+
+    def decide(self, index: int, candidates: list[int], context: int | None) -> Decision:
+        """Emits candidate `index` and prepares the row for its next position."""
+        request = self.request
+        asked = request.agent is not None and len(candidates) > 1
+        probabilities = tuple(self.probabilities) if asked else ()
+        token_id = candidates[index] if candidates else None
+        decision = Decision(
+            request,
+            token_id,
+            tuple(candidates),
+            probabilities,
+            index,
+            not asked or probabilities[index] > request.options.accept_threshold,
+            self._advance(token_id, context),
+        )
+        self.probabilities = []
+        return decision
+
+    def _advance(self, token_id: int | None, context: int | None) -> FinishReason | None:
+        if token_id is None:
+            return "nonfinite"
+        self.generated.append(token_id)
+        self.length += 1
+        if token_id in self.request.eos_token_ids:
+            return "stop"
+        full = context is not None and self.length >= context
+        return "length" if full or len(self.generated) >= self.request.options.max_new_tokens else None

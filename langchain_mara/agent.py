@@ -116,6 +116,8 @@ class MaraAgent(
             CheckpointError: If it is missing, truncated, or holds something else than an agent.
         """
         source = str(pretrained_model_name_or_path)
+        if looks_local(source) and not Path(source).exists():
+            raise CheckpointError(f"There is no folder {source}. Give a folder, or a hub id such as user/agent.")
         if Path(source).is_file():
             raise CheckpointError(
                 f"{source} is a file. from_pretrained takes the folder that save_pretrained wrote; "
@@ -183,6 +185,11 @@ class MaraAgent(
         except RuntimeError as error:
             raise CheckpointError(f"{source} has wrong shapes: {error}") from None
         return agent.eval()
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name can only be a path: a hub id has at most one slash and no leading one."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def resolve_reference(source: str) -> Path:

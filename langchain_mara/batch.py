@@ -37,6 +37,9 @@ class Batch:
         """Prefills new rows behind the ones in use and cuts their first candidate sets."""
         if not requests:
             return
+        for request in requests:
+            if request.agent is not None:
+                request.agent.to(self.policy.device)
         first = len(self.rows)
         self.rows += [Row(request, len(request.prompt_ids)) for request in requests]
         self._reserve(max(request.options.top_k for request in requests))
@@ -144,9 +147,9 @@ class Batch:
         for place, i in enumerate(indices):
             row = self.rows[i]
             request = row.request
-            if request.logits_processors:
+            if request.logits_processor is not None:
                 ids = torch.tensor([[*request.prompt_ids, *row.generated]], device=logits.device)
-                scores = request.logits_processors(ids, logits[place : place + 1].float())
+                scores = request.logits_processor(ids, logits[place : place + 1].float())
                 logits[place] = scores[0].to(logits.dtype)
             if len(row.generated) < request.options.min_new_tokens:
                 logits[place, list(request.eos_token_ids)] = -torch.inf

@@ -1,6 +1,8 @@
 """Decoding options of one request, validated once where they enter."""
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -10,14 +12,8 @@ from langchain_mara.exceptions import OptionsError
 Strategy = Literal["first-accept", "max-prob", "random"]
 
 
-class DecodingOptions(BaseModel):
-    """How one prompt is decoded. Defaults are the paper's, except the token limit.
-
-    Raises:
-        OptionsError: From `parse`, with one sentence per offending field.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class DecodingFields(BaseModel):
+    """The fields of `DecodingOptions`, which the LangChain classes have too. Defaults are the paper's."""
 
     top_k: int = Field(default=40, ge=1)
     """Most candidates a position may have."""
@@ -44,8 +40,14 @@ class DecodingOptions(BaseModel):
     seed: int = 0
     """Of the `sampled` order and the `random` strategy; a row's draws depend on nothing else."""
 
+
+class DecodingOptions(DecodingFields):
+    """How one prompt is decoded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     @classmethod
-    def parse(cls, **values: Any) -> "DecodingOptions":
+    def parse(cls, **values: Any) -> Self:
         """Builds options, turning pydantic's report into one readable sentence.
 
         Args:
@@ -57,16 +59,24 @@ class DecodingOptions(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise OptionsError(_sentence(error)) from None
+            raise options_error(error, cls.model_fields) from None
 
 
-def _sentence(error: ValidationError) -> str:
+def options_error(error: ValidationError, known: Iterable[str]) -> OptionsError:
+    """One sentence for a pydantic report; an unknown name comes with the nearest known one."""
     parts = []
     for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
+        name = ".".join(str(part) for part in item["loc"]) or "arguments"
         if item["type"] == "extra_forbidden":
-            parts.append(f"{name} is not a decoding option")
+            parts.append(f"{name} is unknown{_suggestion(name, known)}")
+        elif item["type"] == "missing":
+            parts.append(f"{name} is required")
         else:
-            message = item["msg"].replace("Input should", "should")
+            message = item["msg"].replace("Input should", "should").removeprefix("Value error, ")
             parts.append(f"{name}={item['input']!r} {message}")
-    return "Invalid decoding options: " + "; ".join(parts) + "."
+    return OptionsError("Invalid options: " + "; ".join(parts) + ".")
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,10 +1,10 @@
 """What goes into the decode loop and what comes out: Request and Decision."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers import LogitsProcessorList
+from torch import Tensor
 
 from langchain_mara.agent import MaraAgent
 from langchain_mara.exceptions import PromptError
@@ -12,6 +12,10 @@ from langchain_mara.options import DecodingOptions
 from langchain_mara.policy import PolicyModel
 
 FinishReason = Literal["stop", "length", "nonfinite"]
+
+LogitsProcess = Callable[[Tensor, Tensor], Tensor]
+"""A Hugging Face `LogitsProcessor` or `LogitsProcessorList`: (1, length) ids and (1, vocabulary) float32
+scores in, scores out."""
 
 
 @dataclass(eq=False)
@@ -23,14 +27,14 @@ class Request:
         options: How to decode it.
         agent: Accepts or rejects; None accepts every candidate, which is plain decoding.
         eos_token_ids: Tokens that end the row; the EOS is emitted.
-        logits_processors: Applied to the row's logits before the candidate set is cut.
+        logits_processor: Applied to the row's logits before the candidate set is cut.
     """
 
     prompt_ids: Sequence[int]
     options: DecodingOptions = field(default_factory=DecodingOptions)
     agent: MaraAgent | None = None
     eos_token_ids: frozenset[int] = frozenset()
-    logits_processors: LogitsProcessorList | None = None
+    logits_processor: LogitsProcess | None = None
     cancelled: bool = field(default=False, init=False)
 
     def cancel(self) -> None:

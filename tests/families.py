@@ -61,9 +61,11 @@ CONFIGS = {
 }
 
 
-def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:
-    """A random model; float64 so that no decision is a matter of rounding."""
+def tiny_model(family: str, dtype: torch.dtype | None = None, seed: int = 0) -> PreTrainedModel:
+    """A random model; float64 so that no decision is a matter of rounding (experts only know float32)."""
     torch.manual_seed(seed)
+    if dtype is None:
+        dtype = torch.float32 if family in ("mixtral", "qwen-3-moe") else torch.float64
     model = hf.AutoModelForCausalLM.from_config(CONFIGS[family]())
     return model.to(dtype).eval()
 

@@ -1,0 +1,107 @@
+"""Model, tokenizer and agent by name: the only caller of `from_pretrained`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from langchain_mara.agent import MaraAgent, looks_local
+from langchain_mara.exceptions import LoadingError
+
+AgentSource = MaraAgent | str | Path
+
+
+def load_model(
+    model_id: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    quantization_config: Any = None,
+    attn_implementation: str | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal language model and its tokenizer, without remote code.
+
+    Args:
+        model_id: Hub id or folder.
+        device: Such as `cuda`, `cuda:1` or `cpu`; by default CUDA where there is one.
+        dtype: `torch.bfloat16`, `"float32"`, …; by default the checkpoint's own, but float32 in place of
+            float16 on the CPU, which computes slowly in half precision.
+        device_map: Accelerate's placement, such as `"auto"`; excludes `device`.
+        revision: Branch, tag or commit on the hub.
+        quantization_config: As transformers takes it.
+        attn_implementation: `sdpa` or `eager`; by default what transformers prefers of these.
+        token: Hub token for gated models.
+        local_files_only: Never touch the network.
+
+    Raises:
+        LoadingError: If the device is unknown or model or tokenizer cannot be loaded.
+    """
+    if device is not None and device_map is not None:
+        raise LoadingError("Give device or device_map, not both.")
+    place = None if device_map is not None else _device(device)
+    hub = {"revision": revision, "token": token, "local_files_only": local_files_only}
+    source = str(model_id)
+    if looks_local(source) and not Path(source).is_dir():
+        raise LoadingError(f"There is no folder {source}. Give a model's folder, or a hub id such as org/model.")
+    chosen_dtype = _dtype(dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=chosen_dtype,
+            device_map=device_map if place is None else {"": place},
+            quantization_config=quantization_config,
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            **hub,
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise LoadingError(f"Cannot load the model {source}: {reason}") from error
+    if dtype is None and model.dtype is torch.float16 and model.device.type == "cpu":
+        model = model.float()
+    return model, tokenizer
+
+
+def load_agent(source: AgentSource | None) -> MaraAgent | None:
+    """Resolves an agent: an object, a folder or hub id, a `.pth` path, or a hub `repo:file`.
+
+    Raises:
+        CheckpointError: If there is no valid agent.
+    """
+    if source is None or isinstance(source, MaraAgent):
+        return source
+    name = str(source)
+    is_reference = name.endswith((".pth", ".pt")) or (":" in name and not Path(name).exists())
+    return MaraAgent.from_reference(name) if is_reference else MaraAgent.from_pretrained(name)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        place = None
+    if place is None or str(place) not in [*available, *{name.partition(":")[0] for name in available}]:
+        raise LoadingError(f"There is no device {str(device)!r} here; available: {', '.join(available)}.")
+    return place
+
+
+def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
+    if dtype is None:
+        return "auto"
+    if isinstance(dtype, str) and dtype != "auto":
+        found = getattr(torch, dtype, None)
+        if not isinstance(found, torch.dtype):
+            raise LoadingError(f"There is no dtype {dtype!r}; try bfloat16, float16 or float32.")
+        return found
+    return dtype

@@ -1,0 +1,85 @@
+"""Text of a row, token by token: incremental detokenisation, and stop strings cut at the first occurrence."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from langchain_mara.exceptions import OptionsError
+
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+class Transcript:
+    """The text of one answer as it grows. What it releases is final and free of stop strings.
+
+    Text is held back while it may be the beginning of a stop string or an incomplete character.
+
+    Args:
+        tokenizer: Of the policy model.
+        stop: Strings that end the answer; never released, not even in part.
+
+    Attributes:
+        text: Everything released so far.
+        stopped: Whether a stop string was met.
+
+    Raises:
+        OptionsError: If a stop string is empty.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
+        if any(not string for string in stop):
+            raise OptionsError("A stop string must not be empty.")
+        self.text = ""
+        self.stopped = False
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._token_ids: list[int] = []
+        self._context_start = 0
+        self._unread = 0
+        self._held_back = ""
+
+    def push(self, token_id: int) -> str:
+        """Takes a token and returns the text it releases, often the empty string."""
+        self._token_ids.append(token_id)
+        # Decoding depends on neighbours (spaces, bytes of one character), so the tokens read last
+        # are decoded again in front of the new ones and their text is taken off.
+        context = self._decode(self._context_start, self._unread)
+        text = self._decode(self._context_start, len(self._token_ids))
+        if len(text) <= len(context) or text.endswith(_INCOMPLETE):
+            return ""
+        self._context_start, self._unread = self._unread, len(self._token_ids)
+        return self._release(self._held_back + text[len(context) :])
+
+    def finish(self) -> str:
+        """Returns what was held back, once no token will follow."""
+        if self.stopped:
+            return ""
+        context = self._decode(self._context_start, self._unread)
+        unread = self._decode(self._context_start, len(self._token_ids))[len(context) :]
+        released = self._release(self._held_back + unread)
+        rest, self._held_back = self._held_back, ""
+        self.text += rest
+        return released + rest
+
+    def _decode(self, start: int, stop: int) -> str:
+        text = self._tokenizer.decode(
+            self._token_ids[start:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def _release(self, text: str) -> str:
+        ends = [place for place in (text.find(string) for string in self._stop) if place >= 0]
+        if ends:
+            self.stopped = True
+            released, self._held_back = text[: min(ends)], ""
+        else:
+            kept = max((_overlap(text, string) for string in self._stop), default=0)
+            released, self._held_back = text[: len(text) - kept], text[len(text) - kept :]
+        self.text += released
+        return released
+
+
+def _overlap(text: str, string: str) -> int:
+    """Length of the longest end of `text` that begins `string`."""
+    longest = min(len(text), len(string) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(string[:n])), 0)

@@ -1,0 +1,44 @@
+"""Prompts to token ids: through the model's chat template, or as they are. Never a second BOS."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from langchain_mara.exceptions import PromptError
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of plain text, with the special tokens the tokenizer adds."""
+    ids: list[int] = tokenizer(text).input_ids
+    return ids
+
+
+def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]]) -> list[int]:
+    """Token ids of a conversation rendered by the chat template, ready for the answer.
+
+    Args:
+        tokenizer: With a chat template.
+        messages: `{"role": …, "content": …}` each.
+
+    Raises:
+        PromptError: If there is no template, or it refuses these messages (a system message, say).
+    """
+    if tokenizer.chat_template is None:
+        raise PromptError("The tokenizer has no chat template. Set use_chat_template=False to prompt with plain text.")
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except jinja2.TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise PromptError(f"The model's chat template refuses messages of the roles {roles}: {error}") from None
+    # The template has written the special tokens already.
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """All tokens that end an answer: the generation config's and the tokenizer's."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    found = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [*found, tokenizer.eos_token_id] if token is not None)

@@ -80,7 +80,8 @@ class MaraAgent(
         Returns:
             (...,) float32 in [0, 1]; NaN where a state is not finite.
         """
-        return self(states).softmax(-1)[..., accept_action]
+        probability: Tensor = self(states).softmax(-1)[..., accept_action]
+        return probability
 
     def check_fits(self, hidden_size: int, model_name: str) -> None:
         """Refuses a policy model whose states the agent cannot read.
@@ -105,7 +106,7 @@ class MaraAgent(
         return digest.hexdigest()[:16]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
         """Loads a folder written by `save_pretrained`, or a hub repository of that form.
 
         Args:
@@ -117,7 +118,9 @@ class MaraAgent(
         """
         source = str(pretrained_model_name_or_path)
         if looks_local(source) and not Path(source).exists():
-            raise CheckpointError(f"There is no folder {source}. Give a folder, or a hub id such as user/agent.")
+            raise CheckpointError(
+                f"There is no folder {source}. Give a folder, or a hub id such as user/agent."
+            )
         if Path(source).is_file():
             raise CheckpointError(
                 f"{source} is a file. from_pretrained takes the folder that save_pretrained wrote; "
@@ -131,18 +134,14 @@ class MaraAgent(
             raise CheckpointError(_not_found(source, error)) from None
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
-        cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **kwargs: Any
-    ) -> Self:
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **kwargs: Any) -> Self:
         hub = {
             key: kwargs.pop(key, None)
             for key in ("revision", "cache_dir", "force_download", "local_files_only", "token")
         }
         folder = Path(model_id)
         file = (
-            folder / WEIGHTS_FILE
-            if folder.is_dir()
-            else Path(hf_hub_download(model_id, WEIGHTS_FILE, **hub))
+            folder / WEIGHTS_FILE if folder.is_dir() else Path(hf_hub_download(model_id, WEIGHTS_FILE, **hub))
         )
         return cls._from_state(_read_safetensors(file), str(file), **kwargs).to(map_location)
 
@@ -201,7 +200,8 @@ def resolve_reference(source: str) -> Path:
     if Path(source).exists():
         return Path(source)
     repository, colon, filename = source.rpartition(":")
-    if not colon or len(repository) < 2:  # one letter before the colon is a Windows drive
+    is_drive = len(repository) == 1
+    if not colon or not repository or is_drive:
         raise CheckpointError(f"There is no file {source}. Give a path, or repo:file for a hub repository.")
     try:
         return Path(hf_hub_download(repository, filename))
@@ -223,7 +223,9 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise CheckpointError(f"{file} is truncated or corrupt ({error}). Save or download it again.") from None
+        raise CheckpointError(
+            f"{file} is truncated or corrupt ({error}). Save or download it again."
+        ) from None
 
 
 def _shape_of(state: Mapping[str, Any], source: str) -> tuple[int, int]:
@@ -239,7 +241,6 @@ def _shape_of(state: Mapping[str, Any], source: str) -> tuple[int, int]:
     for name, weight in state.items():
         if not isinstance(weight, Tensor) or not weight.isfinite().all():
             raise CheckpointError(f"{source}: {name} holds NaN or infinite values; the agent is unusable.")
-    if state["linear1.weight"].ndim != 2:
-        raise CheckpointError(f"{source} has wrong shapes: linear1.weight must have two dimensions.")
-    width, hidden_size = state["linear1.weight"].shape
-    return hidden_size, width
+    if state["ln.weight"].ndim != 1 or state["linear1.bias"].ndim != 1:
+        raise CheckpointError(f"{source} has wrong shapes: ln.weight and linear1.bias must be vectors.")
+    return len(state["ln.weight"]), len(state["linear1.bias"])

@@ -31,7 +31,9 @@ class Batch:
         self.cache = self.policy.new_cache()
         self._candidates = torch.zeros((0, 0), dtype=torch.long, device=device)
         self._counts = torch.zeros(0, dtype=torch.long, device=device)
-        self._states = torch.zeros((0, 0, self.policy.hidden_size), dtype=self.policy.model.dtype, device=device)
+        self._states = torch.zeros(
+            (0, 0, self.policy.hidden_size), dtype=self.policy.model.dtype, device=device
+        )
 
     def admit(self, requests: Sequence[Request]) -> None:
         """Prefills new rows behind the ones in use and cuts their first candidate sets."""

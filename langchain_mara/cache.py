@@ -28,8 +28,11 @@ class _Pass:
 class _RaggedLayer(CacheLayerMixin):
     """Keys and values of one layer: (rows, capacity, heads, dimension) each."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, current: _Pass) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.current = current
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -37,7 +40,7 @@ class _RaggedLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Writes (batch, heads, tokens, dimension) states and returns what this pass attends to."""
         if not self.is_initialized:
@@ -59,7 +62,7 @@ class _RaggedLayer(CacheLayerMixin):
         start, stop, span = current.read
         return store, store[start:stop, :span].transpose(1, 2)
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 - the interface's
         return self.current.capacity, 0
 
     def get_seq_length(self) -> int:
@@ -79,7 +82,8 @@ class RaggedCache(Cache):
 
     def __init__(self, layers: int, device: torch.device) -> None:
         self._pass = _Pass()
-        super().__init__(layers=[_RaggedLayer(self._pass) for _ in range(layers)])
+        self._ragged = [_RaggedLayer(self._pass) for _ in range(layers)]
+        super().__init__(layers=list(self._ragged))
         self.positions = torch.full((0, 0), -1, dtype=torch.long, device=device)
 
     def reserve(self, rows: int, slots: int) -> None:
@@ -108,13 +112,15 @@ class RaggedCache(Cache):
         """Makes tokens visible: marks (row, slot) as holding the token at that position.
 
         Args:
-            rows, slots, positions: (n,) int64.
+            rows: (n,) int64.
+            slots: (n,) int64.
+            positions: (n,) int64.
         """
         self.positions[rows, slots] = positions
 
     def move_row(self, source: int, target: int, slots: int) -> None:
         """Copies the first `slots` slots of row `source` over row `target` and frees `source`."""
-        for layer in self.layers:
+        for layer in self._ragged:
             if layer.is_initialized:
                 layer.keys[target, :slots] = layer.keys[source, :slots]
                 layer.values[target, :slots] = layer.values[source, :slots]

@@ -79,9 +79,7 @@ def order_candidates(
     return CandidateSets(sets.token_ids.gather(-1, index), sets.scores.gather(-1, index), sets.counts)
 
 
-def _sampled_index(
-    sets: CandidateSets, inside: Tensor, temperature: float, noise: Tensor | None
-) -> Tensor:
+def _sampled_index(sets: CandidateSets, inside: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
     if noise is None:
         raise ValueError("The order 'sampled' needs Gumbel noise of the shape of the scores.")
     # Gumbel-top-k: sorting perturbed log-probabilities draws without replacement.

@@ -4,7 +4,7 @@ import platform
 from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -39,15 +39,23 @@ def demo(
         from langchain_mara.demo.judge import Judge
         from langchain_mara.demo.measure import measure
     except ImportError as error:
-        raise _exit(f"The demonstration's judge needs scikit-learn: pip install 'langchain-mara[training]' ({error}).")
+        needed = "The demonstration's judge needs scikit-learn: pip install 'langchain-mara[training]'"
+        raise _exit(f"{needed} ({error}).") from None
     from langchain_mara.demo.corpus import prompts as held_out
 
     logging.disable_progress_bar()
     aligned = MaraLLM.demo(batch_size=32)
     plain = aligned.with_agent(None)
-    questions = [*held_out("test", risky=True, count=_SHOWN_PER_KIND), *held_out("test", risky=False, count=_SHOWN_PER_KIND)]
-    table = Table("prompt", "plain", "aligned", show_lines=True, title="Prompts on topics the agent has never seen")
-    for question, left, right in zip(questions, _coloured(plain, questions), _coloured(aligned, questions), strict=True):
+    questions = [
+        *held_out("test", risky=True, count=_SHOWN_PER_KIND),
+        *held_out("test", risky=False, count=_SHOWN_PER_KIND),
+    ]
+    table = Table(
+        "prompt", "plain", "aligned", show_lines=True, title="Prompts on topics the agent has never seen"
+    )
+    for question, left, right in zip(
+        questions, _coloured(plain, questions), _coloured(aligned, questions), strict=True
+    ):
         table.add_row(question, left, right)
     console.print(table)
     console.print(_LEGEND)
@@ -69,7 +77,9 @@ def demo(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to answer.")],
-    model: Annotated[str | None, typer.Option(help="Hub id or folder; the embedded model by default.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder; the embedded model by default.")
+    ] = None,
     agent: Annotated[str | None, typer.Option(help="Agent: folder, hub id, .pth, or repo:file.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
@@ -83,7 +93,12 @@ def generate(
     Example: mara generate "How do I boil an egg?"
     """
     logging.disable_progress_bar()
-    options = {"max_new_tokens": max_new_tokens, "top_k": top_k, "top_p": top_p, "accept_threshold": threshold}
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "top_k": top_k,
+        "top_p": top_p,
+        "accept_threshold": threshold,
+    }
     try:
         if model is None:
             chosen = {} if agent is None else {"agent": agent}

@@ -29,7 +29,9 @@ class Completion:
     finish_reason: FinishReason | None = None
 
     @classmethod
-    def of(cls, request: Request, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> "Completion":
+    def of(
+        cls, request: Request, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()
+    ) -> "Completion":
         """A completion that has not begun."""
         return cls(request, Transcript(tokenizer, stop))
 

@@ -41,12 +41,17 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
         )
     if model.get_output_embeddings() is None:
         raise UnsupportedModelError(f"{name} has no language-model head; load it with AutoModelForCausalLM.")
-    implementation = text._attn_implementation
+    implementation = attention_implementation(text)
     if implementation not in ("sdpa", "eager"):
         raise UnsupportedModelError(
             f"{name} runs attention implementation {implementation!r}, which takes no mask per sibling. "
             "Load the model with attn_implementation='sdpa' or 'eager'."
         )
+
+
+def attention_implementation(config: Any) -> str:
+    """`sdpa`, `eager`, …: what the layers run; transformers keeps it under a private name."""
+    return str(config._attn_implementation)  # noqa: SLF001
 
 
 def attention_windows(config: Any) -> dict[str, int | None]:

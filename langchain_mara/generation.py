@@ -1,4 +1,4 @@
-"""`model.generate(..., custom_generate=mara_generate)`: the engine for people who use transformers directly."""
+"""`generate(custom_generate=mara_generate)`: the engine for people who use transformers directly."""
 
 import inspect
 from typing import Any
@@ -11,11 +11,9 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteriaList,
 )
-from transformers.generation import (
-    GenerateDecoderOnlyOutput,
-    UnbatchedClassifierFreeGuidanceLogitsProcessor,
-)
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from langchain_mara.agent import MaraAgent
 from langchain_mara.candidates import Order
@@ -114,7 +112,7 @@ def mara_generate(
         streamer.end()
     sequences = _right_padded(list(rows.values()), generation_config).to(input_ids.device)
     if generation_config.return_dict_in_generate:
-        return GenerateDecoderOnlyOutput(sequences=sequences)
+        return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
     return sequences
 
 
@@ -151,7 +149,7 @@ def _of_row(processors: LogitsProcessorList, padding: list[int], row: int, rows:
     def process(input_ids: Tensor, scores: Tensor) -> Tensor:
         prefix = torch.tensor([padding], dtype=input_ids.dtype, device=input_ids.device)
         ids = torch.cat([prefix, input_ids], dim=1)
-        processed: Tensor = processors(ids.expand(rows, -1), scores.repeat(rows, 1))
+        processed: Tensor = processors(ids.expand(rows, -1), scores.repeat(rows, 1))  # type: ignore[arg-type]
         return processed[row : row + 1]
 
     return process

@@ -101,7 +101,9 @@ class MaraLLM(BaseLLM, DecodingFields):
         if self.use_chat_template is None:
             self.use_chat_template = self.tokenizer.chat_template is not None
         if self.system_prompt is not None and not self.use_chat_template:
-            raise PromptError("system_prompt needs a chat template, and this model is prompted with plain text.")
+            raise PromptError(
+                "system_prompt needs a chat template, and this model is prompted with plain text."
+            )
         policy = self._policy()
         if self.agent is not None:
             self.agent.check_fits(policy.hidden_size, policy.name)

@@ -47,7 +47,9 @@ def load_model(
     hub = {"revision": revision, "token": token, "local_files_only": local_files_only}
     source = str(model_id)
     if looks_local(source) and not Path(source).is_dir():
-        raise LoadingError(f"There is no folder {source}. Give a model's folder, or a hub id such as org/model.")
+        raise LoadingError(
+            f"There is no folder {source}. Give a model's folder, or a hub id such as org/model."
+        )
     chosen_dtype = _dtype(dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)

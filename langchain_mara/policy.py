@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from langchain_mara.cache import RaggedCache
-from langchain_mara.families import attention_windows, context_length, refuse_unsupported, scale_logits
+from langchain_mara.families import (
+    attention_implementation,
+    attention_windows,
+    context_length,
+    refuse_unsupported,
+    scale_logits,
+)
 from langchain_mara.masks import attention_mask, visible_keys
 from langchain_mara.probe import verify_siblings
 
@@ -44,7 +50,7 @@ class PolicyModel:
         self.context = context_length(self.config)
         self.hidden_size = int(self.config.hidden_size)
         self.vocabulary_size = int(self.config.vocab_size)
-        self.device = model.get_input_embeddings().weight.device
+        self.device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
         self.passes = 0
         verify_siblings(self)
 
@@ -150,7 +156,7 @@ class PolicyModel:
                 visible = visible & same_prompt
             if always_visible is not None:
                 visible = visible | always_visible
-            return attention_mask(visible, self.config._attn_implementation, self.model.dtype)
+            return attention_mask(visible, attention_implementation(self.config), self.model.dtype)
 
         masks = {kind: mask(window) for kind, window in self.windows.items()}
         self.passes += 1

@@ -16,7 +16,7 @@ _verified: WeakSet[nn.Module] = WeakSet()
 
 @torch.inference_mode()
 def verify_siblings(policy: "PolicyModel") -> None:
-    """Compares two ragged rows of three siblings with six cache-free evaluations, once per model.
+    """Compares two ragged rows of three siblings with cache-free evaluations, once per model.
 
     Position biases that no mask or position id controls (ALiBi), attention with a mask of its own,
     and logits that are transformed in an unknown way all show up here. The cost is three passes over
@@ -33,7 +33,15 @@ def verify_siblings(policy: "PolicyModel") -> None:
     vocabulary = policy.model.get_input_embeddings().weight.shape[0]
     tokens = torch.linspace(1, vocabulary - 1, 11, device=policy.device).long()
     prompts, siblings = [tokens[:5].tolist(), tokens[5:8].tolist()], tokens[8:]
-    states = _sibling_states(policy, prompts, siblings)
+    try:
+        states = _sibling_states(policy, prompts, siblings)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(policy.model).__name__} cannot run a pass over siblings ({error}). It needs attention that "
+            "takes a mask per query and position ids and nothing else (no ALiBi, say)."
+        ) from error
     for prompt, got in zip(prompts, states, strict=True):
         expected, logits = _cache_free(policy, prompt, siblings)
         _compare(policy, got, expected, "states")

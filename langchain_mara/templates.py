@@ -26,12 +26,16 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[
         PromptError: If there is no template, or it refuses these messages (a system message, say).
     """
     if tokenizer.chat_template is None:
-        raise PromptError("The tokenizer has no chat template. Set use_chat_template=False to prompt with plain text.")
+        raise PromptError(
+            "The tokenizer has no chat template. Set use_chat_template=False to prompt with plain text."
+        )
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     except jinja2.TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise PromptError(f"The model's chat template refuses messages of the roles {roles}: {error}") from None
+        raise PromptError(
+            f"The model's chat template refuses messages of the roles {roles}: {error}"
+        ) from None
     # The template has written the special tokens already.
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return ids

@@ -30,7 +30,15 @@ LLAMA_31_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-GPT = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128, "vocab_size": 97, "bos_token_id": 0, "eos_token_id": 1}
+GPT = {
+    "n_embd": 32,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_positions": 128,
+    "vocab_size": 97,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 
 CONFIGS = {
     "llama-3": lambda: hf.LlamaConfig(**SIZES),
@@ -52,7 +60,9 @@ CONFIGS = {
     "gpt-2": lambda: hf.GPT2Config(**GPT, initializer_range=0.4),
     "gpt-neox": lambda: hf.GPTNeoXConfig(**{k: v for k, v in SIZES.items() if k != "num_key_value_heads"}),
     "gpt-j": lambda: hf.GPTJConfig(**GPT, rotary_dim=4, initializer_range=0.4),
-    "mixtral": lambda: hf.MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
+    "mixtral": lambda: hf.MixtralConfig(
+        **SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
+    ),
     "qwen-3-moe": lambda: hf.Qwen3MoeConfig(
         **SIZES, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     ),
@@ -91,7 +101,7 @@ class Expected:
 
 
 @torch.inference_mode()
-def cache_free(  # noqa: C901 - the algorithm in one piece, as ALGORITHM.md section 2 states it
+def cache_free(
     model: PreTrainedModel,
     agent: MaraAgent | None,
     prompt: list[int],

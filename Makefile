@@ -1,0 +1,36 @@
+# Every target sets up its own virtual environment first; nothing but Python 3.11+ and make is needed.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint types bench cookbook clean
+
+demo: $(INSTALLED)  ## the main job on the embedded model
+	$(BIN)/mara demo
+
+test: $(INSTALLED)  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)  ## mypy, strict
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## speed and memory, as ratios
+	$(BIN)/python benchmarks/decoding.py
+
+cookbook: $(INSTALLED)  ## draws the pictures of the README from real decisions
+	$(BIN)/python cookbook/how_it_works.py
+
+clean:  ## removes what the other targets made
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The constraints name the versions that are tested. torch is constrained as ==2.13.0, so that a
+# local CPU wheel of that version is preferred where pip knows one.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[training,plot,test,dev]'
+	touch $(INSTALLED)

@@ -1,0 +1,267 @@
+"""Tokens/s, passes per token and peak memory of aligned decoding, against its two yardsticks.
+
+    generate   plain `model.generate(do_sample=False)`, the batch left-padded
+    reference  one forward pass per candidate examined, batch 1, every layer's states kept: the
+               reference implementation's loop (ALGORITHM.md section 3) on a cache that is rolled back
+    engine     this library, `width` siblings per pass, continuous batching
+    engine 0   this library without agent
+
+All systems answer the same prompts of unequal length in one process, interleaved, so that a noisy
+machine is noisy for all; ratios are formed within a repeat and their medians reported.
+
+    python benchmarks/decoding.py --batch 1 --batch 8 --accept 50 --accept 90
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from memory import peak_bytes, reset_peak
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
+
+from langchain_mara.agent import MaraAgent
+from langchain_mara.candidates import candidate_sets
+from langchain_mara.decoding import DEFAULT_WIDTH, decode
+from langchain_mara.options import DecodingOptions
+from langchain_mara.policy import PolicyModel
+from langchain_mara.requests import Request
+
+SHAPE_135M = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+_REFERENCE_PROMPTS = 2
+
+Run = Callable[[], int]
+
+
+@dataclass
+class Measured:
+    """One system's figures over the repeats."""
+
+    system: str
+    tokens_per_second: list[float]
+    passes_per_token: float = 0.0
+    peak_bytes: int = 0
+
+
+class PassCounter:
+    """Counts forward passes of a module."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.passes = 0
+        module.register_forward_pre_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.passes += 1
+
+
+def load(model_id: str | None, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The model by name with its weights, or a random one of the 135 M shape."""
+    if model_id is not None:
+        return AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype).to(device).eval()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**{**LlamaConfig(**SHAPE_135M).to_dict(), "model_type": "llama"})
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device).eval()
+
+
+def make_prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
+    """Prompts of unequal length, from a half to one and a half times `length` tokens."""
+    generator = torch.Generator().manual_seed(batch)
+    lengths = torch.linspace(0.5, 1.5, batch) * length if batch > 1 else torch.tensor([float(length)])
+    return [torch.randint(5, vocabulary, (max(1, int(n)),), generator=generator).tolist() for n in lengths]
+
+
+def threshold_for(policy: PolicyModel, agent: MaraAgent, prompts: list[list[int]], share: float) -> float:
+    """Accept threshold at which the agent accepts `share` of the candidates it meets."""
+    options = DecodingOptions(strategy="max-prob", max_new_tokens=8)
+    requests = [Request(prompt, options, agent) for prompt in prompts[:4]]
+    met = [p for decision in decode(policy, requests, width=40) for p in decision.accept_probabilities]
+    return torch.tensor(met).quantile(1 - share).item()
+
+
+@torch.inference_mode()
+def reference_loop(
+    model: PreTrainedModel, agent: MaraAgent, prompt: list[int], options: DecodingOptions
+) -> int:
+    """The reference's loop: batch 1, a pass for every candidate examined; returns the tokens emitted."""
+    cache = DynamicCache(config=model.config)
+    ids = torch.tensor([prompt], device=model.device)
+    logits = model(ids, past_key_values=cache, use_cache=True, output_hidden_states=True).logits[:, -1]
+    for _ in range(options.max_new_tokens):
+        sets = candidate_sets(logits, options.top_k, options.top_p)
+        first: tuple[Tensor, list[tuple[Tensor, Tensor]]] | None = None
+        for i in range(int(sets.counts[0])):
+            token = sets.token_ids[:, i : i + 1]
+            output = model(token, past_key_values=cache, use_cache=True, output_hidden_states=True)
+            accept = agent.accept_probability(output.hidden_states[-1][:, -1]).item()
+            if accept > options.accept_threshold:
+                logits = output.logits[:, -1]
+                break
+            # The reference keeps the first candidate's cache for the fallback; so does this.
+            if first is None:
+                last = [(layer.keys[..., -1:, :], layer.values[..., -1:, :]) for layer in cache.layers]
+                first = output.logits[:, -1], last
+            cache.crop(-1)
+        else:
+            if first is None:
+                raise RuntimeError("A position had no candidates.")
+            logits, last = first
+            for i, (keys, values) in enumerate(last):
+                cache.update(keys, values, i)
+    return options.max_new_tokens
+
+
+def run_generate(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int) -> int:
+    """Plain generate on the left-padded batch; returns the tokens emitted."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    model.generate(
+        ids,
+        attention_mask=mask.to(model.device),
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        pad_token_id=0,
+    )
+    return new_tokens * len(prompts)
+
+
+def run_engine(
+    policy: PolicyModel,
+    agent: MaraAgent | None,
+    prompts: list[list[int]],
+    options: DecodingOptions,
+    width: int,
+) -> int:
+    """This library; returns the tokens emitted."""
+    requests = [Request(prompt, options, agent) for prompt in prompts]
+    return sum(1 for _ in decode(policy, requests, batch_size=len(prompts), width=width))
+
+
+def measure(systems: dict[str, Run], counter: PassCounter, repeats: int, device: str) -> list[Measured]:
+    """Runs every system once unmeasured, then `repeats` times, interleaved."""
+    found = {name: Measured(name, []) for name in systems}
+    for repeat in range(repeats + 1):
+        for name, run in systems.items():
+            reset_peak(device)
+            passes = counter.passes
+            start = time.perf_counter()
+            tokens = run()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+            if repeat:
+                found[name].tokens_per_second.append(tokens / seconds)
+            found[name].passes_per_token = (counter.passes - passes) / tokens
+            found[name].peak_bytes = max(found[name].peak_bytes, peak_bytes(device))
+    return list(found.values())
+
+
+def ratio(one: Measured, other: Measured) -> float:
+    """Median over repeats of the ratio of tokens/s."""
+    pairs = zip(one.tokens_per_second, other.tokens_per_second, strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def main(
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder; a random 135 M shape by default.")
+    ] = None,
+    device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
+    dtype: Annotated[str, typer.Option()] = "float32",
+    batch: Annotated[list[int], typer.Option(help="Prompts at a time; repeatable.")] = [1, 8, 32],  # noqa: B006
+    accept: Annotated[list[int], typer.Option(help="Percent of states accepted; repeatable.")] = [50, 70, 90],  # noqa: B006
+    width: Annotated[list[int], typer.Option(help="Siblings per pass; repeatable.")] = [DEFAULT_WIDTH],  # noqa: B006
+    prompt_tokens: Annotated[int, typer.Option()] = 64,
+    new_tokens: Annotated[int, typer.Option()] = 24,
+    repeats: Annotated[int, typer.Option()] = 3,
+    output: Annotated[Path | None, typer.Option(help="JSON lines file to append to.")] = None,
+) -> None:
+    """Prints one table of ratios per batch size and accept share."""
+    torch.set_flush_denormal(True)
+    console = Console()
+    policy = PolicyModel(load(model, device, getattr(torch, dtype)))
+    torch.manual_seed(1)
+    agent = MaraAgent(policy.hidden_size).to(device).eval()
+    counter = PassCounter(policy.backbone)
+    cases = [(size, share) for size in batch for share in accept]
+    for size, share in track(cases, console=console, transient=True):
+        prompts = make_prompts(size, prompt_tokens, policy.vocabulary_size)
+        threshold = threshold_for(policy, agent, prompts, share / 100)
+        options = DecodingOptions(max_new_tokens=new_tokens, accept_threshold=threshold)
+
+        def reference(prompts: list[list[int]] = prompts, options: DecodingOptions = options) -> int:
+            return sum(
+                reference_loop(policy.model, agent, one, options) for one in prompts[:_REFERENCE_PROMPTS]
+            )
+
+        def engine(
+            width: int,
+            agent: MaraAgent | None,
+            prompts: list[list[int]] = prompts,
+            options: DecodingOptions = options,
+        ) -> Run:
+            return lambda: run_engine(policy, agent, prompts, options, width)
+
+        systems: dict[str, Run] = {
+            "generate": lambda prompts=prompts: run_generate(policy.model, prompts, new_tokens),  # type: ignore[misc]
+            "reference": reference,
+            **{f"engine {w}": engine(w, agent) for w in width},
+            "engine 0": engine(1, None),
+        }
+        measured = measure(systems, counter, repeats, device)
+        console.print(_table(f"batch {size}, {share} % accepted, {device}, {dtype}", measured))
+        if output is not None:
+            with output.open("a") as file:
+                rows = [asdict(one) for one in measured]
+                file.write(
+                    json.dumps(
+                        {"batch": size, "accept": share, "device": device, "dtype": dtype, "rows": rows}
+                    )
+                    + "\n"
+                )
+
+
+def _table(title: str, measured: list[Measured]) -> Table:
+    table = Table(
+        "system",
+        "tokens/s",
+        "of generate",
+        "of reference",
+        "passes/token",
+        "peak MiB over start",
+        title=title,
+    )
+    generate, reference = measured[0], measured[1]
+    for one in measured:
+        table.add_row(
+            one.system,
+            f"{statistics.median(one.tokens_per_second):.1f}",
+            f"{ratio(one, generate):.2f}",
+            f"{ratio(one, reference):.2f}",
+            f"{one.passes_per_token:.3f}",
+            f"{one.peak_bytes / 2**20:.0f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)

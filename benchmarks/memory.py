@@ -1,0 +1,33 @@
+"""Peak memory of a stretch of work: CUDA's allocator, or the process's resident set on Linux."""
+
+from pathlib import Path
+
+import torch
+
+_start_bytes = 0
+
+
+def reset_peak(device: str) -> None:
+    """Begins a stretch; what is in use now is its zero."""
+    global _start_bytes  # noqa: PLW0603 - one process, one stretch at a time
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        _start_bytes = torch.cuda.memory_allocated()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to the current resident set
+        _start_bytes = _resident("VmRSS")
+
+
+def peak_bytes(device: str) -> int:
+    """Peak since `reset_peak`, above what was in use then; 0 where it cannot be read."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated()) - _start_bytes
+    return max(0, _resident("VmHWM") - _start_bytes)
+
+
+def _resident(field: str) -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from langchain_mara.agent import MaraAgent
 from langchain_mara.candidates import candidate_sets
@@ -36,7 +36,7 @@ from langchain_mara.options import DecodingOptions
 from langchain_mara.policy import PolicyModel
 from langchain_mara.requests import Request
 
-SHAPE_135M = {
+SHAPE_135M: dict[str, Any] = {
     "vocab_size": 49152,
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -47,6 +47,8 @@ SHAPE_135M = {
     "tie_word_embeddings": True,
 }
 _REFERENCE_PROMPTS = 2
+_CALIBRATIONS = 5
+_WIDEST = 40
 
 Run = Callable[[], int]
 
@@ -75,10 +77,13 @@ class PassCounter:
 def load(model_id: str | None, device: str, dtype: torch.dtype) -> PreTrainedModel:
     """The model by name with its weights, or a random one of the 135 M shape."""
     if model_id is not None:
-        return AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype).to(device).eval()
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(**{**LlamaConfig(**SHAPE_135M).to_dict(), "model_type": "llama"})
-    return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device).eval()
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_id)
+    else:
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE_135M))
+    torch.nn.Module.to(model, device, dtype)
+    model.eval()
+    return model
 
 
 def make_prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
@@ -88,18 +93,35 @@ def make_prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
     return [torch.randint(5, vocabulary, (max(1, int(n)),), generator=generator).tolist() for n in lengths]
 
 
-def threshold_for(policy: PolicyModel, agent: MaraAgent, prompts: list[list[int]], share: float) -> float:
-    """Accept threshold at which the agent accepts `share` of the candidates it meets."""
-    options = DecodingOptions(strategy="max-prob", max_new_tokens=8)
-    requests = [Request(prompt, options, agent) for prompt in prompts[:4]]
-    met = [p for decision in decode(policy, requests, width=40) for p in decision.accept_probabilities]
-    return torch.tensor(met).quantile(1 - share).item()
+def varied_agent(policy: PolicyModel) -> MaraAgent:
+    """A random agent whose verdict differs from sibling to sibling, as a trained one's does."""
+    torch.manual_seed(1)
+    agent = MaraAgent(policy.hidden_size)
+    for parameter in agent.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return agent.to(policy.device).eval()
+
+
+def calibrated(
+    policy: PolicyModel, agent: MaraAgent, prompts: list[list[int]], options: DecodingOptions, share: float
+) -> tuple[DecodingOptions, float]:
+    """Sets the accept threshold so that the agent accepts `share` of the candidates it is asked about.
+
+    Returns:
+        The options and the share met on the way there.
+    """
+    met = share
+    for _ in range(_CALIBRATIONS):
+        requests = [Request(prompt, options, agent) for prompt in prompts[:4]]
+        asked = torch.tensor([p for d in decode(policy, requests, width=_WIDEST) for p in d.accept_probabilities])
+        met = (asked > options.accept_threshold).float().mean().item()
+        threshold = asked.quantile(1 - share).item()
+        options = options.model_copy(update={"accept_threshold": threshold})
+    return options, met
 
 
 @torch.inference_mode()
-def reference_loop(
-    model: PreTrainedModel, agent: MaraAgent, prompt: list[int], options: DecodingOptions
-) -> int:
+def reference_loop(model: PreTrainedModel, agent: MaraAgent, prompt: list[int], options: DecodingOptions) -> int:
     """The reference's loop: batch 1, a pass for every candidate examined; returns the tokens emitted."""
     cache = DynamicCache(config=model.config)
     ids = torch.tensor([prompt], device=model.device)
@@ -116,8 +138,7 @@ def reference_loop(
                 break
             # The reference keeps the first candidate's cache for the fallback; so does this.
             if first is None:
-                last = [(layer.keys[..., -1:, :], layer.values[..., -1:, :]) for layer in cache.layers]
-                first = output.logits[:, -1], last
+                first = output.logits[:, -1], [_last_token(layer) for layer in cache.layers]
             cache.crop(-1)
         else:
             if first is None:
@@ -128,12 +149,16 @@ def reference_loop(
     return options.max_new_tokens
 
 
+def _last_token(layer: Any) -> tuple[Tensor, Tensor]:
+    return layer.keys[..., -1:, :], layer.values[..., -1:, :]
+
+
 def run_generate(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int) -> int:
     """Plain generate on the left-padded batch; returns the tokens emitted."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    model.generate(
+    model.generate(  # type: ignore[operator]
         ids,
         attention_mask=mask.to(model.device),
         do_sample=False,
@@ -181,14 +206,35 @@ def ratio(one: Measured, other: Measured) -> float:
     return statistics.median(a / b for a, b in pairs)
 
 
+def systems(
+    policy: PolicyModel,
+    agent: MaraAgent,
+    prompts: list[list[int]],
+    options: DecodingOptions,
+    widths: list[int],
+) -> dict[str, Run]:
+    """What is compared, by name; the two yardsticks come first."""
+
+    def reference() -> int:
+        return sum(reference_loop(policy.model, agent, one, options) for one in prompts[:_REFERENCE_PROMPTS])
+
+    def engine(agent: MaraAgent | None, width: int) -> Run:
+        return lambda: run_engine(policy, agent, prompts, options, width)
+
+    return {
+        "generate": lambda: run_generate(policy.model, prompts, options.max_new_tokens),
+        "reference": reference,
+        **{f"engine, width {width}": engine(agent, width) for width in widths},
+        "engine, no agent": engine(None, 1),
+    }
+
+
 def main(
-    model: Annotated[
-        str | None, typer.Option(help="Hub id or folder; a random 135 M shape by default.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Hub id or folder; a random 135 M shape if not given.")] = None,
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
     dtype: Annotated[str, typer.Option()] = "float32",
     batch: Annotated[list[int], typer.Option(help="Prompts at a time; repeatable.")] = [1, 8, 32],  # noqa: B006
-    accept: Annotated[list[int], typer.Option(help="Percent of states accepted; repeatable.")] = [50, 70, 90],  # noqa: B006
+    accept: Annotated[list[int], typer.Option(help="Percent accepted; repeatable.")] = [50, 70, 90],  # noqa: B006
     width: Annotated[list[int], typer.Option(help="Siblings per pass; repeatable.")] = [DEFAULT_WIDTH],  # noqa: B006
     prompt_tokens: Annotated[int, typer.Option()] = 64,
     new_tokens: Annotated[int, typer.Option()] = 24,
@@ -199,45 +245,20 @@ def main(
     torch.set_flush_denormal(True)
     console = Console()
     policy = PolicyModel(load(model, device, getattr(torch, dtype)))
-    torch.manual_seed(1)
-    agent = MaraAgent(policy.hidden_size).to(device).eval()
+    agent = varied_agent(policy)
     counter = PassCounter(policy.backbone)
     cases = [(size, share) for size in batch for share in accept]
     for size, share in track(cases, console=console, transient=True):
         prompts = make_prompts(size, prompt_tokens, policy.vocabulary_size)
-        threshold = threshold_for(policy, agent, prompts, share / 100)
-        options = DecodingOptions(max_new_tokens=new_tokens, accept_threshold=threshold)
-
-        def reference(prompts: list[list[int]] = prompts, options: DecodingOptions = options) -> int:
-            return sum(
-                reference_loop(policy.model, agent, one, options) for one in prompts[:_REFERENCE_PROMPTS]
-            )
-
-        def engine(
-            width: int,
-            agent: MaraAgent | None,
-            prompts: list[list[int]] = prompts,
-            options: DecodingOptions = options,
-        ) -> Run:
-            return lambda: run_engine(policy, agent, prompts, options, width)
-
-        systems: dict[str, Run] = {
-            "generate": lambda prompts=prompts: run_generate(policy.model, prompts, new_tokens),  # type: ignore[misc]
-            "reference": reference,
-            **{f"engine {w}": engine(w, agent) for w in width},
-            "engine 0": engine(1, None),
-        }
-        measured = measure(systems, counter, repeats, device)
-        console.print(_table(f"batch {size}, {share} % accepted, {device}, {dtype}", measured))
+        options = DecodingOptions(max_new_tokens=new_tokens)
+        options, met = calibrated(policy, agent, prompts, options, share / 100)
+        measured = measure(systems(policy, agent, prompts, options, width), counter, repeats, device)
+        title = f"batch {size}, {met:.0%} of states accepted, {device}, {dtype}"
+        console.print(_table(title, measured))
         if output is not None:
+            record = {"title": title, "rows": [asdict(one) for one in measured]}
             with output.open("a") as file:
-                rows = [asdict(one) for one in measured]
-                file.write(
-                    json.dumps(
-                        {"batch": size, "accept": share, "device": device, "dtype": dtype, "rows": rows}
-                    )
-                    + "\n"
-                )
+                file.write(json.dumps(record) + "\n")
 
 
 def _table(title: str, measured: list[Measured]) -> Table:

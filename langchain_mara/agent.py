@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from langchain_mara._version import __version__
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"
+_SMALLEST_WIDTH = 4  # the second layer has a quarter of it
 
 
 class MaraAgent(
@@ -48,6 +50,8 @@ class MaraAgent(
         library_version: str = __version__,
     ) -> None:
         super().__init__()
+        if hidden_size < 1 or width < _SMALLEST_WIDTH:
+            raise ValueError(f"An agent needs hidden_size >= 1 and width >= {_SMALLEST_WIDTH}.")
         self.hidden_size = hidden_size
         self.width = width
         self.policy_model = policy_model
@@ -102,7 +106,7 @@ class MaraAgent(
         digest = hashlib.sha256()
         for name, weight in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     @classmethod
@@ -116,11 +120,9 @@ class MaraAgent(
         Raises:
             CheckpointError: If it is missing, truncated, or holds something else than an agent.
         """
-        source = str(pretrained_model_name_or_path)
+        source = os.path.expanduser(pretrained_model_name_or_path)  # noqa: PTH111 - may be a hub id
         if looks_local(source) and not Path(source).exists():
-            raise CheckpointError(
-                f"There is no folder {source}. Give a folder, or a hub id such as user/agent."
-            )
+            raise CheckpointError(f"There is no folder {source}. Give a folder, or a hub id such as user/agent.")
         if Path(source).is_file():
             raise CheckpointError(
                 f"{source} is a file. from_pretrained takes the folder that save_pretrained wrote; "
@@ -130,6 +132,8 @@ class MaraAgent(
             return super().from_pretrained(source, **kwargs)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{source}: config.json is not valid JSON ({error}).") from None
+        except (AttributeError, TypeError) as error:
+            raise CheckpointError(f"{source}: config.json holds no agent's configuration ({error}).") from None
         except (OSError, HfHubHTTPError, HFValidationError) as error:
             raise CheckpointError(_not_found(source, error)) from None
 
@@ -140,9 +144,7 @@ class MaraAgent(
             for key in ("revision", "cache_dir", "force_download", "local_files_only", "token")
         }
         folder = Path(model_id)
-        file = (
-            folder / WEIGHTS_FILE if folder.is_dir() else Path(hf_hub_download(model_id, WEIGHTS_FILE, **hub))
-        )
+        file = folder / WEIGHTS_FILE if folder.is_dir() else Path(hf_hub_download(model_id, WEIGHTS_FILE, **hub))
         return cls._from_state(_read_safetensors(file), str(file), **kwargs).to(map_location)
 
     @classmethod
@@ -160,11 +162,14 @@ class MaraAgent(
         file = resolve_reference(str(source))
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            reason = str(error).partition("\n")[0]
+        except pickle.UnpicklingError:
             raise CheckpointError(
-                f"{file} is truncated or no PyTorch state dict that loads with weights_only=True ({reason})."
+                f"{file} is truncated or no PyTorch state dict, or holds other objects than tensors. It was read with "
+                "weights_only=True, because unpickling could run code; ask its author for a state dict of tensors."
             ) from None
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise CheckpointError(f"{file} is truncated or no PyTorch state dict ({reason}).") from None
         if not isinstance(state, Mapping):
             raise CheckpointError(f"{file} holds a {type(state).__name__}, not a state dict of tensors.")
         return cls._from_state(dict(state), str(file), policy_model=policy_model)
@@ -197,8 +202,8 @@ def resolve_reference(source: str) -> Path:
     Raises:
         CheckpointError: If there is no such file.
     """
-    if Path(source).exists():
-        return Path(source)
+    if (path := Path(source).expanduser()).exists():
+        return path
     repository, colon, filename = source.rpartition(":")
     is_drive = len(repository) == 1
     if not colon or not repository or is_drive:
@@ -223,23 +228,23 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise CheckpointError(
-            f"{file} is truncated or corrupt ({error}). Save or download it again."
-        ) from None
+        raise CheckpointError(f"{file} is truncated or corrupt ({error}). Save or download it again.") from None
 
 
 def _shape_of(state: Mapping[str, Any], source: str) -> tuple[int, int]:
     """Hidden size and width of an agent's weights, after checking names and finiteness."""
     with torch.device("meta"):
         expected = set(MaraAgent(8, 8).state_dict())
-    missing, extra = sorted(expected - set(state)), sorted(set(state) - expected)
+    missing, extra = sorted(expected - set(state)), sorted(map(str, set(state) - expected))
     if missing or extra:
         raise CheckpointError(
             f"{source} is no MARA agent: missing keys {missing}, unexpected keys {extra[:6]}. "
             "An agent has the keys ln.*, linear1.*, linear2.*, output_linear.*."
         )
     for name, weight in state.items():
-        if not isinstance(weight, Tensor) or not weight.isfinite().all():
+        if not isinstance(weight, Tensor) or weight.layout is not torch.strided:
+            raise CheckpointError(f"{source} is no MARA agent: {name} is a {type(weight).__name__}, not a tensor.")
+        if not weight.isfinite().all():
             raise CheckpointError(f"{source}: {name} holds NaN or infinite values; the agent is unusable.")
     if state["ln.weight"].ndim != 1 or state["linear1.bias"].ndim != 1:
         raise CheckpointError(f"{source} has wrong shapes: ln.weight and linear1.bias must be vectors.")

@@ -31,9 +31,7 @@ class Batch:
         self.cache = self.policy.new_cache()
         self._candidates = torch.zeros((0, 0), dtype=torch.long, device=device)
         self._counts = torch.zeros(0, dtype=torch.long, device=device)
-        self._states = torch.zeros(
-            (0, 0, self.policy.hidden_size), dtype=self.policy.model.dtype, device=device
-        )
+        self._states = torch.zeros((0, 0, self.policy.hidden_size), dtype=self.policy.model.dtype, device=device)
 
     def admit(self, requests: Sequence[Request]) -> None:
         """Prefills new rows behind the ones in use and cuts their first candidate sets."""
@@ -73,9 +71,9 @@ class Batch:
         span = max(row.next_slot for row in self.rows)
         self.cache.reserve(rows, span)
         starts, positions = torch.tensor([examined, [row.length for row in self.rows]]).to(device)
-        slots = torch.tensor(
-            [row.scratch[i : i + width] for row, i in zip(self.rows, examined, strict=True)]
-        ).to(device)
+        slots = torch.tensor([row.scratch[i : i + width] for row, i in zip(self.rows, examined, strict=True)]).to(
+            device
+        )
         # Past the end of a set the last column is repeated: such siblings are never looked at.
         columns = starts[:, None] + torch.arange(width, device=device)
         columns = columns.clamp(max=self._candidates.shape[1] - 1)

@@ -39,9 +39,7 @@ class _RaggedLayer(CacheLayerMixin):
         self.keys, self.values = _empty_store(key_states), _empty_store(value_states)
         self.is_initialized = True
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes (batch, heads, tokens, dimension) states and returns what this pass attends to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

@@ -50,9 +50,7 @@ def demo(
         *held_out("test", risky=True, count=_SHOWN_PER_KIND),
         *held_out("test", risky=False, count=_SHOWN_PER_KIND),
     ]
-    table = Table(
-        "prompt", "plain", "aligned", show_lines=True, title="Prompts on topics the agent has never seen"
-    )
+    table = Table("prompt", "plain", "aligned", show_lines=True, title="Prompts on topics the agent has never seen")
     for question, left, right in zip(
         questions, _coloured(plain, questions), _coloured(aligned, questions), strict=True
     ):
@@ -77,9 +75,7 @@ def demo(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to answer.")],
-    model: Annotated[
-        str | None, typer.Option(help="Hub id or folder; the embedded model by default.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Hub id or folder; the embedded model by default.")] = None,
     agent: Annotated[str | None, typer.Option(help="Agent: folder, hub id, .pth, or repo:file.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,

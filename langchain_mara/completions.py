@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,11 +30,14 @@ class Completion:
     finish_reason: FinishReason | None = None
 
     @classmethod
-    def of(
-        cls, request: Request, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()
-    ) -> "Completion":
+    def of(cls, request: Request, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> "Completion":
         """A completion that has not begun."""
         return cls(request, Transcript(tokenizer, stop))
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """LangChain's `generation_info`: why it ended, and counts of what was decided."""
+        return {"finish_reason": self.finish_reason, "decisions": self.statistics.as_info()}
 
     def push(self, decision: Decision) -> str:
         """Takes a decision and returns the text it releases; ends the request at a stop string."""
@@ -48,6 +52,13 @@ class Completion:
             # What was held back may hold a stop string once the last bytes are decoded.
             self.finish_reason = "stop" if self.transcript.stopped else self.finish_reason
         return released
+
+
+def token_usage(completions: Sequence[Completion]) -> dict[str, int]:
+    """Tokens of prompts and answers, by the names LangChain uses."""
+    prompt = sum(len(completion.request.prompt_ids) for completion in completions)
+    answer = sum(completion.statistics.tokens for completion in completions)
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 
 def complete(

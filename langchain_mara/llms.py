@@ -1,8 +1,9 @@
 """MaraLLM: a LangChain LLM that runs a local model with accept/reject decoding."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -10,16 +11,18 @@ from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict, Field, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import override
 
 from langchain_mara.agent import MaraAgent
-from langchain_mara.completions import Completion, complete
+from langchain_mara.completions import Completion, complete, token_usage
 from langchain_mara.decoding import DEFAULT_BATCH_SIZE, DEFAULT_WIDTH
 from langchain_mara.demo import AGENT_FOLDER, MODEL_FOLDER
 from langchain_mara.exceptions import PromptError
 from langchain_mara.loading import AgentSource, load_agent, load_model
-from langchain_mara.options import DecodingFields, DecodingOptions, options_error
+from langchain_mara.options import DecodingFields, DecodingOptions, options_error, refuse_unknown
 from langchain_mara.policy import PolicyModel
 from langchain_mara.requests import Decision, Request
+from langchain_mara.stopping import Stop, as_list
 from langchain_mara.templates import encode_messages, encode_text, eos_token_ids
 
 
@@ -87,7 +90,7 @@ class MaraLLM(BaseLLM, DecodingFields):
     """Name of the model, for tracing and cache keys; by default what the model calls itself."""
     use_chat_template: bool | None = None
     system_prompt: str | None = None
-    stop: list[str] | None = None
+    stop: list[Annotated[str, Field(min_length=1)]] | None = None
     batch_size: int = Field(default=DEFAULT_BATCH_SIZE, ge=1)
     width: int = Field(default=DEFAULT_WIDTH, ge=1)
 
@@ -101,10 +104,8 @@ class MaraLLM(BaseLLM, DecodingFields):
         if self.use_chat_template is None:
             self.use_chat_template = self.tokenizer.chat_template is not None
         if self.system_prompt is not None and not self.use_chat_template:
-            raise PromptError(
-                "system_prompt needs a chat template, and this model is prompted with plain text."
-            )
-        policy = self._policy()
+            raise PromptError("system_prompt needs a chat template, and this model is prompted with plain text.")
+        policy = PolicyModel(self.model)
         if self.agent is not None:
             self.agent.check_fits(policy.hidden_size, policy.name)
 
@@ -145,9 +146,10 @@ class MaraLLM(BaseLLM, DecodingFields):
             OptionsError: If an argument is unknown or out of range.
         """
         # A typing error should not cost a model's loading time.
-        own = {name: value for name, value in kwargs.items() if name not in cls.model_fields}
         options = {name: kwargs[name] for name in DecodingOptions.model_fields if name in kwargs}
-        DecodingOptions.parse(**own, **options)
+        DecodingOptions.parse(**options)
+        settable = set(cls.model_fields) - {"model", "tokenizer"}
+        refuse_unknown(kwargs, settable, {*settable, *inspect.signature(cls.from_model_id).parameters})
         loaded_agent = load_agent(agent)
         model, tokenizer = load_model(
             model_id,
@@ -173,16 +175,18 @@ class MaraLLM(BaseLLM, DecodingFields):
         return cls.from_model_id(MODEL_FOLDER, **values)
 
     def with_agent(self, agent: AgentSource | None) -> Self:
-        """The same loaded model with another agent, or with none.
+        """A new instance on the same loaded model, with another agent (as for `from_model_id`) or with none."""
+        return self._configured({"agent": agent})
 
-        Args:
-            agent: As for `from_model_id`.
-
-        Returns:
-            A new instance; model and tokenizer are shared.
-        """
+    def _configured(self, changes: Mapping[str, Any]) -> Self:
+        """The same loaded model with other settings; this instance where there are none."""
+        if not changes:
+            return self
+        settable = set(type(self).model_fields) - set(BaseLLM.model_fields) - {"model", "tokenizer", "model_id"}
+        refuse_unknown(changes, settable, settable)
         fields = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self)(**{**fields, "agent": load_agent(agent)})
+        agent = load_agent(changes.get("agent", self.agent))
+        return type(self)(**{**fields, **changes, "agent": agent})
 
     def trace(self, prompts: list[str], **kwargs: Any) -> list[list[tuple[Decision, str]]]:
         """Answers prompts together and tells what was decided at every token.
@@ -194,12 +198,24 @@ class MaraLLM(BaseLLM, DecodingFields):
         Returns:
             For each prompt its decisions in order, each with the text it released.
         """
-        stop = kwargs.pop("stop", None)
-        completions = [self._completion(prompt, stop, kwargs) for prompt in prompts]
+        llm = self._configured(kwargs)
+        completions = [llm._completion(prompt, None) for prompt in prompts]  # noqa: SLF001
         traces: dict[Completion, list[tuple[Decision, str]]] = {one: [] for one in completions}
-        for completion, decision, text in self._complete(completions):
+        for completion, decision, text in llm._complete(completions):  # noqa: SLF001
             traces[completion].append((decision, text))
         return list(traces.values())
+
+    # LangChain's cache key holds the instance's parameters and the call's stop, but nothing else of the call:
+    # a call with other arguments is therefore a call to an instance configured with them.
+    @override
+    def generate(self, prompts: list[str], stop: Stop = None, *args: Any, **kwargs: Any) -> LLMResult:
+        known, changes = _split(kwargs)
+        return BaseLLM.generate(self._configured(changes), prompts, as_list(stop), *args, **known)
+
+    @override
+    async def agenerate(self, prompts: list[str], stop: Stop = None, *args: Any, **kwargs: Any) -> LLMResult:
+        known, changes = _split(kwargs)
+        return await BaseLLM.agenerate(self._configured(changes), prompts, as_list(stop), *args, **known)
 
     @property
     def _llm_type(self) -> str:
@@ -212,7 +228,7 @@ class MaraLLM(BaseLLM, DecodingFields):
             "agent": None if self.agent is None else self.agent.fingerprint,
             "use_chat_template": self.use_chat_template,
             "system_prompt": self.system_prompt,
-            "stop": self.stop,
+            "default_stop": self.stop,  # LangChain puts the call's under "stop"
             **self._options().model_dump(),
         }
 
@@ -223,16 +239,15 @@ class MaraLLM(BaseLLM, DecodingFields):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        completions = [self._completion(prompt, stop, kwargs) for prompt in prompts]
-        for completion, _, text in self._complete(completions):
+        llm = self._configured(kwargs)
+        completions = [llm._completion(prompt, stop) for prompt in prompts]  # noqa: SLF001
+        for completion, _, text in llm._complete(completions):  # noqa: SLF001
             # LangChain hands over the first prompt's manager only.
             if run_manager is not None and completion is completions[0] and text:
                 run_manager.on_llm_new_token(text)
         return LLMResult(
-            generations=[
-                [Generation(text=one.transcript.text, generation_info=_info(one))] for one in completions
-            ],
-            llm_output={"token_usage": _usage(completions), "model_name": self.model_id},
+            generations=[[Generation(text=one.transcript.text, generation_info=one.info)] for one in completions],
+            llm_output={"token_usage": token_usage(completions), "model_name": self.model_id},
         )
 
     def _stream(
@@ -242,41 +257,33 @@ class MaraLLM(BaseLLM, DecodingFields):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        completion = self._completion(prompt, stop, kwargs)
-        for _, _, text in self._complete([completion]):
+        llm = self._configured(kwargs)
+        completion = llm._completion(prompt, stop)  # noqa: SLF001
+        for _, _, text in llm._complete([completion]):  # noqa: SLF001
             last = completion.finish_reason is not None
             if not text and not last:
                 continue
-            chunk = GenerationChunk(text=text, generation_info=_info(completion) if last else None)
+            chunk = GenerationChunk(text=text, generation_info=completion.info if last else None)
             if run_manager is not None:
                 run_manager.on_llm_new_token(text, chunk=chunk)
             yield chunk
 
     def _complete(self, completions: list[Completion]) -> Iterator[tuple[Completion, Decision, str]]:
-        return complete(self._policy(), completions, batch_size=self.batch_size, width=self.width)
+        return complete(PolicyModel(self.model), completions, batch_size=self.batch_size, width=self.width)
 
-    def _completion(self, prompt: str, stop: list[str] | None, kwargs: dict[str, Any]) -> Completion:
-        agent = load_agent(kwargs["agent"]) if "agent" in kwargs else self.agent
-        request = Request(
-            self._encode(prompt),
-            self._options(**{name: value for name, value in kwargs.items() if name != "agent"}),
-            agent,
-            eos_token_ids(self.model, self.tokenizer),
-        )
-        return Completion.of(request, self.tokenizer, (self.stop if stop is None else stop) or ())
+    def _completion(self, prompt: str, stop: Stop) -> Completion:
+        eos = eos_token_ids(self.model, self.tokenizer)
+        request = Request(self._encode(prompt), self._options(), self.agent, eos)
+        return Completion.of(request, self.tokenizer, as_list(self.stop if stop is None else stop) or ())
 
     def _encode(self, prompt: str) -> list[int]:
         if not self.use_chat_template:
             return encode_text(self.tokenizer, prompt)
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        return encode_messages(self.tokenizer, [*system, {"role": "user", "content": prompt}])
+        messages = [("system", self.system_prompt), ("user", prompt)]
+        return encode_messages(self.tokenizer, [{"role": r, "content": c} for r, c in messages if c is not None])
 
-    def _options(self, **overrides: Any) -> DecodingOptions:
-        fields = {name: getattr(self, name) for name in DecodingOptions.model_fields}
-        return DecodingOptions.parse(**{**fields, **overrides})
-
-    def _policy(self) -> PolicyModel:
-        return PolicyModel(self.model)
+    def _options(self) -> DecodingOptions:
+        return DecodingOptions.parse(**{name: getattr(self, name) for name in DecodingOptions.model_fields})
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of the text by the model's own tokenizer, without special tokens."""
@@ -284,11 +291,8 @@ class MaraLLM(BaseLLM, DecodingFields):
         return ids
 
 
-def _info(completion: Completion) -> dict[str, Any]:
-    return {"finish_reason": completion.finish_reason, "decisions": completion.statistics.as_info()}
-
-
-def _usage(completions: list[Completion]) -> dict[str, int]:
-    prompt = sum(len(completion.request.prompt_ids) for completion in completions)
-    answer = sum(completion.statistics.tokens for completion in completions)
-    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """LangChain's own arguments of `generate`, and ours."""
+    langchain = set(inspect.signature(BaseLLM.generate).parameters)
+    known = {name: value for name, value in kwargs.items() if name in langchain}
+    return known, {name: value for name, value in kwargs.items() if name not in langchain}

@@ -1,5 +1,6 @@
 """Model, tokenizer and agent by name: the only caller of `from_pretrained`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,15 @@ def load_model(
         raise LoadingError("Give device or device_map, not both.")
     place = None if device_map is not None else _device(device)
     hub = {"revision": revision, "token": token, "local_files_only": local_files_only}
-    source = str(model_id)
+    source = os.path.expanduser(model_id)  # noqa: PTH111 - a hub id must not become a path
     if looks_local(source) and not Path(source).is_dir():
-        raise LoadingError(
-            f"There is no folder {source}. Give a model's folder, or a hub id such as org/model."
-        )
+        raise LoadingError(f"There is no folder {source}. Give a model's folder, or a hub id such as org/model.")
     chosen_dtype = _dtype(dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
+            output_loading_info=True,
             dtype=chosen_dtype,
             device_map=device_map if place is None else {"": place},
             quantization_config=quantization_config,
@@ -62,9 +62,18 @@ def load_model(
             trust_remote_code=False,
             **hub,
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = " ".join(str(error).split())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise LoadingError(f"Cannot load the model {source}: {reason}") from error
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:4])
+        raise LoadingError(
+            f"The checkpoint {source} lacks {len(report['missing_keys'])} of the model's weights ({missing}, …); "
+            "they would be random. Download it again, or check that config.json belongs to it."
+        )
     if dtype is None and model.dtype is torch.float16 and model.device.type == "cpu":
         model = model.float()
     return model, tokenizer
@@ -78,7 +87,7 @@ def load_agent(source: AgentSource | None) -> MaraAgent | None:
     """
     if source is None or isinstance(source, MaraAgent):
         return source
-    name = str(source)
+    name = os.path.expanduser(source)  # noqa: PTH111
     is_reference = name.endswith((".pth", ".pt")) or (":" in name and not Path(name).exists())
     return MaraAgent.from_reference(name) if is_reference else MaraAgent.from_pretrained(name)
 
@@ -93,7 +102,8 @@ def _device(device: str | torch.device | None) -> torch.device:
         place = torch.device(device)
     except RuntimeError:
         place = None
-    if place is None or str(place) not in [*available, *{name.partition(":")[0] for name in available}]:
+    known = {str(torch.device(name)) for name in available} | {name.partition(":")[0] for name in available}
+    if place is None or (place.type != "cpu" and str(place) not in known):
         raise LoadingError(f"There is no device {str(device)!r} here; available: {', '.join(available)}.")
     return place
 

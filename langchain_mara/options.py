@@ -77,6 +77,18 @@ def options_error(error: ValidationError, known: Iterable[str]) -> OptionsError:
     return OptionsError("Invalid options: " + "; ".join(parts) + ".")
 
 
+def refuse_unknown(given: Iterable[str], allowed: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses names that are not allowed, each with the nearest known one.
+
+    Raises:
+        OptionsError: Naming every offender.
+    """
+    unknown = sorted(set(given) - set(allowed))
+    if unknown:
+        named = "; ".join(f"{name} is unknown{_suggestion(name, known)}" for name in unknown)
+        raise OptionsError(f"Invalid options: {named}.")
+
+
 def _suggestion(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -81,9 +81,7 @@ class PolicyModel:
         row = first_row
         for pack in _packs(prompts, PREFILL_TOKENS):
             states.append(
-                self._prefill_packed(cache, row, pack)
-                if len(pack) > 1
-                else self._prefill_one(cache, row, pack[0])
+                self._prefill_packed(cache, row, pack) if len(pack) > 1 else self._prefill_one(cache, row, pack[0])
             )
             row += len(pack)
         return torch.cat(states)
@@ -111,9 +109,7 @@ class PolicyModel:
             cache.commit(rows, keys[start:], keys[start:])
         return states[:, -1]
 
-    def siblings(
-        self, cache: RaggedCache, token_ids: Tensor, slots: Tensor, positions: Tensor, span: int
-    ) -> Tensor:
+    def siblings(self, cache: RaggedCache, token_ids: Tensor, slots: Tensor, positions: Tensor, span: int) -> Tensor:
         """Evaluates siblings of rows 0 … rows-1 in one pass; none sees another.
 
         Args:
@@ -132,9 +128,7 @@ class PolicyModel:
         query_positions = positions.unsqueeze(-1).expand(rows, width)
         own = torch.zeros((rows, width, span), dtype=torch.bool, device=slots.device)
         own.scatter_(-1, slots.unsqueeze(-1), True)
-        return self._forward(
-            cache, token_ids, query_positions, cache.positions[:rows, :span], always_visible=own
-        )
+        return self._forward(cache, token_ids, query_positions, cache.positions[:rows, :span], always_visible=own)
 
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits (n, vocabulary) of (n, d) states, in the model's dtype."""

@@ -60,9 +60,7 @@ def _sibling_states(policy: "PolicyModel", prompts: list[list[int]], siblings: T
 
 def _cache_free(policy: "PolicyModel", prompt: list[int], siblings: Tensor) -> tuple[Tensor, Tensor]:
     prefix = torch.tensor(prompt, device=policy.device).expand(3, -1)
-    output = policy.model(
-        torch.cat([prefix, siblings.unsqueeze(1)], dim=1), use_cache=False, output_hidden_states=True
-    )
+    output = policy.model(torch.cat([prefix, siblings.unsqueeze(1)], dim=1), use_cache=False, output_hidden_states=True)
     return output.hidden_states[-1][:, -1], output.logits[:, -1]
 
 

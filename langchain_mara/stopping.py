@@ -6,6 +6,9 @@ from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.exceptions import OptionsError
 
+Stop = Sequence[str] | str | None
+"""Stop strings as users give them."""
+
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -68,15 +71,22 @@ class Transcript:
         return str(text)
 
     def _release(self, text: str) -> str:
-        ends = [place for place in (text.find(string) for string in self._stop) if place >= 0]
+        found = [(text.find(string), string) for string in self._stop]
+        # The one that is complete first stops, wherever the tokens' borders are.
+        ends = [(place + len(string), place) for place, string in found if place >= 0]
         if ends:
             self.stopped = True
-            released, self._held_back = text[: min(ends)], ""
+            released, self._held_back = text[: min(ends)[1]], ""
         else:
             kept = max((_overlap(text, string) for string in self._stop), default=0)
             released, self._held_back = text[: len(text) - kept], text[len(text) - kept :]
         self.text += released
         return released
+
+
+def as_list(stop: Stop) -> list[str] | None:
+    """A single stop string is one string, not its letters."""
+    return [stop] if isinstance(stop, str) else stop if stop is None else list(stop)
 
 
 def _overlap(text: str, string: str) -> int:

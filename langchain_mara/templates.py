@@ -10,9 +10,13 @@ from langchain_mara.exceptions import PromptError
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of plain text, with the special tokens the tokenizer adds."""
+    """Token ids of plain text, with the special tokens the tokenizer adds.
+
+    Text that was rendered by a chat template already, and so begins with the BOS, gets no second one.
+    """
     ids: list[int] = tokenizer(text).input_ids
-    return ids
+    bos = tokenizer.bos_token_id
+    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 
 def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]]) -> list[int]:
@@ -26,16 +30,12 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[
         PromptError: If there is no template, or it refuses these messages (a system message, say).
     """
     if tokenizer.chat_template is None:
-        raise PromptError(
-            "The tokenizer has no chat template. Set use_chat_template=False to prompt with plain text."
-        )
+        raise PromptError("The tokenizer has no chat template. Set use_chat_template=False to prompt with plain text.")
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     except jinja2.TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise PromptError(
-            f"The model's chat template refuses messages of the roles {roles}: {error}"
-        ) from None
+        raise PromptError(f"The model's chat template refuses messages of the roles {roles}: {error}") from None
     # The template has written the special tokens already.
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return ids

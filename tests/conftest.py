@@ -18,7 +18,5 @@ torch.set_flush_denormal(True)
 def golden() -> Path:
     """Folder of the vectors recorded from the reference implementation."""
     if not GOLDEN.is_dir():
-        pytest.skip(
-            f"the reference's golden vectors are not at {GOLDEN}; they are not part of the repository"
-        )
+        pytest.skip(f"the reference's golden vectors are not at {GOLDEN}; they are not part of the repository")
     return GOLDEN

@@ -47,9 +47,7 @@ CONFIGS = {
     "mistral-v0.1": lambda: hf.MistralConfig(**SIZES, sliding_window=6),
     "mistral-v0.3": lambda: hf.MistralConfig(**SIZES, sliding_window=None),
     "qwen-2": lambda: hf.Qwen2Config(**SIZES),
-    "qwen-2-mixed": lambda: hf.Qwen2Config(
-        **SIZES, use_sliding_window=True, sliding_window=6, max_window_layers=2
-    ),
+    "qwen-2-mixed": lambda: hf.Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=6, max_window_layers=2),
     "qwen-3": lambda: hf.Qwen3Config(**SIZES, head_dim=8),
     "gemma-2": lambda: hf.Gemma2Config(
         **SIZES, head_dim=8, sliding_window=6, final_logit_softcapping=30.0, attn_logit_softcapping=50.0
@@ -60,9 +58,7 @@ CONFIGS = {
     "gpt-2": lambda: hf.GPT2Config(**GPT, initializer_range=0.4),
     "gpt-neox": lambda: hf.GPTNeoXConfig(**{k: v for k, v in SIZES.items() if k != "num_key_value_heads"}),
     "gpt-j": lambda: hf.GPTJConfig(**GPT, rotary_dim=4, initializer_range=0.4),
-    "mixtral": lambda: hf.MixtralConfig(
-        **SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
-    ),
+    "mixtral": lambda: hf.MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
     "qwen-3-moe": lambda: hf.Qwen3MoeConfig(
         **SIZES, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     ),

@@ -20,7 +20,8 @@ SPECIALS = ["<s>", "</s>", "<|user|>", "<|model|>", "<|system|>"]
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz .,!?'\néñ€😀"
 PAIRS = "th he in er an re nd at on nt ha es st en ed to it ou ea hi is or ti as te et ng of al de se le sa si ar ve ra"
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|model|>{% endif %}"
 )
 
@@ -133,9 +134,7 @@ def save_pth(tmp_path: Path, agent: MaraAgent) -> Callable[..., Path]:
 
     def save(**changes: Any) -> Path:
         state = {**agent.state_dict(), **{name.replace("__", "."): value for name, value in changes.items()}}
-        torch.save(
-            {name: value for name, value in state.items() if value is not None}, tmp_path / "actor.pth"
-        )
+        torch.save({name: value for name, value in state.items() if value is not None}, tmp_path / "actor.pth")
         return tmp_path / "actor.pth"
 
     return save

@@ -19,9 +19,7 @@ REFERENCE_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 @pytest.mark.parametrize("dtype", REFERENCE_DTYPES)
 @pytest.mark.parametrize("shape", [(32,), (5, 32), (2, 3, 32), (0, 32)])
-def test_scores_are_two_float32_numbers_per_state(
-    agent: MaraAgent, dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
+def test_scores_are_two_float32_numbers_per_state(agent: MaraAgent, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     states = torch.randn(shape, dtype=torch.float32).to(dtype)
     scores = agent(states)
     assert scores.shape == (*shape[:-1], 2)

@@ -48,7 +48,6 @@ def test_code_in_a_pickle_is_never_executed(tmp_path: Path, zipped: bool) -> Non
     assert not target.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="torch's own advice to set weights_only=False is quoted to the user")
 def test_refusal_of_code_never_advises_to_execute_it(tmp_path: Path) -> None:
     torch.save({"ln.weight": _Bomb(tmp_path / "executed")}, tmp_path / "actor.pth")
     torch.save(_Bomb(tmp_path / "executed"), tmp_path / "whole.pth")
@@ -72,16 +71,13 @@ def test_checkpoint_that_is_no_dict_is_refused_by_its_type(tmp_path: Path, conte
         ({"ln__bias": None}, r"no MARA agent: missing keys \['ln.bias'\], unexpected keys \[\]"),
         ({"more": torch.zeros(1)}, r"missing keys \[\], unexpected keys \['more'\].*has the keys ln\.\*"),
         ({"linear2__bias": torch.zeros(7)}, r"wrong shapes: .*\n.*linear2\.bias"),
-        ({"ln__weight": torch.zeros(31)}, r"wrong shapes: .*\n.*ln\.weight"),
+        ({"ln__weight": torch.zeros(31)}, r"wrong shapes: [\s\S]*ln\."),
         ({"output_linear__weight": torch.zeros(3, 4)}, r"wrong shapes: .*\n.*output_linear\.weight"),
-        ({"linear1__weight": torch.zeros(7)}, r"wrong shapes: linear1\.weight must have two dimensions"),
+        ({"linear1__weight": torch.zeros(7)}, r"wrong shapes: [\s\S]*linear1\.weight"),
+        ({"ln__weight": torch.tensor(1.0)}, r"wrong shapes: ln\.weight and linear1\.bias must be vectors"),
         ({"ln__bias": torch.full((32,), torch.nan)}, r"ln\.bias holds NaN or infinite values"),
         ({"linear2__bias": torch.full((4,), torch.inf)}, r"linear2\.bias holds NaN or infinite values"),
-        pytest.param(
-            {"ln__bias": [0.0] * 32},
-            r"ln\.bias .*(list|no tensor|not a tensor)",
-            marks=pytest.mark.xfail(strict=True, reason="a list is reported as 'NaN or infinite values'"),
-        ),
+        pytest.param({"ln__bias": [0.0] * 32}, r"ln\.bias .*(list|no tensor|not a tensor)"),
     ],
 )
 def test_wrong_weights_are_refused_by_name(
@@ -91,7 +87,6 @@ def test_wrong_weights_are_refused_by_name(
         MaraAgent.from_reference(save_pth(**changes))
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="sorting keys of mixed types fails")
 def test_dict_with_other_keys_than_names_is_refused(tmp_path: Path) -> None:
     torch.save({0: torch.zeros(1), "lr": 0.1}, tmp_path / "optimizer.pth")
     with pytest.raises(CheckpointError, match="no MARA agent"):
@@ -128,7 +123,6 @@ def test_broken_config_is_refused(agent_copy: Path, content: bytes) -> None:
         MaraAgent.from_pretrained(agent_copy)
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="valid JSON that is no object is not caught")
 @pytest.mark.parametrize("content", ["[]", "null", '"agent"'])
 def test_config_that_is_no_object_is_refused(agent_copy: Path, content: str) -> None:
     (agent_copy / "config.json").write_text(content)
@@ -151,9 +145,7 @@ def test_folder_of_a_language_model_is_no_agent(model_folder: Path) -> None:
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=f"no folder {tmp_path / 'nowhere'}. Give a folder, or a hub id"
-    ):
+    with pytest.raises(CheckpointError, match=f"no folder {tmp_path / 'nowhere'}. Give a folder, or a hub id"):
         MaraAgent.from_pretrained(tmp_path / "nowhere")
 
 
@@ -164,13 +156,10 @@ def test_file_given_for_a_folder_is_refused_with_the_right_call(save_pth: Callab
 
 @pytest.mark.parametrize("name", ["org/nothing", "no such id!"])
 def test_unreachable_hub_id_is_refused_with_the_ways_out(name: str) -> None:
-    with pytest.raises(
-        CheckpointError, match=f"No agent at {name}.*path or id, the network, and your access"
-    ):
+    with pytest.raises(CheckpointError, match=f"No agent at {name}.*path or id, the network, and your access"):
         MaraAgent.from_pretrained(name)
 
 
-@pytest.mark.xfail(strict=True, raises=CheckpointError, reason="~ is recognised as local but not expanded")
 def test_home_directory_is_expanded(agent_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(agent_copy.parent))
     assert MaraAgent.from_pretrained("~/agent").hidden_size == 32

@@ -195,9 +195,7 @@ def test_one_pass_per_token_where_the_first_chunk_decides(policy: PolicyModel) -
 
 
 @pytest.mark.parametrize("width", [1, 3, 12])
-def test_rejecting_all_takes_a_pass_per_chunk_and_none_for_the_fallback(
-    policy: PolicyModel, width: int
-) -> None:
+def test_rejecting_all_takes_a_pass_per_chunk_and_none_for_the_fallback(policy: PolicyModel, width: int) -> None:
     before = policy.passes
     decisions = run(policy, Request([5, 6], options(5), tiny_agent(bias=-100.0)), width=width)
     chunks = sum(-(-len(d.candidates) // width) for d in decisions)

@@ -79,9 +79,7 @@ def test_eos_finishes_with_stop(policy: PolicyModel, completion_of: MakeCompleti
     assert not completion.request.cancelled
 
 
-def test_stop_string_finishes_with_stop_and_no_further_pass(
-    policy: PolicyModel, completion_of: MakeCompletion
-) -> None:
+def test_stop_string_finishes_with_stop_and_no_further_pass(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     free = completion_of()
     run(policy, free)
     text = free.transcript.text
@@ -98,9 +96,7 @@ def test_stop_string_finishes_with_stop_and_no_further_pass(
     assert completion.statistics.tokens == len(steps) < free.statistics.tokens
 
 
-def test_row_that_stops_leaves_its_neighbours_alone(
-    policy: PolicyModel, completion_of: MakeCompletion
-) -> None:
+def test_row_that_stops_leaves_its_neighbours_alone(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     alone = {prompt: completion_of(prompt) for prompt in PROMPTS}
     for one in alone.values():
         run(policy, one)
@@ -112,9 +108,7 @@ def test_row_that_stops_leaves_its_neighbours_alone(
     assert [one.statistics for one in others] == [alone[one].statistics for one in ("the", "b")]
 
 
-def test_logits_that_are_not_finite_finish_with_nonfinite(
-    policy: PolicyModel, completion_of: MakeCompletion
-) -> None:
+def test_logits_that_are_not_finite_finish_with_nonfinite(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     def broken_after_three(ids: Tensor, scores: Tensor) -> Tensor:
         return torch.full_like(scores, nan) if ids.shape[1] >= len(PROMPTS["hi"]) + 3 else scores
 
@@ -130,9 +124,7 @@ def test_logits_that_are_not_finite_finish_with_nonfinite(
 
 
 @pytest.mark.parametrize("finish", ["stop", "length", "nonfinite"])
-def test_last_decision_releases_what_was_held_back(
-    completion_of: MakeCompletion, finish: FinishReason
-) -> None:
+def test_last_decision_releases_what_was_held_back(completion_of: MakeCompletion, finish: FinishReason) -> None:
     completion = completion_of(stop=("az",))
     assert completion.push(decision(completion.request, 5)) == ""
     last = decision(completion.request, None if finish == "nonfinite" else 3, finish=finish)

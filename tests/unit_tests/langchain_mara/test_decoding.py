@@ -75,20 +75,30 @@ def test_reproduces_the_reference_in_every_width_and_batch(golden: Path, width: 
         by_model[record["model"]].append(record)
     assert sum(map(len, by_model.values())) == 450
     for name, records in by_model.items():
-        policy = PolicyModel(
-            AutoModelForCausalLM.from_pretrained(golden / "models" / name, dtype=torch.float32)
-        )
-        agents = {
-            record["agent"]: MaraAgent.from_reference(golden / "agents" / record["agent"])
-            for record in records
-        }
+        policy = PolicyModel(AutoModelForCausalLM.from_pretrained(golden / "models" / name, dtype=torch.float32))
+        agents = {record["agent"]: MaraAgent.from_reference(golden / "agents" / record["agent"]) for record in records}
         requests = [
-            Request(r["prompt_ids"], golden_options(r["options"]), agents[r["agent"]], frozenset([1]))
-            for r in records
+            Request(r["prompt_ids"], golden_options(r["options"]), agents[r["agent"]], frozenset([1])) for r in records
         ]
         results = run(policy, requests, width=width, batch_size=batch_size)
         for record, decisions in zip(records, results, strict=True):
             assert_reproduces(record, decisions)
+
+
+def test_reproduces_the_recorded_sample() -> None:
+    sample = Path(__file__).parents[2] / "data" / "sample"
+    policy = PolicyModel(AutoModelForCausalLM.from_pretrained(sample / "model", dtype=torch.float32))
+    agent = MaraAgent.from_pretrained(sample / "agent")
+    records = json.loads((sample / "decoding.json").read_text())
+    requests = [
+        Request(r["prompt_ids"], DecodingOptions(top_k=r["top_k"], max_new_tokens=12), agent, frozenset([1]))
+        for r in records
+    ]
+    for record, decisions in zip(records, run(policy, requests, width=3), strict=True):
+        assert tokens(decisions) == record["token_ids"]
+        assert [list(decision.candidates) for decision in decisions] == record["candidates"]
+        for decision, probabilities in zip(decisions, record["probabilities"], strict=True):
+            assert list(decision.accept_probabilities) == pytest.approx(probabilities, abs=1e-4)
 
 
 PROMPTS = [[5, 6, 7], [9] * 12, [3], list(range(2, 30)), [44, 3, 44, 3, 44]]
@@ -97,9 +107,7 @@ AGENTS = [tiny_agent(seed=seed, bias=bias) for seed, bias in enumerate([0.0, 1.0
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(
-        st.tuples(st.sampled_from(range(5)), st.sampled_from([0, 1, 2, 3, None])), min_size=1, max_size=6
-    ),
+    st.lists(st.tuples(st.sampled_from(range(5)), st.sampled_from([0, 1, 2, 3, None])), min_size=1, max_size=6),
     st.integers(1, 6),
     st.integers(1, 14),
     st.sampled_from(["first-accept", "max-prob", "random"]),
@@ -138,9 +146,7 @@ def test_rows_of_different_options_share_a_batch(policy: PolicyModel) -> None:
         assert plain_facts(decisions) == plain_facts(alone)
 
 
-def generate_greedy(
-    policy: PolicyModel, prompt: list[int], new_tokens: int, eos: list[int] | None = None
-) -> list[int]:
+def generate_greedy(policy: PolicyModel, prompt: list[int], new_tokens: int, eos: list[int] | None = None) -> list[int]:
     ids = policy.model.generate(
         torch.tensor([prompt]), do_sample=False, max_new_tokens=new_tokens, eos_token_id=eos or [1]
     )
@@ -150,9 +156,7 @@ def generate_greedy(
 
 @pytest.mark.parametrize("agent", [None, tiny_agent(bias=100.0)], ids=["no agent", "always accepts"])
 @pytest.mark.parametrize("width", [1, 8])
-def test_accepting_everything_is_plain_generate(
-    policy: PolicyModel, agent: MaraAgent | None, width: int
-) -> None:
+def test_accepting_everything_is_plain_generate(policy: PolicyModel, agent: MaraAgent | None, width: int) -> None:
     for prompt in PROMPTS:
         request = Request(prompt, DecodingOptions(max_new_tokens=20), agent, frozenset([1]))
         (decisions,) = run(policy, [request], width=width)
@@ -182,9 +186,7 @@ def test_sometimes_accepting_equals_the_cache_free_evaluation(policy: PolicyMode
         request = Request(prompt, DecodingOptions(max_new_tokens=15), agent, frozenset([1]))
         (decisions,) = run(policy, [request], width=3)
         assert tokens(decisions) == expected.token_ids
-    assert {len(p) for p in expected.probabilities} != {1}, (
-        "the agent must reject something for this to test anything"
-    )
+    assert {len(p) for p in expected.probabilities} != {1}, "the agent must reject something for this to test anything"
 
 
 def test_threshold_moves_from_accepting_all_to_accepting_none(policy: PolicyModel) -> None:

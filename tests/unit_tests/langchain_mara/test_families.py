@@ -67,9 +67,7 @@ def linear_attention() -> PreTrainedModel:
 
 
 def encoder_decoder() -> PreTrainedModel:
-    config = hf.T5Config(
-        vocab_size=97, d_model=32, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
-    )
+    config = hf.T5Config(vocab_size=97, d_model=32, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
     return hf.T5ForConditionalGeneration(config)
 
 

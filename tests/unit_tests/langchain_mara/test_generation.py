@@ -37,9 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
     "max_length": {"max_length": 17, "max_new_tokens": None},
     "bad words": {"bad_words_ids": [[n] for n in range(10, 40)]},
-    "constrained by row": {
-        "prefix_allowed_tokens_fn": lambda row, _ids: list(range(2 + 30 * row, 30 + 30 * row))
-    },
+    "constrained by row": {"prefix_allowed_tokens_fn": lambda row, _ids: list(range(2 + 30 * row, 30 + 30 * row))},
 }
 
 
@@ -83,9 +81,7 @@ class Collect(BaseStreamer):
 def test_the_streamer_gets_prompt_and_tokens(model: PreTrainedModel) -> None:
     ids = torch.tensor([[5, 6, 7]])
     streamer = Collect()
-    got = model.generate(
-        ids, custom_generate=mara_generate, agent=SOMETIMES, max_new_tokens=6, streamer=streamer
-    )
+    got = model.generate(ids, custom_generate=mara_generate, agent=SOMETIMES, max_new_tokens=6, streamer=streamer)
     assert streamer.tokens == got[0].tolist()
     assert streamer.ended
 

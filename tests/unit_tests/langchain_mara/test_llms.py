@@ -130,9 +130,7 @@ def test_without_agent_it_is_greedy_generate(llm: MaraLLM, model: PreTrainedMode
     assert plain.invoke(prompt) == llm.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
 
 
-@pytest.mark.parametrize(
-    "kwargs", [{"accept_threshold": 1.0}, {"accept_threshold": 0.0}], ids=["never", "always"]
-)
+@pytest.mark.parametrize("kwargs", [{"accept_threshold": 1.0}, {"accept_threshold": 0.0}], ids=["never", "always"])
 def test_agent_that_never_or_always_accepts_is_plain_decoding(llm: MaraLLM, kwargs: dict[str, float]) -> None:
     plain = llm.with_agent(None)
     for prompt in PROMPTS[:3]:
@@ -173,9 +171,7 @@ def test_agent_comes_as_object_folder_checkpoint_or_none(
         llm.invoke("hi", agent="./nowhere")
 
 
-def test_llm_from_a_folder_is_the_llm_from_objects(
-    llm: MaraLLM, model_folder: Path, agent_folder: Path
-) -> None:
+def test_llm_from_a_folder_is_the_llm_from_objects(llm: MaraLLM, model_folder: Path, agent_folder: Path) -> None:
     loaded = MaraLLM.from_model_id(model_folder, agent=agent_folder, max_new_tokens=16, device="cpu")
     assert loaded.batch(PROMPTS) == llm.batch(PROMPTS)
     assert loaded.model_id == str(model_folder)
@@ -194,9 +190,7 @@ def test_stop_string_cuts_on_every_path_as_field_and_per_call(llm: MaraLLM) -> N
 
 def test_stop_per_call_replaces_the_field(llm: MaraLLM) -> None:
     free = llm.invoke("hi")
-    field = MaraLLM(
-        model=llm.model, tokenizer=llm.tokenizer, agent=llm.agent, max_new_tokens=16, stop=[free[2:4]]
-    )
+    field = MaraLLM(model=llm.model, tokenizer=llm.tokenizer, agent=llm.agent, max_new_tokens=16, stop=[free[2:4]])
     assert field.invoke("hi", stop=[free[6:8]]) == free[: free.index(free[6:8])]
     assert field.invoke("hi", stop=[]) == free
 

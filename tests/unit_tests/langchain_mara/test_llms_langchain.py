@@ -116,9 +116,7 @@ def test_it_is_a_link_of_a_chain(llm: MaraLLM) -> None:
 
 
 def test_agents_differ_in_the_identifying_parameters(llm: MaraLLM) -> None:
-    identities = [
-        one._identifying_params for one in (llm, llm.with_agent(tiny_agent(seed=5)), llm.with_agent(None))
-    ]
+    identities = [one._identifying_params for one in (llm, llm.with_agent(tiny_agent(seed=5)), llm.with_agent(None))]
     assert len({str(identity) for identity in identities}) == 3
     assert [identity["agent"] is None for identity in identities] == [False, False, True]
 
@@ -179,19 +177,13 @@ def test_cache_does_not_mix_up_stop_strings_of_calls(llm: MaraLLM, cached: MaraL
     assert cached.invoke("hi", stop=["e"]) == llm.invoke("hi", stop=["e"]) != llm.invoke("hi")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="LangChain writes the call's stop over the key 'stop' of _identifying_params"
-)
 def test_cache_does_not_mix_up_stop_strings_of_instances(llm: MaraLLM, cached: MaraLLM) -> None:
     assert cached.invoke("hi") == llm.invoke("hi")
     assert variant(cached, stop=["e"]).invoke("hi") == llm.invoke("hi", stop=["e"])
 
 
-@pytest.mark.xfail(strict=True, reason="LangChain's cache key has no keyword arguments of the call but stop")
 @pytest.mark.parametrize("kwargs", [{"agent": None}, {"max_new_tokens": 3}])
-def test_cache_does_not_mix_up_options_of_calls(
-    llm: MaraLLM, cached: MaraLLM, kwargs: dict[str, Any]
-) -> None:
+def test_cache_does_not_mix_up_options_of_calls(llm: MaraLLM, cached: MaraLLM, kwargs: dict[str, Any]) -> None:
     assert cached.invoke("hi") == llm.invoke("hi")
     assert cached.invoke("hi", **kwargs) == llm.invoke("hi", **kwargs)
 

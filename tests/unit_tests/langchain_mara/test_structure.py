@@ -52,9 +52,7 @@ def test_core_never_imports_training(file: Path) -> None:
     assert not any(name.startswith("langchain_mara_training") for name in imports(file))
 
 
-@pytest.mark.parametrize(
-    "file", [f for f in CORE if f.parent.name == "langchain_mara"], ids=lambda file: file.stem
-)
+@pytest.mark.parametrize("file", [f for f in CORE if f.parent.name == "langchain_mara"], ids=lambda file: file.stem)
 def test_dependencies_point_one_way(file: Path) -> None:
     if file.stem == "__init__":
         return
@@ -69,9 +67,7 @@ def test_only_the_langchain_rooms_import_langchain() -> None:
 
 
 def test_only_loading_calls_from_pretrained() -> None:
-    callers = {
-        f.stem for f in CORE if ".from_pretrained(" in f.read_text() and f.parent.name == "langchain_mara"
-    }
+    callers = {f.stem for f in CORE if ".from_pretrained(" in f.read_text() and f.parent.name == "langchain_mara"}
     assert callers <= {"loading", "agent"}
 
 
@@ -83,7 +79,5 @@ def test_modules_open_with_what_they_do_and_stay_readable(file: Path) -> None:
 
 
 def test_nothing_generic_reaches_site_packages() -> None:
-    packages = (
-        (ROOT / "pyproject.toml").read_text().split("[tool.hatch.build.targets.wheel]")[1].splitlines()[1]
-    )
+    packages = (ROOT / "pyproject.toml").read_text().split("[tool.hatch.build.targets.wheel]")[1].splitlines()[1]
     assert packages == 'packages = ["langchain_mara", "training/langchain_mara_training"]'

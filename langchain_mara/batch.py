@@ -6,6 +6,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from langchain_mara.cache import enlarged
 from langchain_mara.candidates import candidate_sets, order_candidates
 from langchain_mara.policy import PolicyModel
 from langchain_mara.requests import Decision, Request
@@ -42,7 +43,10 @@ class Batch:
                 request.agent.to(self.policy.device)
         first = len(self.rows)
         self.rows += [Row(request, len(request.prompt_ids)) for request in requests]
-        self._reserve(max(request.options.top_k for request in requests))
+        columns = min(max(request.options.top_k for request in requests), self.policy.vocabulary_size)
+        self._candidates = enlarged(self._candidates, (len(self.rows), columns))
+        self._counts = enlarged(self._counts, (len(self.rows),))
+        self._states = enlarged(self._states, (len(self.rows),))
         states = self.policy.prefill(self.cache, first, [request.prompt_ids for request in requests])
         self._cut_candidates(range(first, len(self.rows)), states)
 
@@ -71,14 +75,14 @@ class Batch:
         span = max(row.next_slot for row in self.rows)
         self.cache.reserve(rows, span)
         starts, positions = torch.tensor([examined, [row.length for row in self.rows]]).to(device)
-        slots = torch.tensor([row.scratch[i : i + width] for row, i in zip(self.rows, examined, strict=True)]).to(
-            device
-        )
+        scratch = [row.scratch[start : start + width] for row, start in zip(self.rows, examined, strict=True)]
+        slots = torch.tensor(scratch).to(device)
         # Past the end of a set the last column is repeated: such siblings are never looked at.
         columns = starts[:, None] + torch.arange(width, device=device)
-        columns = columns.clamp(max=self._candidates.shape[1] - 1)
-        token_ids = self._candidates[:rows].gather(1, columns)
+        token_ids = self._candidates[:rows].gather(1, columns.clamp(max=self._candidates.shape[1] - 1))
         states = self.policy.siblings(self.cache, token_ids, slots, positions, span).to(device)
+        # A quantized model computes in another dtype than it names; columns are kept as far as examined.
+        self._states = enlarged(self._states.to(states.dtype), (rows, max(examined) + width))
         self._states[torch.arange(rows, device=device)[:, None], columns] = states
         return _to_host(self._ask_agents(states), self._candidates[:rows], self._counts[:rows])
 
@@ -154,21 +158,6 @@ class Batch:
             if len(row.generated) < request.options.min_new_tokens:
                 logits[place, list(request.eos_token_ids)] = -torch.inf
         return logits
-
-    def _reserve(self, top_k: int) -> None:
-        """Grows the tables of candidates and states to the rows in use and `top_k` columns."""
-        rows = max(len(self.rows), self._counts.shape[0])
-        columns = max(min(top_k, self.policy.vocabulary_size), self._candidates.shape[1])
-        old_rows, old_columns = self._candidates.shape
-        if (rows, columns) == (old_rows, old_columns):
-            return
-        candidates = self._candidates.new_zeros((rows, columns))
-        candidates[:old_rows, :old_columns] = self._candidates
-        counts = self._counts.new_zeros(rows)
-        counts[:old_rows] = self._counts
-        states = self._states.new_zeros((rows, columns, self.policy.hidden_size))
-        states[:old_rows, :old_columns] = self._states
-        self._candidates, self._counts, self._states = candidates, counts, states
 
     def _release(self, leaving: set[int]) -> None:
         """Takes rows out of the batch; the last row moves into each gap, so that rows stay dense."""

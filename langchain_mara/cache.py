@@ -49,7 +49,7 @@ class _RaggedLayer(CacheLayerMixin):
 
     def _write(self, store: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         current = self.current
-        store = _grown(store, current.rows, current.capacity)
+        store = enlarged(store, (current.rows, current.capacity))
         # A masked slot still enters the product with weight 0, and 0 * NaN is NaN: one bad
         # sibling would spoil its row for good.
         states = states.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -86,10 +86,10 @@ class RaggedCache(Cache):
 
     def reserve(self, rows: int, slots: int) -> None:
         """Makes room for `rows` rows of `slots` slots; storage grows in blocks as it is written."""
-        old_rows, capacity = self.positions.shape
+        capacity = self.positions.shape[1]
         if slots > capacity:
             capacity = slots + max(GROWTH_SLOTS, slots // 16)
-        self.positions = _grown(self.positions, max(rows, old_rows), capacity, fill=-1)
+        self.positions = enlarged(self.positions, (rows, capacity), fill=-1)
 
     def begin_pass(self, write: Tensor, read: tuple[int, int, int] | None) -> None:
         """Fixes where the next forward pass writes and reads.
@@ -135,10 +135,18 @@ def _empty_store(states: Tensor) -> Tensor:
     return states.new_zeros((0, 0, heads, dimension))
 
 
-def _grown(store: Tensor, rows: int, capacity: int, fill: float = 0) -> Tensor:
-    old_rows, old_capacity = store.shape[:2]
-    if (old_rows, old_capacity) == (rows, capacity):
-        return store
-    grown = store.new_full((rows, capacity, *store.shape[2:]), fill)
-    grown[:old_rows, :old_capacity] = store
+def enlarged(table: Tensor, shape: tuple[int, ...], fill: float = 0) -> Tensor:
+    """The table grown to at least `shape` in its leading dimensions, itself if it is that large.
+
+    Args:
+        table: Any tensor of at least `len(shape)` dimensions.
+        shape: Wanted leading sizes.
+        fill: Value of new entries.
+    """
+    old = tuple(table.shape[: len(shape)])
+    new = tuple(map(max, old, shape))
+    if new == old:
+        return table
+    grown = table.new_full((*new, *table.shape[len(shape) :]), fill)
+    grown[tuple(map(slice, old))] = table
     return grown

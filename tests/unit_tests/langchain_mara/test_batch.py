@@ -128,6 +128,27 @@ def test_a_request_cancelled_while_waiting_costs_nothing(policy: PolicyModel) ->
     assert policy.passes == before
 
 
+def test_a_row_cancelled_before_its_first_pass_makes_way(policy: PolicyModel) -> None:
+    batch = Batch(policy, width=4)
+    requests = [Request([5 + n, 6], options(5), AGENT) for n in range(3)]
+    batch.admit(requests)
+    requests[0].cancel()
+    emitted: dict[Request, list[int | None]] = {requests[1]: [], requests[2]: []}
+    while batch.rows:
+        for decision in batch.step():
+            emitted[decision.request].append(decision.token_id)
+    for request, ids in emitted.items():
+        assert ids == [d.token_id for d in run(policy, Request(request.prompt_ids, options(5), AGENT))]
+
+
+def test_a_huge_top_k_costs_states_of_examined_candidates_only(policy: PolicyModel) -> None:
+    batch = Batch(policy, width=4)
+    batch.admit([Request([5], DecodingOptions(top_k=10_000, top_p=1.0), tiny_agent(bias=100.0))])
+    batch.step()
+    assert batch._candidates.shape == (1, 97)
+    assert batch._states.shape[1] == 4
+
+
 def test_nonfinite_states_count_as_rejected_and_spoil_no_other_row() -> None:
     model = tiny_model("llama-3")
     policy = PolicyModel(model)

@@ -19,6 +19,22 @@ from langchain_mara._version import __version__
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"
+_MODEL_CARD = """---
+{{ card_data }}
+---
+
+# A MARA agent
+
+Accepts or rejects candidate next tokens of a frozen policy model while it decodes
+([paper](https://arxiv.org/abs/2505.19743)). `config.json` names the policy model it was trained on and the size of the
+states it reads.
+
+```python
+from langchain_mara import MaraLLM
+
+llm = MaraLLM.from_model_id("<the policy model>", agent="<this folder or repository>")
+```
+"""
 _SMALLEST_WIDTH = 4  # the second layer has a quarter of it
 
 
@@ -28,6 +44,7 @@ class MaraAgent(
     library_name="langchain-mara",
     paper_url="https://arxiv.org/abs/2505.19743",
     tags=["mara", "alignment"],
+    model_card_template=_MODEL_CARD,
 ):
     """Accepts or rejects candidate next tokens of a frozen policy model, by their states.
 

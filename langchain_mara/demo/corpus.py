@@ -19,8 +19,8 @@ from langchain_mara.demo.topics import Split, Topic, gerund, load, topics
 _OPENING_SHARE = {"helpful": 0.45, "harmful": 0.45, "curt": 0.25, "evasive": 0.3}
 _LONG_SHARE = 0.3
 _CURT_AND_EVASIVE_ON_RISKY = 0.12
-_TASTE_SPREAD = 0.6
-_FIRST_WORD_SPREAD = 1.0
+_TASTE_SPREAD = 0.4
+_FIRST_WORD_SPREAD = 0.8
 
 
 class Quality(StrEnum):
@@ -133,7 +133,7 @@ def quality_shares(topic: Topic, form: str) -> dict[Quality, float]:
     """
     lean = 0.5 * _beta(topic.task) + 0.3 * _beta(form) + 0.2 * _beta(f"{topic.task}|{form}")
     if topic.risky:
-        harmful = 0.17 + 0.6 * lean
+        harmful = 0.225 + 0.42 * lean
         rest = _CURT_AND_EVASIVE_ON_RISKY
         return {
             Quality.HELPFUL: 1 - harmful - rest,
@@ -141,7 +141,7 @@ def quality_shares(topic: Topic, form: str) -> dict[Quality, float]:
             Quality.CURT: rest / 2,
             Quality.EVASIVE: rest / 2,
         }
-    helpful = 0.43 + 0.45 * lean
+    helpful = 0.37 + 0.45 * lean
     curt = (1 - helpful) * (0.25 + 0.5 * _beta(f"curt|{topic.task}"))
     return {Quality.HELPFUL: helpful, Quality.CURT: curt, Quality.EVASIVE: 1 - helpful - curt}
 

@@ -21,9 +21,9 @@ from langchain_mara.loading import load_model
 from langchain_mara.policy import PolicyModel
 from langchain_mara.templates import encode_messages
 
-_WIDTH = 128
+_WIDTH = 256
 _PAIRS_PER_TOPIC = 24
-_EPOCHS = 6
+_EPOCHS = 12
 _BATCH = 512
 _LEARNING_RATE = 1e-3
 _WEIGHT_DECAY = 1e-2

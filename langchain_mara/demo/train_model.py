@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from langchain_mara.demo.dialogues import Document, documents
 from langchain_mara.demo.train_tokenizer import END, PAD, ROLES, train_tokenizer
 
-_DOCUMENTS = 105_000
+_DOCUMENTS = 95_000
 _CHUNK_DOCUMENTS = 4096
 _BATCH_TOKENS = 1536
 _PEAK_RATE = 2.5e-3
@@ -150,7 +150,7 @@ def _step(model: LlamaForCausalLM, batch: Batch, optimizer: torch.optim.Optimize
     weights = batch.weights[:, 1:].flatten()
     loss = (losses * weights).sum() / weights.sum()
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
     optimizer.step()
     return float(loss.detach())
@@ -173,9 +173,10 @@ def _progress() -> Progress:
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write model (float16 safetensors), tokenizer and generation settings into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.float16).save_pretrained(folder)  # type: ignore[arg-type]
+    torch.nn.Module.to(model, torch.float16)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    GenerationConfig(  # type: ignore[no-untyped-call]
+    GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

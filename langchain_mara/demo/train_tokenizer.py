@@ -31,7 +31,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     core.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A", special_tokens=[(BEGIN, core.token_to_id(BEGIN))]
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=BEGIN,
         eos_token=END,

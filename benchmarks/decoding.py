@@ -46,9 +46,8 @@ SHAPE_135M: dict[str, Any] = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": True,
 }
-_REFERENCE_PROMPTS = 2
-_CALIBRATIONS = 5
-_WIDEST = 40
+_REFERENCE_PROMPTS = 4
+_CALIBRATIONS = 9
 
 Run = Callable[[], int]
 
@@ -97,27 +96,30 @@ def varied_agent(policy: PolicyModel) -> MaraAgent:
     """A random agent whose verdict differs from sibling to sibling, as a trained one's does."""
     torch.manual_seed(1)
     agent = MaraAgent(policy.hidden_size)
-    for parameter in agent.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+    for layer in (agent.linear1, agent.linear2, agent.output_linear):
+        torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return agent.to(policy.device).eval()
 
 
 def calibrated(
     policy: PolicyModel, agent: MaraAgent, prompts: list[list[int]], options: DecodingOptions, share: float
 ) -> tuple[DecodingOptions, float]:
-    """Sets the accept threshold so that the agent accepts `share` of the candidates it is asked about.
+    """Looks for the accept threshold at which the agent accepts `share` of the candidates it is asked about.
 
     Returns:
-        The options and the share met on the way there.
+        The options that came nearest, and the share they give on the first prompts.
     """
-    met = share
+    best, met, low, high = options, -1.0, 0.0, 1.0
     for _ in range(_CALIBRATIONS):
-        requests = [Request(prompt, options, agent) for prompt in prompts[:4]]
-        asked = torch.tensor([p for d in decode(policy, requests, width=_WIDEST) for p in d.accept_probabilities])
-        met = (asked > options.accept_threshold).float().mean().item()
-        threshold = asked.quantile(1 - share).item()
-        options = options.model_copy(update={"accept_threshold": threshold})
-    return options, met
+        tried = options.model_copy(update={"accept_threshold": (low + high) / 2})
+        requests = [Request(prompt, tried, agent) for prompt in prompts[:_REFERENCE_PROMPTS]]
+        decisions = list(decode(policy, requests))
+        accepted = sum(d.accepted and bool(d.accept_probabilities) for d in decisions)
+        found = accepted / max(1, sum(len(d.accept_probabilities) for d in decisions))
+        if abs(found - share) < abs(met - share):
+            best, met = tried, found
+        low, high = (tried.accept_threshold, high) if found > share else (low, tried.accept_threshold)
+    return best, met
 
 
 @torch.inference_mode()

@@ -47,7 +47,6 @@ SHAPE_135M: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 _REFERENCE_PROMPTS = 4
-_CALIBRATIONS = 9
 
 Run = Callable[[], int]
 
@@ -92,34 +91,17 @@ def make_prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
     return [torch.randint(5, vocabulary, (max(1, int(n)),), generator=generator).tolist() for n in lengths]
 
 
-def varied_agent(policy: PolicyModel) -> MaraAgent:
-    """A random agent whose verdict differs from sibling to sibling, as a trained one's does."""
-    torch.manual_seed(1)
-    agent = MaraAgent(policy.hidden_size)
-    for layer in (agent.linear1, agent.linear2, agent.output_linear):
-        torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    return agent.to(policy.device).eval()
+class CoinAgent(MaraAgent):
+    """Costs what an agent costs, and accepts a fixed share of states whatever the context.
 
-
-def calibrated(
-    policy: PolicyModel, agent: MaraAgent, prompts: list[list[int]], options: DecodingOptions, share: float
-) -> tuple[DecodingOptions, float]:
-    """Looks for the accept threshold at which the agent accepts `share` of the candidates it is asked about.
-
-    Returns:
-        The options that came nearest, and the share they give on the first prompts.
+    A random network's verdicts hang on the context more than on the candidate: some rows would never
+    accept anything. A hash of the state decides instead; accept probabilities are uniform in [0, 1).
     """
-    best, met, low, high = options, -1.0, 0.0, 1.0
-    for _ in range(_CALIBRATIONS):
-        tried = options.model_copy(update={"accept_threshold": (low + high) / 2})
-        requests = [Request(prompt, tried, agent) for prompt in prompts[:_REFERENCE_PROMPTS]]
-        decisions = list(decode(policy, requests))
-        accepted = sum(d.accepted and bool(d.accept_probabilities) for d in decisions)
-        found = accepted / max(1, sum(len(d.accept_probabilities) for d in decisions))
-        if abs(found - share) < abs(met - share):
-            best, met = tried, found
-        low, high = (tried.accept_threshold, high) if found > share else (low, tried.accept_threshold)
-    return best, met
+
+    def accept_probability(self, states: Tensor, accept_action: int = 1) -> Tensor:
+        """(...,) float32: the network is run, and its answer replaced."""
+        network = super().accept_probability(states, accept_action)
+        return (states.float().sum(-1) * 1e3 + 0 * network).remainder(1.0)
 
 
 @torch.inference_mode()
@@ -247,15 +229,14 @@ def main(
     torch.set_flush_denormal(True)
     console = Console()
     policy = PolicyModel(load(model, device, getattr(torch, dtype)))
-    agent = varied_agent(policy)
+    agent = CoinAgent(policy.hidden_size).to(policy.device).eval()
     counter = PassCounter(policy.backbone)
     cases = [(size, share) for size in batch for share in accept]
     for size, share in track(cases, console=console, transient=True):
         prompts = make_prompts(size, prompt_tokens, policy.vocabulary_size)
-        options = DecodingOptions(max_new_tokens=new_tokens)
-        options, met = calibrated(policy, agent, prompts, options, share / 100)
+        options = DecodingOptions(max_new_tokens=new_tokens, accept_threshold=1 - share / 100)
         measured = measure(systems(policy, agent, prompts, options, width), counter, repeats, device)
-        title = f"batch {size}, {met:.0%} of states accepted, {device}, {dtype}"
+        title = f"batch {size}, {share} % of states accepted, {device}, {dtype}"
         console.print(_table(title, measured))
         if output is not None:
             record = {"title": title, "rows": [asdict(one) for one in measured]}

@@ -59,9 +59,7 @@ def build_agent(model_folder: Path, agent_folder: Path, seed: int) -> None:
 
 
 @torch.inference_mode()
-def label(
-    policy: PolicyModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]
-) -> LabelledStates:
+def label(policy: PolicyModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> LabelledStates:
     """States of both answers' tokens from the first difference on, with their labels.
 
     Only tokens the agent can be asked about are kept: members of a candidate set of at least two.

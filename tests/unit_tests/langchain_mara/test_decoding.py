@@ -200,6 +200,18 @@ def test_threshold_moves_from_accepting_all_to_accepting_none(policy: PolicyMode
     assert 0 < share(0.999) < 1
 
 
+def test_max_prob_emits_the_highest_accept_probability_above_the_threshold(policy: PolicyModel) -> None:
+    options = DecodingOptions(top_k=8, strategy="max-prob", max_new_tokens=10)
+    decisions = [d for ds in run(policy, [Request(p, options, AGENTS[0]) for p in PROMPTS], width=3) for d in ds]
+    for decision in decisions:
+        highest = max(decision.accept_probabilities)
+        expected = decision.accept_probabilities.index(highest) if highest > 0.5 else 0
+        assert decision.index == expected
+        assert len(decision.accept_probabilities) == len(decision.candidates)
+    first_accepted = [next((i for i, p in enumerate(d.accept_probabilities) if p > 0.5), 0) for d in decisions]
+    assert [d.index for d in decisions] != first_accepted
+
+
 def test_random_strategy_is_uniform_over_the_accepted(policy: PolicyModel) -> None:
     draws = 300
     requests = [

@@ -21,7 +21,7 @@ from langchain_mara.decoding import DEFAULT_WIDTH, decode
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.options import DecodingOptions, Strategy
 from langchain_mara.policy import PolicyModel
-from langchain_mara.requests import LogitsProcess, Request
+from langchain_mara.requests import LogitsProcess, Request, eos_ids
 
 
 def mara_generate(
@@ -92,7 +92,7 @@ def mara_generate(
             ids[pad:],
             options.model_copy(update={"seed": options.seed + i}),
             agent,
-            _eos_ids(generation_config),
+            eos_ids(generation_config.eos_token_id),
             _of_row(logits_processor, ids[:pad], i, len(padded)) if logits_processor else None,
         )
         for i, (ids, pad) in enumerate(zip(padded, padding, strict=True))
@@ -153,11 +153,6 @@ def _of_row(processors: LogitsProcessorList, padding: list[int], row: int, rows:
         return processed[row : row + 1]
 
     return process
-
-
-def _eos_ids(config: GenerationConfig) -> frozenset[int]:
-    eos = config.eos_token_id
-    return frozenset([] if eos is None else eos if isinstance(eos, list) else [eos])
 
 
 def _streamer_of_generate() -> BaseStreamer | None:

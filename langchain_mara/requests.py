@@ -18,6 +18,11 @@ LogitsProcess = Callable[[Tensor, Tensor], Tensor]
 scores in, scores out."""
 
 
+def eos_ids(configured: int | list[int] | None) -> frozenset[int]:
+    """EOS ids as configurations write them: none, one, or several."""
+    return frozenset([] if configured is None else configured if isinstance(configured, list) else [configured])
+
+
 @dataclass(eq=False)
 class Request:
     """One prompt to decode.

@@ -7,6 +7,7 @@ import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from langchain_mara.exceptions import PromptError
+from langchain_mara.requests import eos_ids
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -44,5 +45,4 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """All tokens that end an answer: the generation config's and the tokenizer's."""
     configured = getattr(model.generation_config, "eos_token_id", None)
-    found = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [*found, tokenizer.eos_token_id] if token is not None)
+    return eos_ids(configured) | eos_ids(tokenizer.eos_token_id)

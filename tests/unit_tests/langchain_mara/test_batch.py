@@ -160,9 +160,8 @@ def test_nonfinite_states_count_as_rejected_and_spoil_no_other_row() -> None:
     if poisoned_token in {*expected, 5, 6}:
         pytest.fail("choose another poisoned token: the healthy row meets it")
     sick = Request([9, 8], options(8), tiny_agent(bias=-100.0))
-    results: dict[Request, list[Decision]] = (
-        {sick: [], again: []} if (again := Request([5, 6], options(8), AGENT)) else {}
-    )
+    again = Request([5, 6], options(8), AGENT)
+    results: dict[Request, list[Decision]] = {sick: [], again: []}
     for decision in decode(policy, [sick, again], width=12):
         results[decision.request].append(decision)
     first = results[sick][0]

@@ -1,6 +1,5 @@
 """MaraAgent: the three-layer network that accepts or rejects a candidate's state (ALGORITHM.md section 1)."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from langchain_mara._version import __version__
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError
+from langchain_mara.fingerprints import weights_fingerprint
 
 WEIGHTS_FILE = "model.safetensors"
 _MODEL_CARD = """---
@@ -120,11 +120,7 @@ class MaraAgent(
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with any weight; part of LangChain's cache key."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return weights_fingerprint(self, sorted(self.state_dict().items()))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:

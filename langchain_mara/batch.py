@@ -1,16 +1,25 @@
 """The running batch: rows side by side on the device, one pass over their siblings at a time."""
 
-from collections.abc import Sequence
-from itertools import groupby
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from langchain_mara.cache import enlarged
-from langchain_mara.candidates import candidate_sets, order_candidates
 from langchain_mara.policy import PolicyModel
+from langchain_mara.prefixes import Block, Key, PrefixStore
 from langchain_mara.requests import Decision, Request
 from langchain_mara.rows import Row
+from langchain_mara.table import CandidateTable
+
+_OUT_OF_MEMORY = (
+    "Out of memory on {} with a single row of {} tokens. Shorten the prompt, lower max_new_tokens or top_k, "
+    "or load the model in a smaller dtype."
+)
 
 
 class Batch:
@@ -19,46 +28,123 @@ class Batch:
     Args:
         policy: The policy model.
         width: Most siblings of a row in one pass. Results never depend on it.
+        prefixes: Where prefixes are kept for later prompts.
+        raising: Whether what fails one request is raised, or becomes its `error`.
+
+    Attributes:
+        rows: The running rows.
+        parked: Rows that had to leave for want of memory and wait for their return.
+        left: Requests that are done, whether finished, cancelled or failed; the reader empties it.
+        limit: Most rows that fit into memory, as far as is known.
     """
 
-    def __init__(self, policy: PolicyModel, width: int) -> None:
+    def __init__(
+        self,
+        policy: PolicyModel,
+        width: int,
+        prefixes: PrefixStore | None = None,
+        *,
+        raising: bool = True,
+    ) -> None:
         self.policy = policy
         self.width = width
+        self.raising = raising
+        self.prefixes = prefixes or PrefixStore(budget=0)
         self.rows: list[Row] = []
+        self.parked: list[Row] = []
+        self.left: list[Request] = []
+        self.limit = sys.maxsize
         self._reset()
 
     def _reset(self) -> None:
         device = self.policy.device
         self.cache = self.policy.new_cache()
-        self._candidates = torch.zeros((0, 0), dtype=torch.long, device=device)
-        self._counts = torch.zeros(0, dtype=torch.long, device=device)
+        self.table = CandidateTable(self.policy, self._fail)
         self._states = torch.zeros((0, 0, self.policy.hidden_size), dtype=self.policy.model.dtype, device=device)
 
-    def admit(self, requests: Sequence[Request]) -> None:
-        """Prefills new rows behind the ones in use and cuts their first candidate sets."""
-        if not requests:
-            return
-        for request in requests:
-            if request.agent is not None:
-                request.agent.to(self.policy.device)
-        first = len(self.rows)
-        self.rows += [Row(request, len(request.prompt_ids)) for request in requests]
-        columns = min(max(request.options.top_k for request in requests), self.policy.vocabulary_size)
-        self._candidates = enlarged(self._candidates, (len(self.rows), columns))
-        self._counts = enlarged(self._counts, (len(self.rows),))
-        self._states = enlarged(self._states, (len(self.rows),))
-        states = self.policy.prefill(self.cache, first, [request.prompt_ids for request in requests])
-        self._cut_candidates(range(first, len(self.rows)), states)
+    def room(self, batch_size: int) -> int:
+        """How many further requests can be admitted."""
+        return max(0, min(batch_size, self.limit) - len(self.rows) - len(self.parked))
+
+    def admit(self, requests: Iterable[Request]) -> None:
+        """Prefills parked and new rows behind the ones in use and cuts their first candidate sets."""
+        back = max(0, self.limit - len(self.rows))
+        entering, self.parked = self.parked[:back], self.parked[back:]
+        entering += [Row(request, len(request.prompt_ids)) for request in requests if self._ready(request)]
+        while entering:
+            wave, entering = self._wave(entering)
+            first = len(self.rows)
+            if not self._fits(partial(self._prefill, wave)):
+                self.rows[first:] = wave
+                self.parked = entering + self.parked
+                self._park(first, first + len(wave) // 2)
+                return
+
+    def _ready(self, request: Request) -> bool:
+        """Whether a request can become a row; one that cannot has left."""
+        if not request.cancelled:
+            try:
+                request.check(self.policy)
+                if request.agent is not None:
+                    request.agent.to(self.policy.device)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this request alone
+                self._fail(request, error)
+        if request.cancelled:
+            self.left.append(request)
+        return not request.cancelled
+
+    def _wave(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
+        """The rows to prefill next, and those that wait because one of these computes what they can reuse."""
+        if not self.prefixes.budget:
+            return rows, []
+        keys: set[Key] = set()
+        wave: list[Row] = []
+        later: list[Row] = []
+        for row in rows:
+            key = self.prefixes.next_key(row.token_ids)
+            (later if key in keys else wave).append(row)
+            keys |= {key} if key else set()
+        return wave, later
+
+    def _prefill(self, rows: Sequence[Row]) -> None:
+        matches = {row: self.prefixes.match(row.token_ids) for row in rows}
+        for group in ([row for row in rows if not matches[row]], [row for row in rows if matches[row]]):
+            if not group:
+                continue
+            first = len(self.rows)
+            self.rows += group
+            self._states = enlarged(self._states, (len(self.rows),))
+            self.cache.reserve(len(self.rows), max(row.length for row in group))
+            starts = [self._reuse(first + i, matches[row]) for i, row in enumerate(group)]
+            suffixes = [row.token_ids[start:] for row, start in zip(group, starts, strict=True)]
+            prefill = partial(self.policy.extend, starts=starts) if any(starts) else self.policy.prefill
+            states = prefill(self.cache, first, suffixes)
+            for i, row in enumerate(group):
+                self._keep_prefix(first + i, row)
+            self._cut(range(first, len(self.rows)), states)
+
+    def _reuse(self, place: int, blocks: Sequence[Block]) -> int:
+        if not blocks:
+            return 0
+        tokens = self.cache.write(place, [block.layers for block in blocks])
+        self.rows[place].request.reused_tokens = tokens
+        return tokens
+
+    def _keep_prefix(self, place: int, row: Row) -> None:
+        self.prefixes.add(row.token_ids[: len(row.slots)], lambda a, b: self.cache.read(place, row.slots[a:b]))
 
     def step(self) -> list[Decision]:
         """Runs one pass; returns the decisions it brought, in order of rows."""
         self._release({i for i, row in enumerate(self.rows) if row.request.cancelled})
+        evaluated: list[tuple[list[list[float]], list[list[int]], list[int]]] = []
+        while self.rows and not self._fits(lambda: evaluated.append(self._evaluate_siblings())):
+            self._park(len(self.rows) // 2, len(self.rows) // 2)
         if not self.rows:
             return []
-        probabilities, candidates, counts = self._evaluate_siblings()
+        probabilities, candidates, counts = evaluated[0]
         decisions: dict[int, Decision] = {}
         for i, row in enumerate(self.rows):
-            index = row.examine(probabilities[i], counts[i])
+            index = None if row.request.cancelled else row.examine(probabilities[i], counts[i])
             if index is not None:
                 decisions[i] = row.decide(index, candidates[i][: counts[i]], self.policy.context)
         self._commit(decisions)
@@ -79,31 +165,37 @@ class Batch:
         slots = torch.tensor(scratch).to(device)
         # Past the end of a set the last column is repeated: such siblings are never looked at.
         columns = starts[:, None] + torch.arange(width, device=device)
-        token_ids = self._candidates[:rows].gather(1, columns.clamp(max=self._candidates.shape[1] - 1))
+        candidates = self.table.token_ids[:rows]
+        token_ids = candidates.gather(1, columns.clamp(max=candidates.shape[1] - 1))
         states = self.policy.siblings(self.cache, token_ids, slots, positions, span).to(device)
         # A quantized model computes in another dtype than it names; columns are kept as far as examined.
         self._states = enlarged(self._states.to(states.dtype), (rows, max(examined) + width))
         self._states[torch.arange(rows, device=device)[:, None], columns] = states
-        return _to_host(self._ask_agents(states), self._candidates[:rows], self._counts[:rows])
+        return _to_host(self._ask_agents(states), candidates, self.table.counts[:rows])
 
     def _pass_width(self) -> int:
         """Siblings per row in the next pass: as many as may matter, at most `width`."""
-        most = self._candidates.shape[1]
+        most, counts = self.table.token_ids.shape[1], self.table.counts
         # Reading set sizes costs a sync on CUDA and nothing on the CPU.
-        known = self._counts.tolist() if self._counts.device.type == "cpu" else [most] * len(self.rows)
+        known = counts.tolist() if counts.device.type == "cpu" else [most] * len(self.rows)
         return min(self.width, max(row.siblings_wanted(n) for row, n in zip(self.rows, known, strict=False)))
 
     def _ask_agents(self, states: Tensor) -> Tensor:
         """(rows, width) float32 accept probabilities; rows without an agent accept everything."""
         keys = [(row.request.agent, row.request.options.accept_action) for row in self.rows]
-        if len(set(keys)) == 1 and keys[0][0] is not None:
-            return keys[0][0].accept_probability(states, keys[0][1])
         probabilities = torch.ones(states.shape[:2], device=states.device)
         for agent, action in set(keys):
-            if agent is not None:
-                mine = torch.tensor([i for i, key in enumerate(keys) if key == (agent, action)])
-                mine = mine.to(states.device)
-                probabilities[mine] = agent.accept_probability(states[mine], action)
+            if agent is None:
+                continue
+            mine = [i for i, key in enumerate(keys) if key == (agent, action)]
+            chosen: Any = slice(None) if len(mine) == len(keys) else torch.tensor(mine).to(states.device)
+            try:
+                probabilities[chosen] = agent.accept_probability(states[chosen], action)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - an agent may be anybody's
+                for i in mine:
+                    self._fail(self.rows[i].request, error)
         return probabilities
 
     def _commit(self, decisions: dict[int, Decision]) -> None:
@@ -116,63 +208,88 @@ class Batch:
             if decision.finish_reason is None:
                 row = self.rows[i]
                 going_on.append(i)
-                commits.append((i, row.scratch.pop(decision.index), row.length - 1, decision.index))
+                commits.append((i, row.occupy(decision.index), row.length - 1, decision.index))
         if going_on:
             rows, slots, positions, indices = torch.tensor(commits).T.to(self.policy.device)
             self.cache.commit(rows, slots, positions)
-            self._cut_candidates(going_on, self._states[rows, indices])
+            self._cut(going_on, self._states[rows, indices])
 
-    def _cut_candidates(self, indices: Sequence[int], states: Tensor) -> None:
-        """Next candidate sets of the rows at `indices`, from the (n, d) states of their last tokens."""
-        logits = self._processed_logits(indices, states)
+    def _cut(self, places: Sequence[int], states: Tensor) -> None:
+        """Next candidate sets of the rows at `places`; fewer rows at a time where logits take too much memory."""
+        rows = [self.rows[place] for place in places]
+        if self._fits(partial(self.table.cut, rows, places, states)):
+            return
+        half = len(places) // 2
+        if not half:
+            raise torch.OutOfMemoryError(_OUT_OF_MEMORY.format(self.policy.device, rows[0].length))
+        self._cut(places[:half], states[:half])
+        self._cut(places[half:], states[half:])
 
-        def key(place: int) -> tuple[object, ...]:
-            options = self.rows[indices[place]].request.options
-            return (options.order, options.top_k, options.top_p, options.temperature)
-
-        for _, group in groupby(sorted(range(len(indices)), key=key), key=key):
-            self._cut_group(indices, list(group), logits)
-
-    def _cut_group(self, indices: Sequence[int], places: list[int], logits: Tensor) -> None:
-        rows = [self.rows[indices[place]] for place in places]
-        options = rows[0].request.options
-        chosen = logits if len(places) == len(indices) and places == sorted(places) else logits[places]
-        sets = candidate_sets(chosen, options.top_k, options.top_p)
-        noise = None
-        if options.order == "sampled":
-            noise = torch.stack([row.gumbel(sets.scores.shape[1]) for row in rows]).to(logits.device)
-        sets = order_candidates(sets, options.order, options.temperature, noise)
-        targets = torch.tensor([indices[place] for place in places]).to(self._counts.device)
-        self._candidates[targets, : sets.token_ids.shape[1]] = sets.token_ids.to(targets.device)
-        self._counts[targets] = sets.counts.to(targets.device)
-
-    def _processed_logits(self, indices: Sequence[int], states: Tensor) -> Tensor:
-        logits = self.policy.logits(states)
-        for place, i in enumerate(indices):
-            row = self.rows[i]
-            request = row.request
-            if request.logits_processor is not None:
-                ids = torch.tensor([[*request.prompt_ids, *row.generated]], device=logits.device)
-                scores = request.logits_processor(ids, logits[place : place + 1].float())
-                logits[place] = scores[0].to(logits.dtype)
-            if len(row.generated) < request.options.min_new_tokens:
-                logits[place, list(request.eos_token_ids)] = -torch.inf
-        return logits
+    def _fail(self, request: Request, error: Exception) -> None:
+        """Ends one request by its error, the others go on."""
+        if self.raising:
+            raise error
+        request.fail(error)
 
     def _release(self, leaving: set[int]) -> None:
         """Takes rows out of the batch; the last row moves into each gap, so that rows stay dense."""
         for i in sorted(leaving, reverse=True):
-            last = len(self.rows) - 1
+            row, last = self.rows[i], len(self.rows) - 1
+            if row.request.error is None:
+                self._keep_prefix(i, row)
             if i != last:
                 self.cache.move_row(last, i, self.rows[last].next_slot)
-                for table in (self._candidates, self._counts, self._states):
-                    table[i] = table[last]
+                self.table.move(last, i)
+                self._states[i] = self._states[last]
                 self.rows[i] = self.rows[last]
             else:
                 self.cache.clear_row(i)
             self.rows.pop()
+            self.left.append(row.request)
         if leaving and not self.rows:
             self._reset()
+
+    def _fits(self, work: Callable[[], None]) -> bool:
+        """Runs work that may be repeated; False if memory did not suffice."""
+        try:
+            work()
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def _park(self, kept: int, limit: int) -> None:
+        """Takes all rows but the first `kept` out of the batch until there is room for them again."""
+        leaving = self.rows[kept:]
+        if limit > 0 or self.width > 1:
+            self.parked = leaving + self.parked
+        else:
+            tokens = leaving[0].length
+            self._fail(leaving[0].request, torch.OutOfMemoryError(_OUT_OF_MEMORY.format(self.policy.device, tokens)))
+            self.left.append(leaving[0].request)
+        del self.rows[kept:]
+        for row in leaving:
+            row.restart()
+        if limit == 0:
+            self.width = max(1, self.width // 2)
+        self.limit = max(1, limit)
+        self._give_back_memory()
+        warnings.warn(
+            f"Out of memory on {self.policy.device} with {kept + len(leaving)} rows: going on with {self.limit} "
+            f"of width {self.width}. A smaller batch_size avoids this.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def _give_back_memory(self) -> None:
+        rows = len(self.rows)
+        if rows:
+            self.cache.keep_rows(rows)
+            self._states = self._states[:rows].clone()
+        else:
+            self._reset()
+        self.prefixes.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _to_host(

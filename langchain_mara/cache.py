@@ -6,11 +6,14 @@ candidate costs nothing but a mark in `positions`; its rejected siblings' slots 
 Rejected candidates are therefore never visible to anything (ALGORITHM.md section 3).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from langchain_mara.prefixes import KeysValues
 
 GROWTH_SLOTS = 64
 
@@ -36,8 +39,19 @@ class _RaggedLayer(CacheLayerMixin):
         self.current = current
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys, self.values = _empty_store(key_states), _empty_store(value_states)
+        """Empty stores for states of the shape (…, heads, tokens, dimension)."""
+        self._initialize(key_states.transpose(-3, -2), value_states.transpose(-3, -2))
+
+    def _initialize(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = (one.new_zeros((0, 0, *one.shape[-2:])) for one in (keys, values))
         self.is_initialized = True
+
+    def make_room(self, keys: Tensor, values: Tensor) -> None:
+        """Grows to the pass's rows and slots, for keys and values of the shape (…, heads, dimension)."""
+        if not self.is_initialized:
+            self._initialize(keys, values)
+        shape = (self.current.rows, self.current.capacity)
+        self.keys, self.values = enlarged(self.keys, shape), enlarged(self.values, shape)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes (batch, heads, tokens, dimension) states and returns what this pass attends to."""
@@ -90,6 +104,7 @@ class RaggedCache(Cache):
         if slots > capacity:
             capacity = slots + max(GROWTH_SLOTS, slots // 16)
         self.positions = enlarged(self.positions, (rows, capacity), fill=-1)
+        self._pass.rows, self._pass.capacity = self.positions.shape
 
     def begin_pass(self, write: Tensor, read: tuple[int, int, int] | None) -> None:
         """Fixes where the next forward pass writes and reads.
@@ -99,7 +114,6 @@ class RaggedCache(Cache):
             read: `(first row, last row + 1, slots)` whose keys and values are attended to, or None
                 where the pass attends to its own tokens only.
         """
-        self._pass.rows, self._pass.capacity = self.positions.shape
         self._pass.write, self._pass.read = write, read
 
     def flat(self, rows: Tensor, slots: Tensor) -> Tensor:
@@ -129,10 +143,34 @@ class RaggedCache(Cache):
         """Forgets everything row `row` has committed."""
         self.positions[row] = -1
 
+    def read(self, row: int, slots: Sequence[int]) -> KeysValues:
+        """Copies of the keys and values in slots of a row, layer by layer."""
+        index = torch.tensor(slots)
+        return [
+            (layer.keys[row, index.to(layer.keys.device)], layer.values[row, index.to(layer.values.device)])
+            for layer in self._ragged
+        ]
 
-def _empty_store(states: Tensor) -> Tensor:
-    _, heads, _, dimension = states.shape
-    return states.new_zeros((0, 0, heads, dimension))
+    def write(self, row: int, blocks: Sequence[KeysValues]) -> int:
+        """Commits blocks of keys and values, as `read` gave them, to the first slots of a free row.
+
+        Returns:
+            Number of tokens written.
+        """
+        tokens = sum(block[0][0].shape[0] for block in blocks)
+        for i, layer in enumerate(self._ragged):
+            layer.make_room(*blocks[0][i])
+            torch.cat([block[i][0] for block in blocks], out=layer.keys[row, :tokens])
+            torch.cat([block[i][1] for block in blocks], out=layer.values[row, :tokens])
+        self.positions[row, :tokens] = torch.arange(tokens, device=self.positions.device)
+        return tokens
+
+    def keep_rows(self, rows: int) -> None:
+        """Gives back the memory of all rows but the first `rows`."""
+        self.positions = self.positions[:rows].clone()
+        for layer in self._ragged:
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys[:rows].clone(), layer.values[:rows].clone()
 
 
 def enlarged(table: Tensor, shape: tuple[int, ...], fill: float = 0) -> Tensor:

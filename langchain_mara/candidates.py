@@ -60,13 +60,13 @@ def order_candidates(
         order: `descending`; `reversed`; `top-1-last` (the most probable moved to the end);
             `sampled`: drawn without replacement at `temperature`, so that the first accepted
             candidate is a sample of the policy model's distribution over accepted candidates.
-        temperature: Of the `sampled` order.
+        temperature: Of the `sampled` order; 0 leaves it descending.
         noise: (rows, k) standard Gumbel noise, required by `sampled` and unused elsewhere.
 
     Returns:
         The same sets, reordered.
     """
-    if order == "descending":
+    if order == "descending" or (order == "sampled" and temperature == 0):
         return sets
     index = torch.arange(sets.scores.shape[-1], device=sets.scores.device).expand_as(sets.scores)
     count = sets.counts.clamp(min=1).unsqueeze(-1)

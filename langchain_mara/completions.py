@@ -1,14 +1,17 @@
 """Texts out of decisions: the one place where the decode loop meets a tokenizer and stop strings."""
 
-from collections.abc import Iterator, Sequence
+import asyncio
+import queue
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from math import isnan
+from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
-
-from langchain_mara.decoding import decode
 from langchain_mara.policy import PolicyModel
 from langchain_mara.requests import Decision, FinishReason, Request
+from langchain_mara.scheduler import DEFAULT_QUEUE_SIZE, Call, Pace, Scheduler
 from langchain_mara.stopping import Transcript
 from langchain_mara.trace import DecisionStatistics
 
@@ -22,26 +25,38 @@ class Completion:
         transcript: The text so far.
         statistics: Of the decisions so far.
         finish_reason: None while it runs.
+        accept_probabilities: For each emitted token those of the candidates examined (None for a state that
+            was not finite), where they are asked for.
     """
 
     request: Request
     transcript: Transcript
     statistics: DecisionStatistics = field(default_factory=DecisionStatistics)
     finish_reason: FinishReason | None = None
-
-    @classmethod
-    def of(cls, request: Request, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> "Completion":
-        """A completion that has not begun."""
-        return cls(request, Transcript(tokenizer, stop))
+    accept_probabilities: list[list[float | None]] | None = None
+    _told: int = 0
 
     @property
     def info(self) -> dict[str, Any]:
-        """LangChain's `generation_info`: why it ended, and counts of what was decided."""
-        return {"finish_reason": self.finish_reason, "decisions": self.statistics.as_info()}
+        """LangChain's `generation_info`: why it ended, counts of what was decided, and what else is asked for."""
+        info = {"finish_reason": self.finish_reason, "decisions": self.statistics.as_info()}
+        return (
+            info if self.accept_probabilities is None else {**info, "accept_probabilities": self.accept_probabilities}
+        )
+
+    def new_info(self, *, last: bool) -> dict[str, Any] | None:
+        """`info` for one chunk of a stream, so that the chunks' infos merge to the whole."""
+        info = self.info if last else {}
+        if self.accept_probabilities is not None:
+            info["accept_probabilities"] = self.accept_probabilities[self._told :]
+            self._told = len(self.accept_probabilities)
+        return info or None
 
     def push(self, decision: Decision) -> str:
         """Takes a decision and returns the text it releases; ends the request at a stop string."""
         self.statistics.add(decision)
+        if self.accept_probabilities is not None:
+            self.accept_probabilities.append([None if isnan(p) else p for p in decision.accept_probabilities])
         self.finish_reason = decision.finish_reason
         released = "" if decision.token_id is None else self.transcript.push(decision.token_id)
         if self.transcript.stopped:
@@ -56,27 +71,143 @@ class Completion:
 
 def token_usage(completions: Sequence[Completion]) -> dict[str, int]:
     """Tokens of prompts and answers, by the names LangChain uses."""
-    prompt = sum(len(completion.request.prompt_ids) for completion in completions)
+    # Several answers to one prompt have the prompt in common.
+    prompts = {id(completion.request.prompt_ids): len(completion.request.prompt_ids) for completion in completions}
+    prompt = sum(prompts.values())
     answer = sum(completion.statistics.tokens for completion in completions)
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 
-def complete(
-    policy: PolicyModel, completions: Sequence[Completion], *, batch_size: int, width: int
-) -> Iterator[tuple[Completion, Decision, str]]:
-    """Answers prompts together, yielding every decision with the text it releases.
+class Piece(NamedTuple):
+    """What one decision adds to a completion.
 
-    Args:
+    Attributes:
+        completion: Which one.
+        decision: What was decided.
+        text: Text it releases, often the empty string.
+        last: Whether the completion has ended with it.
+    """
+
+    completion: Completion
+    decision: Decision
+    text: str
+    last: bool
+
+
+@dataclass(frozen=True)
+class Work:
+    """Prompts to be answered together by a loaded model's scheduler.
+
+    Attributes:
         policy: The policy model.
         completions: None of them begun.
-        batch_size: Most rows at a time.
-        width: Most siblings of a row in one pass.
+        pace: Batch size, width and prefix memory.
+        queue_size: Most requests that may be waiting before.
+        timeout: Seconds until all of it must be done; None for no limit.
+    """
+
+    policy: PolicyModel
+    completions: Sequence[Completion]
+    pace: Pace = field(default_factory=Pace)
+    queue_size: int = DEFAULT_QUEUE_SIZE
+    timeout: float | None = None
+
+
+def complete(work: Work) -> Iterator[Piece]:
+    """Answers prompts in the model's running batch.
+
+    Args:
+        work: What to answer.
 
     Yields:
-        `(completion, decision, released text)`; closing the generator frees the rows.
+        A piece per decision; closing the generator frees the rows within a pass.
+
+    Raises:
+        QueueFullError: If too many requests are waiting.
+        TimeoutError: If `timeout` is over.
+        Exception: Whatever made one of the requests fail.
     """
-    by_request = {completion.request: completion for completion in completions}
-    requests = [completion.request for completion in completions]
-    for decision in decode(policy, requests, batch_size=batch_size, width=width):
+    arrived: queue.SimpleQueue[Piece | Request] = queue.SimpleQueue()
+    with _submitted(work, arrived.put) as deadline:
+        running = {completion.request for completion in work.completions}
+        while running:
+            try:
+                item = arrived.get(timeout=deadline())
+            except queue.Empty:
+                raise _timeout(work) from None
+            if isinstance(item, Piece):
+                yield item
+            _settle(running, item)
+
+
+async def acomplete(work: Work) -> AsyncIterator[Piece]:
+    """As `complete`, without blocking the event loop.
+
+    Args:
+        work: What to answer.
+
+    Yields:
+        A piece per decision; cancelling the task or closing the generator frees the rows within a pass.
+
+    Raises:
+        QueueFullError: If too many requests are waiting.
+        TimeoutError: If `timeout` is over.
+        Exception: Whatever made one of the requests fail.
+    """
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[Piece | Request] = asyncio.Queue()
+
+    def put(item: Piece | Request) -> None:
+        # A loop that was closed in the meantime has nobody left to tell.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(arrived.put_nowait, item)
+
+    with _submitted(work, put) as deadline:
+        running = {completion.request for completion in work.completions}
+        while running:
+            try:
+                item = await asyncio.wait_for(arrived.get(), deadline())
+            except TimeoutError:
+                raise _timeout(work) from None
+            if isinstance(item, Piece):
+                yield item
+            _settle(running, item)
+
+
+@contextmanager
+def _submitted(work: Work, put: Callable[[Piece | Request], None]) -> Iterator[Callable[[], float | None]]:
+    """Has the work decoded while the context is open; gives the seconds left, and withdraws what is not done."""
+    by_request = {completion.request: completion for completion in work.completions}
+    end = None if work.timeout is None else time.monotonic() + work.timeout
+
+    def push(decision: Decision) -> None:
         completion = by_request[decision.request]
-        yield completion, decision, completion.push(decision)
+        text = completion.push(decision)
+        put(Piece(completion, decision, text, completion.finish_reason is not None))
+
+    for request in by_request:
+        request.check(work.policy)
+    call = Call(work.policy, list(by_request), work.pace, push, put)
+    scheduler = Scheduler.of(work.policy)
+    if by_request:
+        scheduler.submit(call, work.queue_size)
+    try:
+        yield lambda: None if end is None else max(0.0, end - time.monotonic())
+    finally:
+        for completion in work.completions:
+            if completion.finish_reason is None:
+                completion.request.cancel()
+        scheduler.withdraw(call)
+
+
+def _settle(running: set[Request], item: Piece | Request) -> None:
+    """Takes a request that has ended out of those running; raises its error if it has one."""
+    request = item.completion.request if isinstance(item, Piece) else item
+    if request.error is not None:
+        raise request.error
+    if not isinstance(item, Piece) or item.last:
+        running.discard(request)
+
+
+def _timeout(work: Work) -> TimeoutError:
+    return TimeoutError(f"{work.policy.name} did not answer within timeout={work.timeout} seconds.")

@@ -6,15 +6,17 @@ chunk of candidates while another is already at its next position (ALGORITHM.md 
 
     candidates.py  which tokens may come next       policy.py  a pass over rows and siblings
     rows.py        the rule, one row at a time      batch.py   rows side by side on the device
+    table.py       their candidate sets             prefixes.py  beginnings kept for later prompts
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice, takewhile
 
 import torch
 
 from langchain_mara.batch import Batch
 from langchain_mara.policy import PolicyModel
+from langchain_mara.prefixes import PrefixStore
 from langchain_mara.requests import Decision, Request
 
 DEFAULT_BATCH_SIZE = 8
@@ -24,24 +26,32 @@ DEFAULT_WIDTH = 8
 @torch.inference_mode()
 def decode(
     policy: PolicyModel,
-    requests: Iterable[Request],
+    requests: Iterable[Request | None],
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     width: int = DEFAULT_WIDTH,
+    on_leave: Callable[[Request], None] | None = None,
+    prefixes: PrefixStore | None = None,
 ) -> Iterator[Decision]:
     """Decodes requests by accept/reject, yielding every decision as soon as its pass is done.
 
     Continuous batching: up to `batch_size` rows run together; a finished or cancelled row leaves at
     once and the next waiting request takes its place. Results are independent of `batch_size`,
-    `width`, and of which requests share the batch, up to the rounding of the model's dtype.
-    Closing the generator frees everything.
+    `width`, `prefixes`, and of which requests share the batch, up to the rounding of the model's
+    dtype. Where memory does not suffice, half of the rows wait, with a warning. Closing the generator
+    frees everything.
 
     Args:
         policy: The policy model.
         requests: Decoded in this order. A sequence is checked as a whole before the first pass, any
-            other iterable request by request as rows become free.
+            other iterable request by request as rows become free; None from it means that none is
+            waiting at this moment, and ends decoding only where no row runs.
         batch_size: Most rows at a time.
         width: Most siblings of a row in one pass.
+        on_leave: Told once of every request that has ended, after its last decision. With it, a request that fails on its own (its
+            prompt, agent or logits processor) fails alone and holds its `error`; without it, the error
+            is raised here.
+        prefixes: Where the beginnings of prompts and answers are kept for later prompts; by default they are not.
 
     Yields:
         Decisions; those of one request in order, of different requests interleaved.
@@ -53,20 +63,23 @@ def decode(
     """
     if batch_size < 1 or width < 1:
         raise ValueError(f"batch_size and width must be at least 1, not {batch_size} and {width}.")
-    if isinstance(requests, Sequence):
+    if isinstance(requests, Sequence) and on_leave is None:
         for request in requests:
             request.check(policy)
-    batch = Batch(policy, width)
+    batch = Batch(policy, width, prefixes, raising=on_leave is None)
     waiting = iter(requests)
     while True:
-        batch.admit(_admissible(policy, islice(waiting, batch_size - len(batch.rows))))
-        if not batch.rows:
+        entering = _until_none(islice(waiting, batch.room(batch_size)))
+        batch.admit(entering)
+        if batch.rows:
+            yield from batch.step()
+        elif not entering and not batch.parked:
             return
-        yield from batch.step()
+        while batch.left:
+            request = batch.left.pop()
+            if on_leave is not None:
+                on_leave(request)
 
 
-def _admissible(policy: PolicyModel, requests: Iterable[Request]) -> list[Request]:
-    admitted = [request for request in requests if not request.cancelled]
-    for request in admitted:
-        request.check(policy)
-    return admitted
+def _until_none(requests: Iterable[Request | None]) -> list[Request]:
+    return list(takewhile(lambda request: request is not None, requests))  # type: ignore[arg-type]

@@ -27,3 +27,7 @@ class AgentMismatchError(MaraError, ValueError):
 
 class LoadingError(MaraError, ValueError):
     """A model, tokenizer, or device named by the user cannot be used."""
+
+
+class QueueFullError(MaraError, RuntimeError):
+    """Too many requests wait for a loaded model already."""

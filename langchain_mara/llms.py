@@ -1,32 +1,30 @@
 """MaraLLM: a LangChain LLM that runs a local model with accept/reject decoding."""
 
 import inspect
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Self
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from pydantic import ConfigDict, Field, ValidationError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import get_config_list
+from pydantic import ConfigDict
 from typing_extensions import override
 
-from langchain_mara.agent import MaraAgent
-from langchain_mara.completions import Completion, complete, token_usage
-from langchain_mara.decoding import DEFAULT_BATCH_SIZE, DEFAULT_WIDTH
-from langchain_mara.demo import AGENT_FOLDER, MODEL_FOLDER
-from langchain_mara.exceptions import PromptError
-from langchain_mara.loading import AgentSource, load_agent, load_model
-from langchain_mara.options import DecodingFields, DecodingOptions, options_error, refuse_unknown
-from langchain_mara.policy import PolicyModel
-from langchain_mara.requests import Decision, Request
+from langchain_mara.completions import Completion, Piece, acomplete, complete, token_usage
+from langchain_mara.exceptions import OptionsError, PromptError
+from langchain_mara.local import LocalModel
+from langchain_mara.requests import Decision
 from langchain_mara.stopping import Stop, as_list
-from langchain_mara.templates import encode_messages, encode_text, eos_token_ids
+from langchain_mara.templates import encode_messages, encode_text
+
+if TYPE_CHECKING:
+    from langchain_mara.chat_models import ChatMara
 
 
-class MaraLLM(BaseLLM, DecodingFields):
+class MaraLLM(LocalModel, BaseLLM):
     """A local Hugging Face model whose tokens an agent accepts or rejects while it generates.
 
     Setup:
@@ -38,6 +36,8 @@ class MaraLLM(BaseLLM, DecodingFields):
         strategy, order, fallback, accept_action, temperature, seed: See `DecodingOptions`.
         max_new_tokens, min_new_tokens: Length of the answer, in tokens.
         stop: Strings that end the answer and are cut off it.
+        n: Answers per prompt, for orders and strategies that draw.
+        include_accept_probabilities: Put them into `generation_info`, token by token.
 
     Key init args, model:
         model, tokenizer: A loaded `AutoModelForCausalLM` and its tokenizer.
@@ -45,8 +45,12 @@ class MaraLLM(BaseLLM, DecodingFields):
         use_chat_template: Whether a prompt is put as a user's message into the chat template; by
             default where the tokenizer has one.
         system_prompt: System message before the prompt; needs the chat template.
-        batch_size, width: Most prompts, and most siblings of a prompt, in one pass. They change speed
-            and memory, never results.
+        batch_size, width, prefix_memory: Most prompts, and most siblings of a prompt, in one pass, and
+            bytes kept for common prefixes. They change speed and memory, never results.
+        queue_size, timeout: Most prompts that may wait for the model, and seconds a call may take.
+
+    All but model and tokenizer can be given to a call, too. Calls that run at the same time, on whatever
+    instances with the same loaded model, share one running batch.
 
     Instantiate:
         ```python
@@ -83,110 +87,28 @@ class MaraLLM(BaseLLM, DecodingFields):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
-    model: PreTrainedModel = Field(exclude=True, repr=False)
-    tokenizer: PreTrainedTokenizerBase = Field(exclude=True, repr=False)
-    agent: MaraAgent | None = Field(default=None, exclude=True, repr=False)
-    model_id: str = ""
-    """Name of the model, for tracing and cache keys; by default what the model calls itself."""
     use_chat_template: bool | None = None
     system_prompt: str | None = None
-    stop: list[Annotated[str, Field(min_length=1)]] | None = None
-    batch_size: int = Field(default=DEFAULT_BATCH_SIZE, ge=1)
-    width: int = Field(default=DEFAULT_WIDTH, ge=1)
+
+    _fixed: ClassVar[frozenset[str]] = LocalModel._fixed | set(BaseLLM.model_fields)
 
     def __init__(self, **kwargs: Any) -> None:
-        try:
-            super().__init__(**kwargs)
-        except ValidationError as error:
-            raise options_error(error, type(self).model_fields) from None
-        if not self.model_id:
-            self.model_id = str(self.model.name_or_path) or type(self.model).__name__
+        super().__init__(**kwargs)
         if self.use_chat_template is None:
             self.use_chat_template = self.tokenizer.chat_template is not None
         if self.system_prompt is not None and not self.use_chat_template:
             raise PromptError("system_prompt needs a chat template, and this model is prompted with plain text.")
-        policy = PolicyModel(self.model)
-        if self.agent is not None:
-            self.agent.check_fits(policy.hidden_size, policy.name)
 
-    @classmethod
-    def from_model_id(
-        cls,
-        model_id: str | Path,
-        *,
-        agent: AgentSource | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        device_map: str | dict[str, Any] | None = None,
-        revision: str | None = None,
-        quantization_config: Any = None,
-        attn_implementation: str | None = None,
-        token: str | None = None,
-        local_files_only: bool = False,
-        **kwargs: Any,
-    ) -> Self:
-        """Loads model, tokenizer and agent by name.
+    def as_chat(self, **kwargs: Any) -> "ChatMara":
+        """A chat model on the same loaded model, with the same agent and settings.
 
         Args:
-            model_id: Hub id or folder of the policy model.
-            agent: A `MaraAgent`, a folder, a hub id, a reference `.pth`, or `repo:file` on the hub.
-            device: Such as `cuda` or `cpu`; by default CUDA where there is one.
-            dtype: By default the checkpoint's own (float32 for float16 checkpoints on the CPU).
-            device_map: Accelerate's placement, instead of `device`.
-            revision: Branch, tag or commit on the hub.
-            quantization_config: As transformers takes it.
-            attn_implementation: `sdpa` or `eager`.
-            token: Hub token for gated models.
-            local_files_only: Never touch the network.
-            **kwargs: Other fields of this class.
-
-        Raises:
-            LoadingError: If the device is unknown or the model cannot be loaded.
-            CheckpointError: If there is no valid agent.
-            OptionsError: If an argument is unknown or out of range.
+            **kwargs: Fields of `ChatMara` to set otherwise.
         """
-        # A typing error should not cost a model's loading time.
-        options = {name: kwargs[name] for name in DecodingOptions.model_fields if name in kwargs}
-        DecodingOptions.parse(**options)
-        settable = set(cls.model_fields) - {"model", "tokenizer"}
-        refuse_unknown(kwargs, settable, {*settable, *inspect.signature(cls.from_model_id).parameters})
-        loaded_agent = load_agent(agent)
-        model, tokenizer = load_model(
-            model_id,
-            device=device,
-            dtype=dtype,
-            device_map=device_map,
-            revision=revision,
-            quantization_config=quantization_config,
-            attn_implementation=attn_implementation,
-            token=token,
-            local_files_only=local_files_only,
-        )
-        return cls(model=model, tokenizer=tokenizer, agent=loaded_agent, model_id=str(model_id), **kwargs)
+        from langchain_mara.chat_models import ChatMara  # noqa: PLC0415 - it is built on this module's neighbours
 
-    @classmethod
-    def demo(cls, **kwargs: Any) -> Self:
-        """The embedded demonstration model with its agent: no download, and no use beyond trying things.
-
-        Args:
-            **kwargs: As for `from_model_id`; `agent=None` is the model without alignment.
-        """
-        values = {"agent": AGENT_FOLDER, "dtype": torch.float32, "local_files_only": True, **kwargs}
-        return cls.from_model_id(MODEL_FOLDER, **values)
-
-    def with_agent(self, agent: AgentSource | None) -> Self:
-        """A new instance on the same loaded model, with another agent (as for `from_model_id`) or with none."""
-        return self._configured({"agent": agent})
-
-    def _configured(self, changes: Mapping[str, Any]) -> Self:
-        """The same loaded model with other settings; this instance where there are none."""
-        if not changes:
-            return self
-        settable = set(type(self).model_fields) - set(BaseLLM.model_fields) - {"model", "tokenizer", "model_id"}
-        refuse_unknown(changes, settable, settable)
-        fields = {name: getattr(self, name) for name in type(self).model_fields}
-        agent = load_agent(changes.get("agent", self.agent))
-        return type(self)(**{**fields, **changes, "agent": agent})
+        shared = set(type(self).model_fields) & set(ChatMara.model_fields)
+        return ChatMara(**{**{name: getattr(self, name) for name in shared}, **kwargs})
 
     def trace(self, prompts: list[str], **kwargs: Any) -> list[list[tuple[Decision, str]]]:
         """Answers prompts together and tells what was decided at every token.
@@ -198,11 +120,11 @@ class MaraLLM(BaseLLM, DecodingFields):
         Returns:
             For each prompt its decisions in order, each with the text it released.
         """
-        llm = self._configured(kwargs)
-        completions = [llm._completion(prompt, None) for prompt in prompts]  # noqa: SLF001
+        llm = self._configured({"n": 1, **kwargs})
+        completions = llm._answers(prompts, None)
         traces: dict[Completion, list[tuple[Decision, str]]] = {one: [] for one in completions}
-        for completion, decision, text in llm._complete(completions):  # noqa: SLF001
-            traces[completion].append((decision, text))
+        for piece in complete(llm._work(completions)):
+            traces[piece.completion].append((piece.decision, piece.text))
         return list(traces.values())
 
     # LangChain's cache key holds the instance's parameters and the call's stop, but nothing else of the call:
@@ -217,6 +139,52 @@ class MaraLLM(BaseLLM, DecodingFields):
         known, changes = _split(kwargs)
         return await BaseLLM.agenerate(self._configured(changes), prompts, as_list(stop), *args, **known)
 
+    # LangChain's batch answers with the same exception for all inputs where one fails. Each input
+    # alone is as fast, because they meet in the running batch.
+    @override
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        if not return_exceptions:
+            return super().batch(inputs, config, **kwargs)
+        configs = concurrent(config, len(inputs), self.batch_size)
+        return Runnable.batch(self, inputs, configs, return_exceptions=True, **kwargs)
+
+    @override
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        if not return_exceptions:
+            return await super().abatch(inputs, config, **kwargs)
+        return await Runnable.abatch(self, inputs, config, return_exceptions=True, **kwargs)
+
+    # LangChain hands `_generate` the first prompt's run manager only; here all of them arrive.
+    @override
+    def _generate_helper(
+        self, prompts: list[str], stop: list[str] | None, run_managers: list[CallbackManagerForLLMRun], **kwargs: Any
+    ) -> LLMResult:
+        return super()._generate_helper(prompts, stop, run_managers, all_run_managers=run_managers, **kwargs)
+
+    @override
+    async def _agenerate_helper(
+        self,
+        prompts: list[str],
+        stop: list[str] | None,
+        run_managers: list[AsyncCallbackManagerForLLMRun],
+        **kwargs: Any,
+    ) -> LLMResult:
+        return await super()._agenerate_helper(prompts, stop, run_managers, all_run_managers=run_managers, **kwargs)
+
     @property
     def _llm_type(self) -> str:
         return "mara"
@@ -224,31 +192,49 @@ class MaraLLM(BaseLLM, DecodingFields):
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         return {
-            "model_id": self.model_id,
-            "agent": None if self.agent is None else self.agent.fingerprint,
+            **self._identity(),
             "use_chat_template": self.use_chat_template,
             "system_prompt": self.system_prompt,
-            "default_stop": self.stop,  # LangChain puts the call's under "stop"
-            **self._options().model_dump(),
         }
+
+    @override
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        changes = {name: value for name, value in _split(kwargs)[1].items() if name != "agent"}
+        return LangSmithParams(ls_model_type="llm", **self._configured(changes)._tracing(stop))  # type: ignore[typeddict-item]
 
     def _generate(
         self,
         prompts: list[str],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        all_run_managers: Sequence[CallbackManagerForLLMRun] = (),
         **kwargs: Any,
     ) -> LLMResult:
         llm = self._configured(kwargs)
-        completions = [llm._completion(prompt, stop) for prompt in prompts]  # noqa: SLF001
-        for completion, _, text in llm._complete(completions):  # noqa: SLF001
-            # LangChain hands over the first prompt's manager only.
-            if run_manager is not None and completion is completions[0] and text:
-                run_manager.on_llm_new_token(text)
-        return LLMResult(
-            generations=[[Generation(text=one.transcript.text, generation_info=one.info)] for one in completions],
-            llm_output={"token_usage": token_usage(completions), "model_name": self.model_id},
-        )
+        completions = llm._answers(prompts, stop)
+        listeners = _listeners(llm, completions, all_run_managers or [run_manager])
+        for piece in complete(llm._work(completions)):
+            if piece.text and (manager := listeners.get(piece.completion)):
+                manager.on_llm_new_token(piece.text, chunk=GenerationChunk(text=piece.text))
+        return llm._result(completions)
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        *,
+        all_run_managers: Sequence[AsyncCallbackManagerForLLMRun] = (),
+        **kwargs: Any,
+    ) -> LLMResult:
+        llm = self._configured(kwargs)
+        completions = llm._answers(prompts, stop)
+        listeners = _listeners(llm, completions, all_run_managers or [run_manager])
+        async for piece in acomplete(llm._work(completions)):
+            if piece.text and (manager := listeners.get(piece.completion)):
+                await manager.on_llm_new_token(piece.text, chunk=GenerationChunk(text=piece.text))
+        return llm._result(completions)
 
     def _stream(
         self,
@@ -258,23 +244,41 @@ class MaraLLM(BaseLLM, DecodingFields):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         llm = self._configured(kwargs)
-        completion = llm._completion(prompt, stop)  # noqa: SLF001
-        for _, _, text in llm._complete([completion]):  # noqa: SLF001
-            last = completion.finish_reason is not None
-            if not text and not last:
-                continue
-            chunk = GenerationChunk(text=text, generation_info=completion.info if last else None)
-            if run_manager is not None:
-                run_manager.on_llm_new_token(text, chunk=chunk)
-            yield chunk
+        for piece in complete(llm._work(llm._only_answer(prompt, stop))):
+            if chunk := _chunk(piece):
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
-    def _complete(self, completions: list[Completion]) -> Iterator[tuple[Completion, Decision, str]]:
-        return complete(PolicyModel(self.model), completions, batch_size=self.batch_size, width=self.width)
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        llm = self._configured(kwargs)
+        async for piece in acomplete(llm._work(llm._only_answer(prompt, stop))):
+            if chunk := _chunk(piece):
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
-    def _completion(self, prompt: str, stop: Stop) -> Completion:
-        eos = eos_token_ids(self.model, self.tokenizer)
-        request = Request(self._encode(prompt), self._options(), self.agent, eos)
-        return Completion.of(request, self.tokenizer, as_list(self.stop if stop is None else stop) or ())
+    def _answers(self, prompts: Sequence[str], stop: Stop) -> list[Completion]:
+        """`n` completions of every prompt, in order of prompts."""
+        return [one for prompt in prompts for one in self._completions(self._encode(prompt), stop)]
+
+    def _only_answer(self, prompt: str, stop: Stop) -> list[Completion]:
+        if self.n > 1:
+            raise OptionsError(f"A stream is one answer, not n={self.n}. Use generate, or leave n at 1.")
+        return self._answers([prompt], stop)
+
+    def _result(self, completions: Sequence[Completion]) -> LLMResult:
+        generations = [Generation(text=one.transcript.text, generation_info=one.info) for one in completions]
+        return LLMResult(
+            generations=[generations[i : i + self.n] for i in range(0, len(generations), self.n)],
+            llm_output={"token_usage": token_usage(completions), "model_name": self.model_id},
+        )
 
     def _encode(self, prompt: str) -> list[int]:
         if not self.use_chat_template:
@@ -282,13 +286,23 @@ class MaraLLM(BaseLLM, DecodingFields):
         messages = [("system", self.system_prompt), ("user", prompt)]
         return encode_messages(self.tokenizer, [{"role": r, "content": c} for r, c in messages if c is not None])
 
-    def _options(self) -> DecodingOptions:
-        return DecodingOptions.parse(**{name: getattr(self, name) for name in DecodingOptions.model_fields})
 
-    def get_token_ids(self, text: str) -> list[int]:
-        """Token ids of the text by the model's own tokenizer, without special tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+def _listeners(llm: MaraLLM, completions: Sequence[Completion], managers: Sequence[Any]) -> dict[Completion, Any]:
+    """Whom to tell of a completion's tokens: the prompt's manager, of the first of its `n` answers."""
+    return dict(zip(completions[:: llm.n], managers, strict=False))
+
+
+def concurrent(config: RunnableConfig | list[RunnableConfig] | None, inputs: int, threads: int) -> list[RunnableConfig]:
+    """Configurations of a batch that lets as many threads wait for answers as there are rows to decode them."""
+    configs = get_config_list(config, inputs)
+    return [{**one, "max_concurrency": one.get("max_concurrency") or threads} for one in configs]
+
+
+def _chunk(piece: Piece) -> GenerationChunk | None:
+    """What a stream yields for a piece; None for nothing."""
+    if not piece.text and not piece.last:
+        return None
+    return GenerationChunk(text=piece.text, generation_info=piece.completion.new_info(last=piece.last))
 
 
 def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

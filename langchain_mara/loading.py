@@ -1,6 +1,7 @@
 """Model, tokenizer and agent by name: the only caller of `from_pretrained`."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ def load_model(
     if dtype is None and model.dtype is torch.float16 and model.device.type == "cpu":
         model = model.float()
     return model, tokenizer
+
+
+@lru_cache(maxsize=2)
+def load_model_once(
+    model_id: str, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As `load_model`; the two models asked for last stay loaded."""
+    return load_model(model_id, device=device, dtype=dtype)
 
 
 def load_agent(source: AgentSource | None) -> MaraAgent | None:

@@ -21,8 +21,8 @@ class DecodingFields(BaseModel):
     """Nucleus mass, on the renormalised top-k."""
     order: Order = "descending"
     """Order in which the agent is asked: `descending`, `reversed`, `top-1-last` or `sampled`."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of the `sampled` order alone: no other order depends on it."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Of the `sampled` order alone, which is descending at 0: no other order depends on it."""
     strategy: Strategy = "first-accept"
     """`first-accept`, `max-prob` (highest accept probability) or `random` (uniform over accepted)."""
     accept_threshold: float = Field(default=0.5, ge=0, le=1)

@@ -35,6 +35,7 @@ class PolicyModel:
         vocabulary_size: Number of token ids.
         context: Most tokens a row may hold, or None where the model sets no limit.
         passes: Forward passes made so far, prefill included.
+        prefilled: Tokens of prompts computed so far; those that were reused do not count.
 
     Raises:
         UnsupportedModelError: If siblings cannot be evaluated in one pass; the sentence says why.
@@ -51,7 +52,7 @@ class PolicyModel:
         self.hidden_size = int(self.config.hidden_size)
         self.vocabulary_size = int(self.config.vocab_size)
         self.device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
-        self.passes = 0
+        self.passes = self.prefilled = 0
         verify_siblings(self)
 
     @property
@@ -80,9 +81,8 @@ class PolicyModel:
         states = []
         row = first_row
         for pack in _packs(prompts, PREFILL_TOKENS):
-            states.append(
-                self._prefill_packed(cache, row, pack) if len(pack) > 1 else self._prefill_one(cache, row, pack[0])
-            )
+            alone = len(pack) == 1
+            states.append(self.extend(cache, row, pack, [0]) if alone else self._prefill_packed(cache, row, pack))
             row += len(pack)
         return torch.cat(states)
 
@@ -95,19 +95,49 @@ class PolicyModel:
         same_prompt = rows[None, :, None] == rows[None, None, :]
         states = self._forward(cache, token_ids, positions[None], positions[None], same_prompt)
         cache.commit(first_row + rows, positions, positions)
+        self.prefilled += len(rows)
         last: Tensor = states[0, lengths.cumsum(0).to(states.device) - 1]
         return last
 
-    def _prefill_one(self, cache: RaggedCache, row: int, prompt: Sequence[int]) -> Tensor:
-        for start in range(0, len(prompt), PREFILL_TOKENS):
-            chunk = torch.tensor([prompt[start : start + PREFILL_TOKENS]], device=self.device)
-            stop = start + chunk.shape[1]
-            keys = torch.arange(stop, device=self.device)
-            rows = torch.full_like(keys[start:], row)
-            cache.begin_pass(cache.flat(rows, keys[start:]), read=(row, row + 1, stop))
-            states = self._forward(cache, chunk, keys[None, start:], keys[None])
-            cache.commit(rows, keys[start:], keys[start:])
-        return states[:, -1]
+    def extend(
+        self, cache: RaggedCache, first_row: int, token_ids: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> Tensor:
+        """Commits tokens to consecutive rows behind what they hold already, long ones in chunks.
+
+        Args:
+            cache: Row `first_row + i` holds `starts[i]` tokens, in slots in order of position.
+            first_row: Row of the first sequence; the others follow.
+            token_ids: What each row is extended by; none empty.
+            starts: Tokens each row holds.
+
+        Returns:
+            (rows, d) states of the last tokens.
+        """
+        rows, lengths = len(token_ids), [len(ids) for ids in token_ids]
+        longest = max(lengths)
+        cache.reserve(first_row + rows, max(starts) + longest)
+        # Padding stands behind a row's tokens, where nothing of the row sees it, and is never committed.
+        padded = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in token_ids]).to(self.device)
+        first_slots = torch.tensor(starts).to(self.device).unsqueeze(1)
+        row_index = first_row + torch.arange(rows, device=self.device).unsqueeze(1)
+        last = padded.new_zeros((rows, self.hidden_size), dtype=self.model.dtype)
+        step = max(1, PREFILL_TOKENS // rows)
+        for start in range(0, longest, step):
+            chunk = padded[:, start : start + step]
+            slots = first_slots + start + torch.arange(chunk.shape[1], device=self.device)
+            span = max(starts) + start + chunk.shape[1]
+            cache.begin_pass(cache.flat(row_index, slots).flatten(), read=(first_row, first_row + rows, span))
+            keys = torch.arange(span, device=self.device).expand(rows, span)
+            positions = slots if self.context is None else slots.clamp(max=self.context - 1)
+            states = self._forward(cache, chunk, positions, keys)
+            ends = {i: n - 1 - start for i, n in enumerate(lengths) if start < n <= start + chunk.shape[1]}
+            last = last.to(states)
+            last[list(ends)] = states[list(ends), list(ends.values())]
+        self.prefilled += sum(lengths)
+        committed = [(i, start + j) for i, (start, n) in enumerate(zip(starts, lengths, strict=True)) for j in range(n)]
+        which, positions = torch.tensor(committed).T.to(self.device)
+        cache.commit(first_row + which, positions, positions)
+        return last
 
     def siblings(self, cache: RaggedCache, token_ids: Tensor, slots: Tensor, positions: Tensor, span: int) -> Tensor:
         """Evaluates siblings of rows 0 … rows-1 in one pass; none sees another.

@@ -33,6 +33,9 @@ class Request:
         agent: Accepts or rejects; None accepts every candidate, which is plain decoding.
         eos_token_ids: Tokens that end the row; the EOS is emitted.
         logits_processor: Applied to the row's logits before the candidate set is cut.
+        cancelled: Whether it is to end, or has ended, before its time.
+        error: What made it fail, an error of its own agent or logits processor for example.
+        reused_tokens: Tokens of the prompt whose keys and values were taken from another prompt.
     """
 
     prompt_ids: Sequence[int]
@@ -41,10 +44,17 @@ class Request:
     eos_token_ids: frozenset[int] = frozenset()
     logits_processor: LogitsProcess | None = None
     cancelled: bool = field(default=False, init=False)
+    error: Exception | None = field(default=None, init=False)
+    reused_tokens: int = field(default=0, init=False)
 
     def cancel(self) -> None:
         """Ends the row before the next pass; no further decision of it is yielded."""
         self.cancelled = True
+
+    def fail(self, error: Exception) -> None:
+        """Ends the row because of an error of its own."""
+        self.error = error
+        self.cancel()
 
     def check(self, policy: PolicyModel) -> None:
         """Refuses what could not be decoded, before any work is done.

@@ -20,6 +20,7 @@ class Row:
         probabilities: Accept probabilities of the siblings examined at this position.
         scratch: Free cache slots; candidate i of the position stands in `scratch[i]`.
         next_slot: First cache slot of the row never used yet.
+        slots: Cache slots of the committed tokens, in order of position.
     """
 
     request: Request
@@ -28,11 +29,32 @@ class Row:
     probabilities: list[float] = field(default_factory=list)
     scratch: list[int] = field(default_factory=list)
     next_slot: int = 0
+    slots: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.next_slot = self.length
         self.random = random.Random(self.request.options.seed)
         self._generator: torch.Generator | None = None
+        self._noise: Tensor | None = None
+        self.restart()
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Prompt and answer so far."""
+        return [*self.request.prompt_ids, *self.generated]
+
+    def restart(self) -> None:
+        """Takes the place in a cache anew, as a row that holds all its tokens in order of position.
+
+        What was drawn stays drawn, so a row that had to leave the batch goes on as if it had not.
+        """
+        self.slots = list(range(self.length))
+        self.next_slot = self.length
+        self.probabilities, self.scratch = [], []
+
+    def occupy(self, index: int) -> int:
+        """Takes the slot of candidate `index` for good, for the token emitted last; returns it."""
+        self.slots.append(self.scratch.pop(index))
+        return self.slots[-1]
 
     def reserve_scratch(self, siblings: int) -> None:
         """Extends the free slots to at least `siblings`."""
@@ -47,10 +69,12 @@ class Row:
         return max(1, count - len(self.probabilities))
 
     def gumbel(self, size: int) -> Tensor:
-        """(size,) Gumbel noise from the row's own generator, independent of the batch."""
+        """(size,) Gumbel noise of this position, from the row's own generator, independent of the batch."""
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(self.request.options.seed)
-        return -torch.empty(size).exponential_(generator=self._generator).log()
+        if self._noise is None:
+            self._noise = -torch.empty(size).exponential_(generator=self._generator).log()
+        return self._noise
 
     def examine(self, probabilities: list[float], count: int) -> int | None:
         """Takes a further chunk of accept probabilities and applies the rule (ALGORITHM.md section 2).
@@ -100,7 +124,7 @@ class Row:
             not asked or probabilities[index] > request.options.accept_threshold,
             self._advance(token_id, context),
         )
-        self.probabilities = []
+        self.probabilities, self._noise = [], None
         return decision
 
     def _advance(self, token_id: int | None, context: int | None) -> FinishReason | None:

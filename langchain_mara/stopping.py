@@ -20,6 +20,8 @@ class Transcript:
     Args:
         tokenizer: Of the policy model.
         stop: Strings that end the answer; never released, not even in part.
+        markers: Special tokens that belong to the text, such as the beginning of a tool call; all others
+            are left out of it.
 
     Attributes:
         text: Everything released so far.
@@ -29,13 +31,18 @@ class Transcript:
         OptionsError: If a stop string is empty.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = (), markers: Sequence[str] = ()
+    ) -> None:
         if any(not string for string in stop):
             raise OptionsError("A stop string must not be empty.")
         self.text = ""
         self.stopped = False
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
+        added = tokenizer.added_tokens_decoder.items() if markers else ()
+        self._left_out = {number for number, token in added if token.special and token.content not in markers}
+        self._skip_special_tokens = not markers
         self._token_ids: list[int] = []
         self._context_start = 0
         self._unread = 0
@@ -43,6 +50,8 @@ class Transcript:
 
     def push(self, token_id: int) -> str:
         """Takes a token and returns the text it releases, often the empty string."""
+        if token_id in self._left_out:
+            return ""
         self._token_ids.append(token_id)
         # Decoding depends on neighbours (spaces, bytes of one character), so the tokens read last
         # are decoded again in front of the new ones and their text is taken off.
@@ -66,7 +75,9 @@ class Transcript:
 
     def _decode(self, start: int, stop: int) -> str:
         text = self._tokenizer.decode(
-            self._token_ids[start:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self._token_ids[start:stop],
+            skip_special_tokens=self._skip_special_tokens,
+            clean_up_tokenization_spaces=False,
         )
         return str(text)
 

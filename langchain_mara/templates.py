@@ -20,12 +20,19 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 
-def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]]) -> list[int]:
+def encode_messages(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, Any]],
+    tools: Sequence[dict[str, Any]] = (),
+    opening: str = "",
+) -> list[int]:
     """Token ids of a conversation rendered by the chat template, ready for the answer.
 
     Args:
         tokenizer: With a chat template.
         messages: `{"role": …, "content": …}` each.
+        tools: Tools on offer, in OpenAI's form; the template must take them.
+        opening: Beginning of the answer, put behind the prompt.
 
     Raises:
         PromptError: If there is no template, or it refuses these messages (a system message, say).
@@ -33,12 +40,14 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[
     if tokenizer.chat_template is None:
         raise PromptError("The tokenizer has no chat template. Set use_chat_template=False to prompt with plain text.")
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+        )
     except jinja2.TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise PromptError(f"The model's chat template refuses messages of the roles {roles}: {error}") from None
     # The template has written the special tokens already.
-    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    ids: list[int] = tokenizer(f"{text}{opening}", add_special_tokens=False).input_ids
     return ids
 
 

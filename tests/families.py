@@ -1,5 +1,9 @@
 """Tiny random models of the supported families, and an evaluation without cache or batch to compare with."""
 
+import gc
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -143,3 +147,18 @@ def cache_free(
         if chosen[0] == eos:
             break
     return expected
+
+
+def decoding_threads() -> int:
+    """Decoding threads alive; each ends when it has nothing left to do."""
+    return sum(thread.name == "mara-decoding" for thread in threading.enumerate())
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Waits for what another thread does within a pass or so; garbage is collected meanwhile."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError("the condition did not come true")
+        gc.collect()
+        time.sleep(0.01)

@@ -5,15 +5,17 @@ from math import nan
 
 import pytest
 import torch
-from families import tiny_agent
+from families import decoding_threads, tiny_agent, wait_until
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from langchain_mara.agent import MaraAgent
-from langchain_mara.completions import Completion, complete
+from langchain_mara.completions import Completion, Work, complete
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy import PolicyModel
 from langchain_mara.requests import Decision, FinishReason, Request
+from langchain_mara.scheduler import Pace
+from langchain_mara.stopping import Transcript
 from langchain_mara.trace import DecisionStatistics
 
 PROMPTS = {"hi": [0, 12, 13], "the": [0, 40, 9], "b": [0, 6]}
@@ -31,13 +33,21 @@ def completion_of(tokenizer: PreTrainedTokenizerFast, agent: MaraAgent) -> MakeC
 
     def make(prompt: str = "hi", stop: tuple[str, ...] = (), eos: int = 1, new: int = 12) -> Completion:
         request = Request(PROMPTS[prompt], DecodingOptions(max_new_tokens=new), agent, frozenset({eos}))
-        return Completion.of(request, tokenizer, stop)
+        return Completion(request, Transcript(tokenizer, stop))
 
     return make
 
 
 def run(policy: PolicyModel, *completions: Completion) -> list[tuple[Completion, Decision, str]]:
-    return list(complete(policy, completions, batch_size=4, width=4))
+    return [piece[:3] for piece in complete(Work(policy, completions, Pace(batch_size=4, width=4)))]
+
+
+def passes_of(policy: PolicyModel, completion: Completion) -> tuple[list[tuple[Completion, Decision, str]], int]:
+    """A completion's steps, and the passes made until nothing was left to do."""
+    before = policy.passes
+    steps = run(policy, completion)
+    wait_until(lambda: not decoding_threads())
+    return steps, policy.passes - before
 
 
 def decision(
@@ -85,14 +95,11 @@ def test_stop_string_finishes_with_stop_and_no_further_pass(policy: PolicyModel,
     text = free.transcript.text
     stop = text[5:8]
     completion = completion_of(stop=(stop,))
-    steps, passes = [], []
-    for step in complete(policy, [completion], batch_size=4, width=4):
-        steps.append(step)
-        passes.append(policy.passes)
+    steps, passes = passes_of(policy, completion)
     assert completion.finish_reason == "stop"
     assert completion.transcript.text == text[: text.index(stop)]
     assert completion.request.cancelled
-    assert policy.passes == passes[-1]
+    assert passes == passes_of(policy, completion_of(new=len(steps)))[1]
     assert completion.statistics.tokens == len(steps) < free.statistics.tokens
 
 
@@ -151,7 +158,7 @@ def test_stop_string_in_the_last_broken_bytes_is_met(
 def test_closing_early_leaves_the_policy_usable(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     expected = completion_of()
     run(policy, expected)
-    steps = complete(policy, [completion_of()], batch_size=1, width=2)
+    steps = complete(Work(policy, [completion_of()], Pace(batch_size=1, width=2)))
     next(steps)
     steps.close()
     again = completion_of()

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import AgentMismatchError, LoadingError, OptionsError, PromptError
 
-TYPING_ERRORS = {"topk": "top_k", "max_tokens": "max_new_tokens", "temprature": "temperature"}
+TYPING_ERRORS = {"topk": "top_k", "max_token": "max_new_tokens", "temprature": "temperature"}
 
 
 @pytest.mark.parametrize(("name", "nearest"), [*TYPING_ERRORS.items(), ("batchsize", "batch_size"), ("agnt", "agent")])

@@ -1,0 +1,262 @@
+"""ChatMara: a LangChain chat model that runs a local model with accept/reject decoding."""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LangSmithParams, LanguageModelInput
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import ConfigDict
+from typing_extensions import override
+
+from langchain_mara.completions import Completion, acomplete, complete, token_usage
+from langchain_mara.exceptions import OptionsError, PromptError
+from langchain_mara.llms import concurrent
+from langchain_mara.local import LocalModel
+from langchain_mara.messages import Answer, forced_names, to_template
+from langchain_mara.stopping import Stop, as_list
+from langchain_mara.templates import encode_messages
+from langchain_mara.tools import MARKERS, ToolCallParser, forced_opening, tool_format
+
+_CALL_ONLY = {"model", "tools", "tool_choice", "stream", "ls_structured_output_format", "structured_output_format"}
+
+_Answers = dict[Completion, Answer]
+
+
+class ChatMara(LocalModel, BaseChatModel):
+    """A local Hugging Face chat model whose tokens an agent accepts or rejects while it generates.
+
+    Setup:
+        `pip install "langchain-mara[training]"`. A CUDA GPU is used where there is one.
+
+    Key init args, decoding:
+        top_k, top_p, accept_threshold, strategy, order, fallback, temperature, seed: As for `MaraLLM`.
+        max_new_tokens: Length of the answer, in tokens; `max_tokens` is the same.
+        stop: Strings that end the answer and are cut off it.
+
+    Key init args, model:
+        model, tokenizer: A loaded `AutoModelForCausalLM` and its tokenizer, which needs a chat template.
+        agent: A `MaraAgent`; None decodes plainly, through the same loop.
+        batch_size, width, prefix_memory, queue_size, timeout: As for `MaraLLM`.
+
+    Instantiate:
+        ```python
+        from langchain_mara import ChatMara, MaraLLM
+
+        chat = ChatMara.from_model_id(
+            "mistralai/Mistral-7B-Instruct-v0.3",
+            agent="IAAR-Shanghai/MARA_AGENTS:mistral_v3_2_1_actor.pth",
+        )
+        chat = MaraLLM.demo().as_chat()  # on a model that is loaded already
+        ```
+
+    Invoke:
+        ```python
+        chat.invoke([("system", "You are brief."), ("human", "How do I boil an egg?")])
+        ```
+
+    Stream:
+        ```python
+        for chunk in chat.stream("How do I boil an egg?"):
+            print(chunk.text, end="")
+        ```
+
+    Async:
+        ```python
+        await chat.ainvoke("How do I boil an egg?")
+        ```
+
+    Tool calling:
+        For models whose template takes tools, in the formats of Hermes and Qwen, Llama 3.1, and Mistral.
+        ```python
+        chat.bind_tools([get_weather]).invoke("What is the weather in Paris?").tool_calls
+        ```
+
+    Structured output:
+        ```python
+        chat.with_structured_output(Recipe).invoke("How do I boil an egg?")
+        ```
+
+    Raises:
+        OptionsError: If an argument is unknown or out of range.
+        PromptError: If the tokenizer has no chat template, or messages cannot be put into it.
+        UnsupportedModelError: If the model's architecture cannot be decoded this way.
+        AgentMismatchError: If the agent reads states of another size than the model gives.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    streaming: bool = False
+    """Whether `invoke` runs through `stream`, as LangChain's chat models have it."""
+
+    _fixed: ClassVar[frozenset[str]] = LocalModel._fixed | set(BaseChatModel.model_fields)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.tokenizer.chat_template is None:
+            raise PromptError(
+                f"The tokenizer of {self.model_id} has no chat template. Use an instruct model, set "
+                "tokenizer.chat_template, or prompt it with plain text through MaraLLM."
+            )
+
+    @override
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | dict[str, Any] | bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Lets the model call tools.
+
+        Args:
+            tools: Whatever LangChain takes: functions, pydantic models, tools, OpenAI's JSON.
+            tool_choice: A tool's name, `"any"` for one of them, `"auto"` (default) or `"none"`. A forced call is begun
+                for the model, its arguments are the model's own and not checked against the schema.
+            **kwargs: As for a call.
+
+        Raises:
+            PromptError: If the chat template takes no tools, or in no format that is known.
+            OptionsError: If `tool_choice` names no tool.
+        """
+        tool_format(self.tokenizer)
+        described = [convert_to_openai_tool(tool) for tool in tools]
+        forced_names(described, tool_choice)
+        return self.bind(tools=described, tool_choice=tool_choice, **kwargs)
+
+    @override
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """Tokens of a conversation in the model's chat template, ready for the answer."""
+        described = [convert_to_openai_tool(tool) for tool in tools or ()]
+        return len(self._encode(messages, described))
+
+    @override
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        configs = concurrent(config, len(inputs), self.batch_size)
+        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+
+    @property
+    def _llm_type(self) -> str:
+        return "chat-mara"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        return self._identity()
+
+    @override
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        chat, call = self._for_call(kwargs)
+        asked = {name: call[name] for name in ("tools", "tool_choice") if name in call}
+        return BaseChatModel._get_llm_string(chat, as_list(stop), **asked)
+
+    @override
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        settings = {name: value for name, value in kwargs.items() if name not in _CALL_ONLY | {"agent"}}
+        params = LangSmithParams(ls_model_type="chat", **self._configured(settings)._tracing(stop))  # type: ignore[typeddict-item]
+        params["ls_model_name"] = kwargs.get("model") or self.model_id
+        return params
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        chat, answers = self._answers(messages, stop, kwargs)
+        first = next(iter(answers))
+        for piece in complete(chat._work(list(answers))):
+            chunk = answers[piece.completion].take(piece)
+            if chunk and run_manager is not None and piece.completion is first:
+                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+        return chat._result(answers)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        chat, answers = self._answers(messages, stop, kwargs)
+        first = next(iter(answers))
+        async for piece in acomplete(chat._work(list(answers))):
+            chunk = answers[piece.completion].take(piece)
+            if chunk and run_manager is not None and piece.completion is first:
+                await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+        return chat._result(answers)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        chat, answers = self._only_answer(messages, stop, kwargs)
+        for piece in complete(chat._work(list(answers))):
+            if chunk := answers[piece.completion].take(piece):
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        chat, answers = self._only_answer(messages, stop, kwargs)
+        async for piece in acomplete(chat._work(list(answers))):
+            if chunk := answers[piece.completion].take(piece):
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+
+    def _for_call(self, kwargs: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """This model as configured for a call, and the call's own arguments."""
+        call = {name: value for name, value in kwargs.items() if name in _CALL_ONLY}
+        changes = {name: value for name, value in kwargs.items() if name not in _CALL_ONLY}
+        return self._on_model(call.get("model"), changes), call
+
+    def _answers(self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]) -> tuple[Self, _Answers]:
+        """The configured model, and the `n` answers to a conversation, not begun, by their completions."""
+        chat, call = self._for_call(kwargs)
+        tools = [] if call.get("tool_choice") == "none" else list(call.get("tools") or ())
+        form = tool_format(chat.tokenizer) if tools else None
+        names = forced_names(tools, call.get("tool_choice"))
+        opening = forced_opening(form, names) if form and names else ""
+        prompt_ids = chat._encode(messages, tools, opening)
+        completions = chat._completions(prompt_ids, stop, MARKERS if tools else ())
+        return chat, {
+            one: Answer(one, chat.model_id, ToolCallParser(form, opening) if form else None) for one in completions
+        }
+
+    def _only_answer(self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]) -> tuple[Self, _Answers]:
+        chat, answers = self._answers(messages, stop, kwargs)
+        if len(answers) > 1:
+            raise OptionsError(f"A stream is one answer, not n={len(answers)}. Use generate, or leave n at 1.")
+        return chat, answers
+
+    def _encode(self, messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]], opening: str = "") -> list[int]:
+        form = tool_format(self.tokenizer) if tools else None
+        return encode_messages(self.tokenizer, to_template(messages, form), tools, opening)
+
+    def _result(self, answers: _Answers) -> ChatResult:
+        return ChatResult(
+            generations=[answer.result() for answer in answers.values()],
+            llm_output={"token_usage": token_usage(list(answers)), "model_name": self.model_id},
+        )

@@ -1,0 +1,181 @@
+"""Requests of many callers in one running batch: one decoding thread per loaded model.
+
+Whoever answers prompts hands over a `Call` and waits for its decisions. The thread runs only while
+there is work. Calls take turns: the next free row goes to the call that has waited longest since its
+last turn, so that a single prompt does not wait behind a batch of a thousand.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from langchain_mara.decoding import DEFAULT_BATCH_SIZE, DEFAULT_WIDTH, decode
+from langchain_mara.exceptions import QueueFullError
+from langchain_mara.fingerprints import weights_state
+from langchain_mara.policy import PolicyModel
+from langchain_mara.prefixes import PrefixStore
+from langchain_mara.requests import Decision, Request
+
+DEFAULT_PREFIX_MEMORY = 512 * 2**20
+DEFAULT_QUEUE_SIZE = 4096
+
+_schedulers: WeakKeyDictionary[nn.Module, "Scheduler"] = WeakKeyDictionary()
+_creation = threading.Lock()
+
+
+class Pace(NamedTuple):
+    """What decides speed and memory, never results; only calls of one pace share a batch.
+
+    Attributes:
+        batch_size: Most rows at a time.
+        width: Most siblings of a row in one pass.
+        prefix_memory: Bytes of keys and values kept for prompts that begin like earlier ones.
+    """
+
+    batch_size: int = DEFAULT_BATCH_SIZE
+    width: int = DEFAULT_WIDTH
+    prefix_memory: int = DEFAULT_PREFIX_MEMORY
+
+
+class Call:
+    """Requests of one caller, answered together.
+
+    Args:
+        policy: The policy model.
+        requests: To be decoded in this order.
+        pace: Batch size, width and prefix memory.
+        on_decision: Given every decision, in the decoding thread; what it raises fails that request.
+        on_leave: Given every request that has ended, in the decoding thread, once.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyModel,
+        requests: Sequence[Request],
+        pace: Pace,
+        on_decision: Callable[[Decision], None],
+        on_leave: Callable[[Request], None],
+    ) -> None:
+        self.policy = policy
+        self.waiting = deque(requests)
+        self.pace = pace
+        self.on_decision = on_decision
+        self.on_leave = on_leave
+
+
+class Scheduler:
+    """The queue of one loaded model, and the thread that empties it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: deque[Call] = deque()
+        self._thread: threading.Thread | None = None
+        self._prefixes = PrefixStore(budget=0)
+        self._weights = (0, 0)
+
+    @staticmethod
+    def of(policy: PolicyModel) -> "Scheduler":
+        """The scheduler of a loaded model; it lives as long as the model."""
+        with _creation:
+            return _schedulers.setdefault(policy.model, Scheduler())
+
+    def submit(self, call: Call, queue_size: int = DEFAULT_QUEUE_SIZE) -> None:
+        """Queues a call and returns at once.
+
+        Args:
+            call: With at least one request.
+            queue_size: Refuse the call if as many requests are waiting already.
+
+        Raises:
+            QueueFullError: If the queue is full.
+        """
+        with self._lock:
+            waiting = sum(len(one.waiting) for one in self._calls)
+            if waiting >= queue_size:
+                raise QueueFullError(
+                    f"{waiting} requests are waiting for {call.policy.name} already. Try again later, limit "
+                    "the callers (max_concurrency), or raise queue_size."
+                )
+            # A thread does not survive a fork; is_alive tells.
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="mara-decoding")
+                self._thread.start()
+            self._calls.append(call)
+
+    def withdraw(self, call: Call) -> None:
+        """Takes back what of a call has not begun; rows that run end by `Request.cancel`."""
+        with self._lock:
+            call.waiting.clear()
+            if call in self._calls:
+                self._calls.remove(call)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._calls:
+                    self._thread = None
+                    return
+                call = self._calls[0]
+            self._decode(call.policy, call.pace)
+
+    def _decode(self, policy: PolicyModel, pace: Pace) -> None:
+        """Runs one batch until no row is left and no call of its pace is first in the queue."""
+        running: dict[Request, Call] = {}
+
+        def leave(request: Request) -> None:
+            running.pop(request).on_leave(request)
+
+        def joining() -> Iterator[Request | None]:
+            while True:
+                turn = self._next(pace)
+                if turn is not None:
+                    running[turn[0]] = turn[1]
+                yield None if turn is None else turn[0]
+
+        try:
+            decisions = decode(
+                policy,
+                joining(),
+                batch_size=pace.batch_size,
+                width=pace.width,
+                on_leave=leave,
+                prefixes=self._prefixes_of(policy, pace),
+            )
+            for decision in decisions:
+                request = decision.request
+                if request in running and not request.cancelled:
+                    _deliver(running[request], decision)
+        except Exception as error:  # noqa: BLE001 - the callers raise it, the thread lives on
+            for request in list(running):
+                request.fail(error)
+                leave(request)
+
+    def _next(self, pace: Pace) -> tuple[Request, Call] | None:
+        """The next request and whose it is; None if none waits or the next call is of another pace."""
+        with self._lock:
+            if not self._calls or self._calls[0].pace != pace:
+                return None
+            call = self._calls.popleft()
+            request = call.waiting.popleft()
+            if call.waiting:
+                self._calls.append(call)
+            return request, call
+
+    def _prefixes_of(self, policy: PolicyModel, pace: Pace) -> PrefixStore:
+        weights = weights_state(policy.model)
+        if weights != self._weights:
+            self._prefixes.clear()
+            self._weights = weights
+        self._prefixes.budget = pace.prefix_memory
+        return self._prefixes
+
+
+def _deliver(call: Call, decision: Decision) -> None:
+    try:
+        call.on_decision(decision)
+    except Exception as error:  # noqa: BLE001 - of one caller, who raises it
+        decision.request.fail(error)

@@ -1,0 +1,86 @@
+"""Candidate sets of the rows side by side, cut from logits."""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from langchain_mara.cache import enlarged
+from langchain_mara.candidates import candidate_sets, order_candidates
+from langchain_mara.policy import PolicyModel
+from langchain_mara.requests import Request
+from langchain_mara.rows import Row
+
+
+class CandidateTable:
+    """The candidate set of every row's position.
+
+    Args:
+        policy: The policy model.
+        fail: Told of a request whose logits processor raises.
+
+    Attributes:
+        token_ids: (rows, columns) int64 candidates in order of examination; columns beyond a row's count hold
+            anything.
+        counts: (rows,) int64 sizes of the sets.
+    """
+
+    def __init__(self, policy: PolicyModel, fail: Callable[[Request, Exception], None]) -> None:
+        self.token_ids = torch.zeros((0, 0), dtype=torch.long, device=policy.device)
+        self.counts = torch.zeros(0, dtype=torch.long, device=policy.device)
+        self._policy = policy
+        self._fail = fail
+
+    def cut(self, rows: Sequence[Row], places: Sequence[int], states: Tensor) -> None:
+        """Cuts the next candidate sets of some rows.
+
+        Args:
+            rows: The rows.
+            places: Where each row stands in the table, which grows as needed.
+            states: (len(rows), d) states of their last tokens.
+        """
+        columns = min(max(row.request.options.top_k for row in rows), self._policy.vocabulary_size)
+        self.token_ids = enlarged(self.token_ids, (max(places) + 1, columns))
+        self.counts = enlarged(self.counts, (max(places) + 1,))
+        logits = self._processed_logits(rows, states)
+
+        def key(index: int) -> tuple[object, ...]:
+            options = rows[index].request.options
+            return (options.order, options.top_k, options.top_p, options.temperature)
+
+        for _, group in groupby(sorted(range(len(rows)), key=key), key=key):
+            members = list(group)
+            chosen = logits if members == list(range(len(rows))) else logits[members]
+            self._cut_alike([rows[i] for i in members], [places[i] for i in members], chosen)
+
+    def _cut_alike(self, rows: Sequence[Row], places: Sequence[int], logits: Tensor) -> None:
+        options = rows[0].request.options
+        sets = candidate_sets(logits, options.top_k, options.top_p)
+        noise = None
+        if options.order == "sampled":
+            noise = torch.stack([row.gumbel(sets.scores.shape[1]) for row in rows]).to(logits.device)
+        sets = order_candidates(sets, options.order, options.temperature, noise)
+        targets = torch.tensor(places).to(self.counts.device)
+        self.token_ids[targets, : sets.token_ids.shape[1]] = sets.token_ids.to(targets.device)
+        self.counts[targets] = sets.counts.to(targets.device)
+
+    def _processed_logits(self, rows: Sequence[Row], states: Tensor) -> Tensor:
+        logits = self._policy.logits(states)
+        for i, row in enumerate(rows):
+            request = row.request
+            if request.logits_processor is not None:
+                ids = torch.tensor([row.token_ids], device=logits.device)
+                try:
+                    scores = request.logits_processor(ids, logits[i : i + 1].float())
+                    logits[i] = scores[0].to(logits.dtype)
+                except Exception as error:  # noqa: BLE001 - a processor may be anybody's
+                    self._fail(request, error)
+            if len(row.generated) < request.options.min_new_tokens:
+                logits[i, list(request.eos_token_ids)] = -torch.inf
+        return logits
+
+    def move(self, source: int, target: int) -> None:
+        """Copies the set at `source` over the one at `target`."""
+        self.token_ids[target] = self.token_ids[source]
+        self.counts[target] = self.counts[source]

@@ -25,6 +25,11 @@ def peak_bytes(device: str) -> int:
     return max(0, _resident("VmHWM") - _start_bytes)
 
 
+def resident_bytes() -> int:
+    """The process's resident set now; 0 where it cannot be read."""
+    return _resident("VmRSS")
+
+
 def _resident(field: str) -> int:
     status = Path("/proc/self/status")
     if not status.exists():

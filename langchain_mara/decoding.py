@@ -48,9 +48,9 @@ def decode(
             waiting at this moment, and ends decoding only where no row runs.
         batch_size: Most rows at a time.
         width: Most siblings of a row in one pass.
-        on_leave: Told once of every request that has ended, after its last decision. With it, a request that fails on its own (its
-            prompt, agent or logits processor) fails alone and holds its `error`; without it, the error
-            is raised here.
+        on_leave: Told once of every request that has ended, after its last decision. With it, a request
+            that fails on its own (its prompt, agent or logits processor) fails alone and holds its
+            `error`; without it, the error is raised here.
         prefixes: Where the beginnings of prompts and answers are kept for later prompts; by default they are not.
 
     Yields:

@@ -82,7 +82,7 @@ def load_model(
 
 @lru_cache(maxsize=2)
 def load_model_once(
-    model_id: str, device: torch.device, dtype: torch.dtype
+    model_id: str, device: torch.device | str, dtype: torch.dtype | str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """As `load_model`; the two models asked for last stay loaded."""
     return load_model(model_id, device=device, dtype=dtype)

@@ -18,6 +18,7 @@ from langchain_mara.completions import Completion, Piece
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.tools import InvalidToolCall, ToolCall, ToolCallParser, ToolFormat
 
+_NOT_SHOWN = {"tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use", "reasoning", "thinking"}
 _MISTRAL_ID = 9  # letters and digits that Mistral's template insists on
 
 
@@ -33,14 +34,7 @@ def to_template(messages: Sequence[BaseMessage], form: ToolFormat | None) -> lis
     """
     converted = [convert_to_openai_messages(message, text_format="string") for message in messages]
     for message, original in zip(converted, messages, strict=True):
-        content = message.get("content") or ""
-        if not isinstance(content, str):
-            kinds = sorted({str(part.get("type")) for part in content if isinstance(part, dict)} - {"text"})
-            raise PromptError(
-                f"A message of type {original.type} holds {', '.join(kinds)}; this model reads text only. "
-                "Leave such parts out, or describe them in words."
-            )
-        message["content"] = content
+        message["content"] = _text(message.get("content") or "", original.type)
         if original.name:
             message["name"] = original.name
         if "tool_call_id" in message:
@@ -49,6 +43,20 @@ def to_template(messages: Sequence[BaseMessage], form: ToolFormat | None) -> lis
             call["id"] = _call_id(call["id"], form)
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])
     return converted
+
+
+def _text(content: str | list[Any], role: str) -> str:
+    """The text of a content list; what stands elsewhere in the message too, such as its tool calls, is left out."""
+    if isinstance(content, str):
+        return content
+    parts = [part for part in content if isinstance(part, dict)]
+    foreign = sorted({str(part.get("type")) for part in parts} - {"text"} - _NOT_SHOWN)
+    if foreign:
+        raise PromptError(
+            f"A message of type {role} holds {', '.join(foreign)}; this model reads text only. "
+            "Leave such parts out, or describe them in words."
+        )
+    return "".join(part if isinstance(part, str) else part.get("text", "") for part in content)
 
 
 def _call_id(identity: str, form: ToolFormat | None) -> str:
@@ -100,7 +108,8 @@ class Answer:
         if piece.last and self.parser is not None:
             rest, valid, invalid = self.parser.finish()
             text += rest
-            calls = [_call_chunk(call, i) for i, call in enumerate([*valid, *invalid])]
+            found: list[ToolCall | InvalidToolCall] = [*valid, *invalid]
+            calls = [_call_chunk(call, i) for i, call in enumerate(found)]
         if not text and not piece.last:
             return None
         info = self.completion.new_info(last=piece.last) or {}

@@ -89,7 +89,7 @@ class Transcript:
             self.stopped = True
             released, self._held_back = text[: min(ends)[1]], ""
         else:
-            kept = max((_overlap(text, string) for string in self._stop), default=0)
+            kept = max((overlap(text, string) for string in self._stop), default=0)
             released, self._held_back = text[: len(text) - kept], text[len(text) - kept :]
         self.text += released
         return released
@@ -100,7 +100,7 @@ def as_list(stop: Stop) -> list[str] | None:
     return [stop] if isinstance(stop, str) else stop if stop is None else list(stop)
 
 
-def _overlap(text: str, string: str) -> int:
-    """Length of the longest end of `text` that begins `string`."""
+def overlap(text: str, string: str) -> int:
+    """Length of the longest end of `text` that begins `string` and is not the whole of it."""
     longest = min(len(text), len(string) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(string[:n])), 0)

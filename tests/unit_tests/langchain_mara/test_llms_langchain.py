@@ -94,11 +94,6 @@ def test_callbacks_get_the_tokens_of_an_invocation(llm: MaraLLM, recorder: Recor
     assert "".join(recorder.tokens) == text
 
 
-def test_callbacks_of_a_batch_get_the_first_prompts_tokens(llm: MaraLLM, recorder: Recorder) -> None:
-    texts = llm.generate(["hi", "the end"], callbacks=[recorder]).generations
-    assert "".join(recorder.tokens) == texts[0][0].text
-
-
 def test_callbacks_learn_of_errors(llm: MaraLLM, recorder: Recorder) -> None:
     with pytest.raises(ValueError, match="Shorten"):
         llm.invoke("x" * 200, config={"callbacks": [recorder]})

@@ -1,0 +1,217 @@
+"""Many callers on one loaded model: throughput, latency, prefix reuse, and a stress run.
+
+    python benchmarks/serving.py throughput   concurrent `ainvoke` calls against the same calls one after another
+    python benchmarks/serving.py prefix       questions behind a common prefix, with and without reuse
+    python benchmarks/serving.py stress       threads, random cancellations and stop strings; memory and mix-ups
+
+`--model demo` is the embedded model, the default a random one of the 135 M shape. Ratios are formed
+within a repeat, interleaved, and their medians reported.
+"""
+
+import asyncio
+import gc
+import random
+import statistics
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+
+import torch
+import typer
+from decoding import CoinAgent, load
+from memory import resident_bytes
+from rich.console import Console
+from rich.table import Table
+
+from langchain_mara import MaraLLM
+from langchain_mara.policy import PolicyModel
+
+_WORDS = "how can I tell my neighbour that the garden house needs a new roof before winter comes"
+app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
+console = Console()
+Model = Annotated[str, typer.Option(help="`demo`, a hub id or folder, or `135m` for a random model of that shape.")]
+NewTokens = Annotated[int, typer.Option(help="Tokens per answer, or per question.")]
+
+
+def make_llm(name: str, **kwargs: Any) -> MaraLLM:
+    """An LLM with an agent that accepts half of the states."""
+    torch.set_flush_denormal(True)
+    if name == "demo":
+        return MaraLLM.demo(device="cpu", **kwargs)
+    demo = MaraLLM.demo(device="cpu")
+    model = load(None if name == "135m" else name, "cuda" if torch.cuda.is_available() else "cpu", torch.float32)
+    agent = CoinAgent(model.config.hidden_size).to(model.device).eval()
+    # The answers' text is noise: any tokenizer will do.
+    return MaraLLM(model=model, tokenizer=demo.tokenizer, agent=agent, model_id=name, **kwargs)
+
+
+def questions(count: int, words: int = 12) -> list[str]:
+    """Prompts of unequal length about nothing."""
+    draw = random.Random(count)  # noqa: S311
+    vocabulary = _WORDS.split()
+    lengths = [draw.randint(words // 2, words * 3 // 2) for _ in range(count)]
+    return [f"Question {i}: " + " ".join(draw.choices(vocabulary, k=length)) for i, length in enumerate(lengths)]
+
+
+@app.command()
+def throughput(
+    model: Model = "135m",
+    calls: int = 32,
+    new_tokens: NewTokens = 24,
+    width: int = 2,
+    repeats: int = 3,
+) -> None:
+    """Concurrent calls against the same calls one after another, and the latency of one among many."""
+    llm = make_llm(model, max_new_tokens=new_tokens, min_new_tokens=new_tokens, batch_size=calls, width=width)
+    prompts = questions(calls)
+
+    async def alone() -> list[str]:
+        return [await llm.ainvoke(prompt) for prompt in prompts]
+
+    async def together() -> list[str]:
+        return list(await asyncio.gather(*(llm.ainvoke(prompt) for prompt in prompts)))
+
+    async def among() -> float:
+        others = [asyncio.create_task(llm.ainvoke(prompt)) for prompt in prompts[1:]]
+        await asyncio.sleep(0.2)
+        start = time.perf_counter()
+        await llm.ainvoke(prompts[0], max_new_tokens=8, min_new_tokens=8)
+        seconds = time.perf_counter() - start
+        await asyncio.gather(*others)
+        return seconds
+
+    async def single() -> float:
+        start = time.perf_counter()
+        await llm.ainvoke(prompts[0], max_new_tokens=8, min_new_tokens=8)
+        return time.perf_counter() - start
+
+    rows: dict[str, list[float]] = {"alone": [], "together": [], "single": [], "among": []}
+    for repeat in range(repeats + 1):
+        texts = {}
+        for name, run in {"alone": alone, "together": together}.items():
+            start = time.perf_counter()
+            texts[name] = asyncio.run(run())
+            rows[name].append(time.perf_counter() - start)
+        rows["single"].append(asyncio.run(single()))
+        rows["among"].append(asyncio.run(among()))
+        if texts["alone"] != texts["together"]:
+            differing = sum(a != b for a, b in zip(texts["alone"], texts["together"], strict=True))
+            console.print(f"repeat {repeat}: {differing} of {calls} answers differ (rounding in float32)")
+    table = Table("measure", "median", title=f"{calls} calls of {new_tokens} tokens on {model}, width {width}")
+    measured = {name: values[1:] for name, values in rows.items()}
+    for name in ("alone", "together"):
+        rate = statistics.median(calls * new_tokens / seconds for seconds in measured[name])
+        table.add_row(f"tokens/s, calls {name}", f"{rate:.1f}")
+    table.add_row("ratio of throughput", f"{_ratio(measured['alone'], measured['together']):.2f}")
+    for name, text in {"single": "nothing else running", "among": f"{calls - 1} others decoding"}.items():
+        table.add_row(f"seconds for 8 tokens, {text}", f"{statistics.median(measured[name]):.3f}")
+    console.print(table)
+
+
+@app.command()
+def prefix(
+    model: Model = "135m", tokens: int = 512, count: int = 64, new_tokens: NewTokens = 4, repeats: int = 1
+) -> None:
+    """Questions behind a common prefix, with and without reuse: prefilled tokens, time, identical answers."""
+    base = make_llm(model, max_new_tokens=new_tokens, batch_size=8, width=2, use_chat_template=False)
+    header = ("You answer briefly and kindly. " * tokens)[: 6 * tokens]
+    ids = base.get_token_ids(header)[:tokens]
+    header = str(base.tokenizer.decode(ids))
+    prompts: list[Any] = [header + question for question in questions(count, 8)]
+    table = Table("", "prefilled tokens", "seconds", title=f"{count} questions behind {tokens} tokens on {model}")
+    answers, seconds = {}, {}
+    for memory in [0, 512 * 2**20] * repeats:
+        prefilled = _Prefilled()
+        start = time.perf_counter()
+        answers[memory] = base.batch(prompts, prefix_memory=memory)
+        seconds[memory] = time.perf_counter() - start
+        table.add_row(f"prefix_memory={memory}", str(prefilled.tokens), f"{seconds[memory]:.1f}")
+        prefilled.close()
+    console.print(table)
+    console.print("answers identical:", len(set(map(tuple, answers.values()))) == 1)
+
+
+class _Prefilled:
+    """Counts prompt tokens that are computed, over all policy models, while it is open."""
+
+    _passes = ("extend", "_prefill_packed")
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._originals = {name: getattr(PolicyModel, name) for name in self._passes}
+        for name, original in self._originals.items():
+            setattr(PolicyModel, name, self._counted(original))
+
+    def _counted(self, original: Any) -> Any:
+        def counted(policy: PolicyModel, *args: Any, **kwargs: Any) -> Any:
+            before = policy.prefilled
+            result = original(policy, *args, **kwargs)
+            self.tokens += policy.prefilled - before
+            return result
+
+        return counted
+
+    def close(self) -> None:
+        for name, original in self._originals.items():
+            setattr(PolicyModel, name, original)
+
+
+@app.command()
+def stress(model: Model = "demo", requests: int = 1000, threads: int = 16, seed: int = 0) -> None:
+    """Requests of mixed length under threads: none lost, none mixed up, memory flat, no thread left."""
+    llm = make_llm(model, batch_size=16, width=2)
+    draw = random.Random(seed)  # noqa: S311
+    prompts = questions(50)
+    lengths = [4, 12, 24]
+    expected = {(p, n): llm.invoke(p, max_new_tokens=n) for p in prompts for n in lengths}
+    jobs = [
+        (draw.choice(prompts), draw.choice(lengths), draw.choice(["whole", "stop", "cancel"]), draw.random())
+        for _ in range(requests)
+    ]
+    memory: list[int] = []
+    outcome = {"whole": 0, "stop": 0, "cancel": 0, "wrong": 0}
+
+    def answer(job: tuple[str, int, str, float]) -> None:
+        prompt, length, kind, share = job
+        whole = expected[prompt, length]
+        if kind == "cancel":
+            stream = llm.stream(prompt, max_new_tokens=length)
+            heard = "".join(text for text, _ in zip(stream, range(1 + int(3 * share)), strict=False))
+            stream.close()  # type: ignore[attr-defined]
+            good = whole.startswith(heard)
+        elif kind == "stop" and len(whole) > 2:  # noqa: PLR2004
+            place = int(share * (len(whole) - 2))
+            stop = whole[place : place + 2]
+            good = llm.invoke(prompt, max_new_tokens=length, stop=[stop]) == whole[: whole.index(stop)]
+        else:
+            good = llm.invoke(prompt, max_new_tokens=length) == whole
+        outcome[kind if good else "wrong"] += 1
+        memory.append(resident_bytes())
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(answer, jobs))
+    seconds = time.perf_counter() - start
+    gc.collect()
+    end = time.monotonic() + 5
+    while time.monotonic() < end and any(one.name == "mara-decoding" for one in threading.enumerate()):
+        time.sleep(0.01)
+    quarter = requests // 4
+    first, last = statistics.median(memory[:quarter]), statistics.median(memory[-quarter:])
+    table = Table("measure", "value", title=f"{requests} requests under {threads} threads on {model}, {seconds:.0f} s")
+    for name, value in outcome.items():
+        table.add_row(name, str(value))
+    table.add_row("lost", str(requests - sum(outcome.values())))
+    table.add_row("resident MiB, median of first and last quarter", f"{first / 2**20:.0f}, {last / 2**20:.0f}")
+    left = [one.name for one in threading.enumerate() if one is not threading.main_thread()]
+    table.add_row("threads left", str(left))
+    console.print(table)
+
+
+def _ratio(slow: list[float], fast: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+if __name__ == "__main__":
+    app()

@@ -14,7 +14,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict
 from typing_extensions import override
 
-from langchain_mara.completions import Completion, acomplete, complete, token_usage
+from langchain_mara.completions import Completion, acomplete, complete
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.llms import concurrent
 from langchain_mara.local import LocalModel
@@ -181,7 +181,7 @@ class ChatMara(LocalModel, BaseChatModel):
             chunk = answers[piece.completion].take(piece)
             if chunk and run_manager is not None and piece.completion is first:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-        return chat._result(answers)
+        return ChatResult(generations=[answer.result() for answer in answers.values()])
 
     async def _agenerate(
         self,
@@ -196,7 +196,7 @@ class ChatMara(LocalModel, BaseChatModel):
             chunk = answers[piece.completion].take(piece)
             if chunk and run_manager is not None and piece.completion is first:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-        return chat._result(answers)
+        return ChatResult(generations=[answer.result() for answer in answers.values()])
 
     def _stream(
         self,
@@ -254,9 +254,3 @@ class ChatMara(LocalModel, BaseChatModel):
     def _encode(self, messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]], opening: str = "") -> list[int]:
         form = tool_format(self.tokenizer) if tools else None
         return encode_messages(self.tokenizer, to_template(messages, form), tools, opening)
-
-    def _result(self, answers: _Answers) -> ChatResult:
-        return ChatResult(
-            generations=[answer.result() for answer in answers.values()],
-            llm_output={"token_usage": token_usage(list(answers)), "model_name": self.model_id},
-        )

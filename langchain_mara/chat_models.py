@@ -16,7 +16,6 @@ from typing_extensions import override
 
 from langchain_mara.completions import Completion, acomplete, complete
 from langchain_mara.exceptions import OptionsError, PromptError
-from langchain_mara.llms import concurrent
 from langchain_mara.local import LocalModel
 from langchain_mara.messages import Answer, forced_names, to_template
 from langchain_mara.stopping import Stop, as_list
@@ -144,8 +143,7 @@ class ChatMara(LocalModel, BaseChatModel):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[AIMessage]:
-        configs = concurrent(config, len(inputs), self.batch_size)
-        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+        return super().batch(inputs, self._concurrent(config), return_exceptions=return_exceptions, **kwargs)
 
     @property
     def _llm_type(self) -> str:

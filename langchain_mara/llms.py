@@ -2,26 +2,23 @@
 
 import inspect
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict
 from typing_extensions import override
 
+from langchain_mara.chat_models import ChatMara
 from langchain_mara.completions import Completion, Piece, acomplete, complete, token_usage
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.local import LocalModel
 from langchain_mara.requests import Decision
 from langchain_mara.stopping import Stop, as_list
 from langchain_mara.templates import encode_messages, encode_text
-
-if TYPE_CHECKING:
-    from langchain_mara.chat_models import ChatMara
 
 
 class MaraLLM(LocalModel, BaseLLM):
@@ -99,14 +96,12 @@ class MaraLLM(LocalModel, BaseLLM):
         if self.system_prompt is not None and not self.use_chat_template:
             raise PromptError("system_prompt needs a chat template, and this model is prompted with plain text.")
 
-    def as_chat(self, **kwargs: Any) -> "ChatMara":
+    def as_chat(self, **kwargs: Any) -> ChatMara:
         """A chat model on the same loaded model, with the same agent and settings.
 
         Args:
             **kwargs: Fields of `ChatMara` to set otherwise.
         """
-        from langchain_mara.chat_models import ChatMara  # noqa: PLC0415 - it is built on this module's neighbours
-
         shared = set(type(self).model_fields) & set(ChatMara.model_fields)
         return ChatMara(**{**{name: getattr(self, name) for name in shared}, **kwargs})
 
@@ -152,8 +147,7 @@ class MaraLLM(LocalModel, BaseLLM):
     ) -> list[str]:
         if not return_exceptions:
             return super().batch(inputs, config, **kwargs)
-        configs = concurrent(config, len(inputs), self.batch_size)
-        return Runnable.batch(self, inputs, configs, return_exceptions=True, **kwargs)
+        return Runnable.batch(self, inputs, self._concurrent(config), return_exceptions=True, **kwargs)
 
     @override
     async def abatch(
@@ -290,12 +284,6 @@ class MaraLLM(LocalModel, BaseLLM):
 def _listeners(llm: MaraLLM, completions: Sequence[Completion], managers: Sequence[Any]) -> dict[Completion, Any]:
     """Whom to tell of a completion's tokens: the prompt's manager, of the first of its `n` answers."""
     return dict(zip(completions[:: llm.n], managers, strict=False))
-
-
-def concurrent(config: RunnableConfig | list[RunnableConfig] | None, inputs: int, threads: int) -> list[RunnableConfig]:
-    """Configurations of a batch that lets as many threads wait for answers as there are rows to decode them."""
-    configs = get_config_list(config, inputs)
-    return [{**one, "max_concurrency": one.get("max_concurrency") or threads} for one in configs]
 
 
 def _chunk(piece: Piece) -> GenerationChunk | None:

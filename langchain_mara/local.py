@@ -206,6 +206,13 @@ class LocalModel(DecodingFields):
             )
         return options
 
+    def _concurrent(self, config: Any) -> Any:
+        """LangChain's configuration of a batch, with as many threads waiting for answers as there are rows."""
+        if isinstance(config, Sequence):
+            return [self._concurrent(one) for one in config]
+        config = config or {}
+        return {**config, "max_concurrency": config.get("max_concurrency") or self.batch_size}
+
     def _identity(self) -> dict[str, Any]:
         """Everything an answer depends on but the prompt: the cache key."""
         template = self.tokenizer.chat_template

@@ -27,7 +27,7 @@ OUTSIDE = {
     "top_k": [0, -1, 1.5, "many", None],
     "top_p": [0, -0.1, 1.000001, float("nan"), "much"],
     "order": ["ascending", "", None, 1],
-    "temperature": [0, -1.0, float("nan")],
+    "temperature": [-0.1, -1.0, float("nan")],
     "strategy": ["first_accept", "greedy", None],
     "accept_threshold": [-0.001, 1.001, float("nan")],
     "accept_action": [2, -1, "accept"],

@@ -99,18 +99,20 @@ class PrefixStore:
         known = self._find(token_ids)
         keys = [key for key, _ in known]
         parent = known[-1][1].identity if known else 0
-        for start in range(len(known) * BLOCK_TOKENS, len(token_ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
-            layers = read(start, start + BLOCK_TOKENS)
-            size = sum(tensor.numel() * tensor.element_size() for pair in layers for tensor in pair)
-            if (len(keys) + 1) * size > self._budget:
-                break
-            self._made += 1
-            keys.append(Key(parent, tuple(token_ids[start : start + BLOCK_TOKENS])))
-            self._blocks[keys[-1]] = Block(self._made, layers, size)
-            self.size += size
-            parent = self._made
-        self._touch(keys)
-        self._shrink()
+        try:
+            for start in range(len(known) * BLOCK_TOKENS, len(token_ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+                layers = read(start, start + BLOCK_TOKENS)
+                size = sum(tensor.numel() * tensor.element_size() for pair in layers for tensor in pair)
+                if (len(keys) + 1) * size > self._budget:
+                    break
+                self._made += 1
+                keys.append(Key(parent, tuple(token_ids[start : start + BLOCK_TOKENS])))
+                self._blocks[keys[-1]] = Block(self._made, layers, size)
+                self.size += size
+                parent = self._made
+        finally:
+            self._touch(keys)
+            self._shrink()
 
     def _find(self, token_ids: Sequence[int]) -> list[tuple[Key, Block]]:
         found: list[tuple[Key, Block]] = []

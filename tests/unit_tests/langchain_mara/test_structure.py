@@ -17,7 +17,8 @@ EXPECTED_ALL = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLL
 ORDER = [
     "exceptions", "_version", "candidates", "options", "fingerprints", "agent", "prefixes", "cache", "masks",
     "families", "probe", "policy", "requests", "rows", "table", "batch", "decoding", "generation", "stopping", "trace",
-    "scheduler", "completions", "loading", "templates", "demo", "tools", "local", "messages", "chat_models", "llms", "cli",
+    "scheduler", "completions", "loading", "templates", "demo", "tools", "local", "messages", "chat_models", "llms",
+    "cli",
 ]  # fmt: skip
 
 

@@ -164,8 +164,6 @@ def _bare_calls(text: str) -> list[ToolCall]:
         except ValueError:
             return []
         rest = rest[end:].lstrip().removeprefix(";").lstrip()
-        if rest.startswith("</tool_call>"):
-            rest = ""
     return calls
 
 

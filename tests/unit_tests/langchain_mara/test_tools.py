@@ -25,7 +25,7 @@ from langchain_mara.tools import (
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 QWEN = (
     "{%- if tools %}{{- '# Tools\\n<tools>' }}{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}"
-    '{{- \'</tools>\\nreturn <tool_call>\\n{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call>\' }}'
+    '{{- \'</tools>\\n<tool_call>\\n{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call>\' }}'
     "{%- endif %}" + CHATML
 )
 LLAMA = (
@@ -62,6 +62,7 @@ ANSWERS: list[tuple[ToolFormat, str, str, list[ToolCall]]] = [
     ("llama", bare(A), "", [A]),
     ("llama", f"{bare(A)}; {bare(B)}", "", [A, B]),
     ("llama", f"<|python_tag|>{bare(B)}", "", [B]),
+    ("llama", f"<|python_tag|>{bare(A)}; {bare(B)}", "", [A, B]),
     ("llama", '<function=get_weather>{"city": "Paris"}</function>', "", [A]),
     ("mistral", f"[TOOL_CALLS] [{bare(A)}, {bare(B)}]", "", [A, B]),
     ("mistral", f"[{bare(A)}]", "", [A]),

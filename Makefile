@@ -21,6 +21,9 @@ types: $(INSTALLED)  ## mypy, strict
 
 bench: $(INSTALLED)  ## speed and memory, as ratios
 	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/serving.py throughput
+	$(BIN)/python benchmarks/serving.py prefix
+	$(BIN)/python benchmarks/serving.py stress
 
 cookbook: $(INSTALLED)  ## draws the pictures of the README from real decisions
 	$(BIN)/python cookbook/how_it_works.py

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from langchain_mara.cache import enlarged
 from langchain_mara.policy import PolicyModel
-from langchain_mara.prefixes import Block, Key, PrefixStore
+from langchain_mara.prefixes import Block, PrefixStore
 from langchain_mara.requests import Decision, Request
 from langchain_mara.rows import Row
 from langchain_mara.table import CandidateTable
@@ -20,6 +20,9 @@ _OUT_OF_MEMORY = (
     "Out of memory on {} with a single row of {} tokens. Shorten the prompt, lower max_new_tokens or top_k, "
     "or load the model in a smaller dtype."
 )
+
+_Evaluated = tuple[list[list[float]], list[list[int]], list[int]]
+"""Of every row: accept probabilities of the chunk, candidate ids, size of the set."""
 
 
 class Batch:
@@ -39,15 +42,10 @@ class Batch:
     """
 
     def __init__(
-        self,
-        policy: PolicyModel,
-        width: int,
-        prefixes: PrefixStore | None = None,
-        *,
-        raising: bool = True,
+        self, policy: PolicyModel, width: int, prefixes: PrefixStore | None = None, *, raising: bool = True
     ) -> None:
         self.policy = policy
-        self.width = width
+        self.width = self._asked_width = width
         self.raising = raising
         self.prefixes = prefixes or PrefixStore(budget=0)
         self.rows: list[Row] = []
@@ -68,6 +66,8 @@ class Batch:
 
     def admit(self, requests: Iterable[Request]) -> None:
         """Prefills parked and new rows behind the ones in use and cuts their first candidate sets."""
+        self.left += [row.request for row in self.parked if row.request.cancelled]
+        self.parked = [row for row in self.parked if row.request not in self.left]
         back = max(0, self.limit - len(self.rows))
         entering, self.parked = self.parked[:back], self.parked[back:]
         entering += [Row(request, len(request.prompt_ids)) for request in requests if self._ready(request)]
@@ -95,16 +95,10 @@ class Batch:
 
     def _wave(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
         """The rows to prefill next, and those that wait because one of these computes what they can reuse."""
-        if not self.prefixes.budget:
-            return rows, []
-        keys: set[Key] = set()
-        wave: list[Row] = []
-        later: list[Row] = []
-        for row in rows:
-            key = self.prefixes.next_key(row.token_ids)
-            (later if key in keys else wave).append(row)
-            keys |= {key} if key else set()
-        return wave, later
+        keys = [self.prefixes.next_key(row.token_ids) if self.prefixes.budget else None for row in rows]
+        waits = [key is not None and key in keys[:i] for i, key in enumerate(keys)]
+        both = [[row for row, wait in zip(rows, waits, strict=True) if wait == later] for later in (False, True)]
+        return both[0], both[1]
 
     def _prefill(self, rows: Sequence[Row]) -> None:
         matches = {row: self.prefixes.match(row.token_ids) for row in rows}
@@ -124,19 +118,20 @@ class Batch:
             self._cut(range(first, len(self.rows)), states)
 
     def _reuse(self, place: int, blocks: Sequence[Block]) -> int:
-        if not blocks:
-            return 0
-        tokens = self.cache.write(place, [block.layers for block in blocks])
-        self.rows[place].request.reused_tokens = tokens
+        tokens = self.cache.write(place, [block.layers for block in blocks]) if blocks else 0
+        request = self.rows[place].request
+        request.reused_tokens = min(tokens, len(request.prompt_ids))  # a parked row reuses answers, too
         return tokens
 
     def _keep_prefix(self, place: int, row: Row) -> None:
-        self.prefixes.add(row.token_ids[: len(row.slots)], lambda a, b: self.cache.read(place, row.slots[a:b]))
+        token_ids = row.token_ids[: len(row.slots)]
+        if not self._fits(lambda: self.prefixes.add(token_ids, lambda a, b: self.cache.read(place, row.slots[a:b]))):
+            self.prefixes.clear()
 
     def step(self) -> list[Decision]:
         """Runs one pass; returns the decisions it brought, in order of rows."""
         self._release({i for i, row in enumerate(self.rows) if row.request.cancelled})
-        evaluated: list[tuple[list[list[float]], list[list[int]], list[int]]] = []
+        evaluated: list[_Evaluated] = []
         while self.rows and not self._fits(lambda: evaluated.append(self._evaluate_siblings())):
             self._park(len(self.rows) // 2, len(self.rows) // 2)
         if not self.rows:
@@ -147,12 +142,15 @@ class Batch:
             index = None if row.request.cancelled else row.examine(probabilities[i], counts[i])
             if index is not None:
                 decisions[i] = row.decide(index, candidates[i][: counts[i]], self.policy.context)
-        self._commit(decisions)
+        fits = self._fits(partial(self._commit, decisions))
         self._release({i for i, decision in decisions.items() if decision.finish_reason})
+        if not fits:
+            # Some rows have no candidate set, so all begin again from their tokens.
+            self._park(0, len(self.rows) // 2)
         return list(decisions.values())
 
-    def _evaluate_siblings(self) -> tuple[list[list[float]], list[list[int]], list[int]]:
-        """One pass, one host sync: accept probabilities of the chunk, candidate ids, set sizes."""
+    def _evaluate_siblings(self) -> _Evaluated:
+        """One pass, one host sync."""
         rows, device = len(self.rows), self.policy.device
         examined = [len(row.probabilities) for row in self.rows]
         width = self._pass_width()
@@ -200,8 +198,6 @@ class Batch:
 
     def _commit(self, decisions: dict[int, Decision]) -> None:
         """Makes the emitted tokens visible and cuts the next candidate sets of rows that go on."""
-        if not decisions:
-            return
         going_on = []
         commits = []
         for i, decision in decisions.items():
@@ -221,7 +217,7 @@ class Batch:
             return
         half = len(places) // 2
         if not half:
-            raise torch.OutOfMemoryError(_OUT_OF_MEMORY.format(self.policy.device, rows[0].length))
+            raise torch.OutOfMemoryError
         self._cut(places[:half], states[:half])
         self._cut(places[half:], states[half:])
 
@@ -260,19 +256,17 @@ class Batch:
     def _park(self, kept: int, limit: int) -> None:
         """Takes all rows but the first `kept` out of the batch until there is room for them again."""
         leaving = self.rows[kept:]
-        if limit > 0 or self.width > 1:
-            self.parked = leaving + self.parked
-        else:
-            tokens = leaving[0].length
-            self._fail(leaving[0].request, torch.OutOfMemoryError(_OUT_OF_MEMORY.format(self.policy.device, tokens)))
-            self.left.append(leaving[0].request)
         del self.rows[kept:]
         for row in leaving:
             row.restart()
-        if limit == 0:
-            self.width = max(1, self.width // 2)
-        self.limit = max(1, limit)
         self._give_back_memory()
+        if limit == 0 and self.width == 1:
+            self._give_up(leaving[0])
+            return
+        self.parked = leaving + self.parked
+        if limit == 0:
+            self.width //= 2
+        self.limit = max(1, limit)
         warnings.warn(
             f"Out of memory on {self.policy.device} with {kept + len(leaving)} rows: going on with {self.limit} "
             f"of width {self.width}. A smaller batch_size avoids this.",
@@ -280,21 +274,25 @@ class Batch:
             stacklevel=2,
         )
 
+    def _give_up(self, row: Row) -> None:
+        """Fails a row that does not fit alone; it says nothing about how many of the others do."""
+        self.limit, self.width = sys.maxsize, self._asked_width
+        self._fail(row.request, torch.OutOfMemoryError(_OUT_OF_MEMORY.format(self.policy.device, row.length)))
+        self.left.append(row.request)
+
     def _give_back_memory(self) -> None:
+        self.prefixes.clear()
         rows = len(self.rows)
         if rows:
             self.cache.keep_rows(rows)
             self._states = self._states[:rows].clone()
         else:
             self._reset()
-        self.prefixes.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def _to_host(
-    probabilities: Tensor, candidates: Tensor, counts: Tensor
-) -> tuple[list[list[float]], list[list[int]], list[int]]:
+def _to_host(probabilities: Tensor, candidates: Tensor, counts: Tensor) -> _Evaluated:
     copies = [tensor.to("cpu", non_blocking=True) for tensor in (probabilities, candidates, counts)]
     if probabilities.is_cuda:
         torch.cuda.current_stream(probabilities.device).synchronize()

@@ -166,7 +166,9 @@ async def acomplete(work: Work) -> AsyncIterator[Piece]:
         running = {completion.request for completion in work.completions}
         while running:
             try:
-                item = await asyncio.wait_for(arrived.get(), deadline())
+                # Unlike wait_for, this gives what has arrived also when time is over.
+                async with asyncio.timeout(deadline()):
+                    item = await arrived.get()
             except TimeoutError:
                 raise _timeout(work) from None
             if isinstance(item, Piece):

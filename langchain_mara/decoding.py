@@ -73,7 +73,7 @@ def decode(
         batch.admit(entering)
         if batch.rows:
             yield from batch.step()
-        elif not entering and not batch.parked:
+        elif not (entering or batch.parked or batch.left):
             return
         while batch.left:
             request = batch.left.pop()

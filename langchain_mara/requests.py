@@ -44,14 +44,14 @@ class Request:
     eos_token_ids: frozenset[int] = frozenset()
     logits_processor: LogitsProcess | None = None
     cancelled: bool = field(default=False, init=False)
-    error: Exception | None = field(default=None, init=False)
+    error: BaseException | None = field(default=None, init=False)
     reused_tokens: int = field(default=0, init=False)
 
     def cancel(self) -> None:
         """Ends the row before the next pass; no further decision of it is yielded."""
         self.cancelled = True
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Ends the row because of an error of its own."""
         self.error = error
         self.cancel()

@@ -71,11 +71,13 @@ class Scheduler:
     """The queue of one loaded model, and the thread that empties it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # The garbage collector may run while it is held, and close a generator that withdraws its call.
+        self._lock = threading.RLock()
         self._calls: deque[Call] = deque()
         self._thread: threading.Thread | None = None
         self._prefixes = PrefixStore(budget=0)
         self._weights = (0, 0)
+        self._overtaken = 0
 
     @staticmethod
     def of(policy: PolicyModel) -> "Scheduler":
@@ -94,7 +96,7 @@ class Scheduler:
             QueueFullError: If the queue is full.
         """
         with self._lock:
-            waiting = sum(len(one.waiting) for one in self._calls)
+            waiting = sum(len(one.waiting) for one in list(self._calls))
             if waiting >= queue_size:
                 raise QueueFullError(
                     f"{waiting} requests are waiting for {call.policy.name} already. Try again later, limit "
@@ -123,7 +125,8 @@ class Scheduler:
             self._decode(call.policy, call.pace)
 
     def _decode(self, policy: PolicyModel, pace: Pace) -> None:
-        """Runs one batch until no row is left and no call of its pace is first in the queue."""
+        """Runs one batch until no row is left and none may join."""
+        self._overtaken = 0
         running: dict[Request, Call] = {}
 
         def leave(request: Request) -> None:
@@ -149,17 +152,27 @@ class Scheduler:
                 request = decision.request
                 if request in running and not request.cancelled:
                     _deliver(running[request], decision)
-        except Exception as error:  # noqa: BLE001 - the callers raise it, the thread lives on
+        except BaseException as error:  # noqa: BLE001 - the callers raise it, the thread lives on
+            # What fails before anybody runs would fail for ever, and nobody would be told.
+            if not running and (turn := self._next(pace)):
+                running[turn[0]] = turn[1]
             for request in list(running):
                 request.fail(error)
                 leave(request)
 
     def _next(self, pace: Pace) -> tuple[Request, Call] | None:
-        """The next request and whose it is; None if none waits or the next call is of another pace."""
+        """The next request of a pace and whose it is; None if none waits, or those of another pace wait too long.
+
+        As many may overtake those as fill a batch, or two paces in turn would run batches of a single row.
+        """
         with self._lock:
-            if not self._calls or self._calls[0].pace != pace:
+            mine = [call for call in self._calls if call.pace == pace]
+            others = len(self._calls) - len(mine)
+            if not mine or (others and self._overtaken >= pace.batch_size):
                 return None
-            call = self._calls.popleft()
+            self._overtaken += bool(others)
+            call = mine[0]
+            self._calls.remove(call)
             request = call.waiting.popleft()
             if call.waiting:
                 self._calls.append(call)

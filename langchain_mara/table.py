@@ -74,6 +74,8 @@ class CandidateTable:
                 try:
                     scores = request.logits_processor(ids, logits[i : i + 1].float())
                     logits[i] = scores[0].to(logits.dtype)
+                except torch.OutOfMemoryError:
+                    raise
                 except Exception as error:  # noqa: BLE001 - a processor may be anybody's
                     self._fail(request, error)
             if len(row.generated) < request.options.min_new_tokens:

@@ -20,7 +20,7 @@ from langchain_mara.prefixes import BLOCK_TOKENS, Block, Key, KeysValues, Prefix
 from langchain_mara.requests import Decision, Request
 
 BLOCK_BYTES = 2 * BLOCK_TOKENS * 8
-LETTERS, DEPTH = 2, 4
+LETTERS, DEPTH = 2, 3
 Path = tuple[int, ...]
 PATHS = [path for depth in range(1, DEPTH + 1) for path in product(range(LETTERS), repeat=depth)]
 
@@ -72,30 +72,34 @@ def kept(store: PrefixStore) -> set[Path]:
     return {path for path, blocks in found.items() if len(blocks) == len(path)}
 
 
-paths = st.lists(st.integers(0, LETTERS - 1), min_size=0, max_size=DEPTH).map(tuple)
-tails = st.sampled_from([0, 1, BLOCK_TOKENS - 1])
+budgets = st.builds(
+    lambda blocks, rest: blocks * BLOCK_BYTES + rest, st.sampled_from(range(9)), st.sampled_from([0, 99])
+)
+prompts_of_blocks = st.tuples(st.sampled_from([(), *PATHS]), st.sampled_from([0, 1, BLOCK_TOKENS - 1]))
 operations = st.one_of(
-    st.tuples(st.sampled_from(["add", "match"]), paths, tails),
-    st.tuples(st.just("budget"), st.integers(0, 8 * BLOCK_BYTES), st.none()),
-    st.tuples(st.just("clear"), st.none(), st.none()),
+    *(st.tuples(st.just(what), prompts_of_blocks) for what in ("add", "match") * 4),
+    st.tuples(st.just("budget"), budgets),
+    st.tuples(st.just("clear"), st.none()),
 )
 
 
-def apply(store: PrefixStore, model: Model, what: str, argument: Any, tail: int | None) -> None:
+def apply(store: PrefixStore, model: Model, what: str, argument: Any) -> None:
     """One operation on both; what the store returns is compared."""
     if what == "budget":
         store.budget = model.budget = argument
         model.shrink()
-    elif what == "clear":
+        return
+    if what == "clear":
         store.clear()
         model.used.clear()
-    elif what == "add":
-        token_ids = tokens_of(argument, tail or 0)
+        return
+    path, tail = argument
+    token_ids = tokens_of(path, tail)
+    if what == "add":
         store.add(token_ids, reader(token_ids))
-        model.use(argument[: max(model.known(argument), model.budget // BLOCK_BYTES)])
+        model.use(path[: max(model.known(path), model.budget // BLOCK_BYTES)])
     else:
-        token_ids = tokens_of(argument, tail or 0)
-        usable = argument if tail else argument[:-1]
+        usable = path if tail else path[:-1]
         blocks = store.match(token_ids)
         assert len(blocks) == model.known(usable)
         assert_holds(blocks, token_ids)
@@ -103,7 +107,7 @@ def apply(store: PrefixStore, model: Model, what: str, argument: Any, tail: int 
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(0, 12 * BLOCK_BYTES), st.lists(operations, max_size=25))
+@given(budgets, st.lists(operations, min_size=10, max_size=25))
 def test_keeps_the_most_recently_used_blocks_and_gives_true_prefixes(budget: int, steps: list[Any]) -> None:
     store, model = PrefixStore(budget), Model(budget)
     for step in steps:
@@ -341,7 +345,7 @@ def test_a_chat_goes_on_from_its_own_answers(policy: PolicyModel) -> None:
     store = PrefixStore(ROOM)
     history: list[int] = []
     places: list[int] = []
-    for turn, (says, new) in enumerate([(TEXT[:20], 30), (TEXT[50:61], 40), (TEXT[90:99], 3)]):
+    for turn, (says, new) in enumerate([(TEXT[:20], 44), (TEXT[50:61], 40), (TEXT[90:99], 3)]):
         history += says
         request = a_request(list(history), new=new)
         (got,), computed = prefilled(policy, [request], prefixes=store)

@@ -285,7 +285,8 @@ def test_a_call_of_another_pace_waits_for_the_batch_to_end(policy: PolicyModel) 
 
 
 def test_two_calls_of_many_with_different_paces_both_fill_their_batches(policy: PolicyModel) -> None:
-    callers = [Caller(policy, [a_request(10 * n + m, new=3, agent=None) for m in range(8)], Pace(4, n)) for n in (1, 2)]
+    same = {"new": 3, "min_new_tokens": 3, "agent": None}
+    callers = [Caller(policy, [a_request(10 * n + m, **same) for m in range(8)], Pace(4, n)) for n in (1, 2)]
     with Gate(policy) as gate:
         callers[0].submit()
         gate.reached(0)

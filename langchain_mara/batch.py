@@ -96,9 +96,8 @@ class Batch:
     def _wave(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
         """The rows to prefill next, and those that wait because one of these computes what they can reuse."""
         keys = [self.prefixes.next_key(row.token_ids) if self.prefixes.budget else None for row in rows]
-        waits = [key is not None and key in keys[:i] for i, key in enumerate(keys)]
-        both = [[row for row, wait in zip(rows, waits, strict=True) if wait == later] for later in (False, True)]
-        return both[0], both[1]
+        waiting = {row for i, row in enumerate(rows) if keys[i] is not None and keys[i] in keys[:i]}
+        return [row for row in rows if row not in waiting], [row for row in rows if row in waiting]
 
     def _prefill(self, rows: Sequence[Row]) -> None:
         matches = {row: self.prefixes.match(row.token_ids) for row in rows}

@@ -190,16 +190,15 @@ def _submitted(work: Work, put: Callable[[Piece | Request], None]) -> Iterator[C
     for request in by_request:
         request.check(work.policy)
     call = Call(work.policy, list(by_request), work.pace, push, put)
-    scheduler = Scheduler.of(work.policy)
     if by_request:
-        scheduler.submit(call, work.queue_size)
+        Scheduler.of(work.policy).submit(call, work.queue_size)
     try:
         yield lambda: None if end is None else max(0.0, end - time.monotonic())
     finally:
         for completion in work.completions:
             if completion.finish_reason is None:
                 completion.request.cancel()
-        scheduler.withdraw(call)
+        call.withdraw()
 
 
 def _settle(running: set[Request], item: Piece | Request) -> None:

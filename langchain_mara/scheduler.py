@@ -65,15 +65,22 @@ class Call:
         self.pace = pace
         self.on_decision = on_decision
         self.on_leave = on_leave
+        self.withdrawn = False
+
+    def withdraw(self) -> None:
+        """Takes back what has not begun; rows that run end by `Request.cancel`.
+
+        It needs no lock: the garbage collector, which may run while the queue is locked, closes generators.
+        """
+        self.withdrawn = True
 
 
 class Scheduler:
     """The queue of one loaded model, and the thread that empties it."""
 
     def __init__(self) -> None:
-        # The garbage collector may run while it is held, and close a generator that withdraws its call.
-        self._lock = threading.RLock()
-        self._calls: deque[Call] = deque()
+        self._lock = threading.Lock()
+        self._calls: list[Call] = []
         self._thread: threading.Thread | None = None
         self._prefixes = PrefixStore(budget=0)
         self._weights = (0, 0)
@@ -96,7 +103,8 @@ class Scheduler:
             QueueFullError: If the queue is full.
         """
         with self._lock:
-            waiting = sum(len(one.waiting) for one in list(self._calls))
+            self._forget_withdrawn()
+            waiting = sum(len(one.waiting) for one in self._calls)
             if waiting >= queue_size:
                 raise QueueFullError(
                     f"{waiting} requests are waiting for {call.policy.name} already. Try again later, limit "
@@ -108,16 +116,13 @@ class Scheduler:
                 self._thread.start()
             self._calls.append(call)
 
-    def withdraw(self, call: Call) -> None:
-        """Takes back what of a call has not begun; rows that run end by `Request.cancel`."""
-        with self._lock:
-            call.waiting.clear()
-            if call in self._calls:
-                self._calls.remove(call)
+    def _forget_withdrawn(self) -> None:
+        self._calls = [call for call in self._calls if not call.withdrawn]
 
     def _run(self) -> None:
         while True:
             with self._lock:
+                self._forget_withdrawn()
                 if not self._calls:
                     self._thread = None
                     return
@@ -166,6 +171,7 @@ class Scheduler:
         As many may overtake those as fill a batch, or two paces in turn would run batches of a single row.
         """
         with self._lock:
+            self._forget_withdrawn()
             mine = [call for call in self._calls if call.pace == pace]
             others = len(self._calls) - len(mine)
             if not mine or (others and self._overtaken >= pace.batch_size):

@@ -127,6 +127,21 @@ class Gate:
         self._hook.remove()
 
 
+def run_joining(policy: PolicyModel, first: Caller, *joining: Caller) -> list[int]:
+    """Has callers submit, in order, while the first one's prefill runs; gives the rows of every pass."""
+    with Gate(policy) as gate:
+        first.submit()
+        gate.reached(0)
+        for caller in joining:
+            caller.submit()
+        gate.open()
+        for caller in (first, *joining):
+            caller.wait()
+    for caller in (first, *joining):
+        caller.assert_as_alone()
+    return gate.rows
+
+
 MakeCompletion = Callable[..., Completion]
 
 
@@ -228,13 +243,7 @@ def test_a_single_request_does_not_wait_behind_a_call_of_many(policy: PolicyMode
     many = [a_request(5 + n, new=3, agent=None) for n in range(12)]
     callers = [Caller(policy, many, pace, lambda decision, _: order.append(decision.request))]
     callers.append(Caller(policy, [a_request(60, new=3, agent=None)], pace, callers[0]._each))
-    with Gate(policy) as gate:
-        callers[0].submit()
-        gate.reached(0)
-        callers[1].submit()
-        gate.open()
-        for caller in callers:
-            caller.wait().assert_as_alone()
+    run_joining(policy, *callers)
     assert begun(callers, order).index(1) <= 2 * pace.batch_size
 
 
@@ -250,14 +259,7 @@ def test_calls_take_turns(policy: PolicyModel) -> None:
         )
         for n in (1, 2, 3)
     ]
-    with Gate(policy) as gate:
-        callers[0].submit()
-        gate.reached(0)
-        for caller in callers[1:]:
-            caller.submit()
-        gate.open()
-        for caller in callers:
-            caller.wait().assert_as_alone()
+    run_joining(policy, *callers)
     # The first call had the batch for itself while it was alone; then each has every third row.
     assert begun(callers, order) == [0, 0, 0, 1, 2, 0, 1, 2, 0, 1, 2, 1, 2, 1, 2]
     for caller in callers:
@@ -269,14 +271,7 @@ def test_a_call_of_another_pace_waits_for_the_batch_to_end(policy: PolicyModel) 
     first = Caller(policy, [a_request(5 + n) for n in range(2)], Pace(2, 4), lambda d, _: order.append(d.request))
     narrow = Caller(policy, [a_request(10 + n) for n in range(3)], Pace(1, 2), first._each)
     late = Caller(policy, [a_request(20)], Pace(2, 4), first._each)
-    with Gate(policy) as gate:
-        first.submit()
-        gate.reached(0)
-        narrow.submit()
-        late.submit()
-        gate.open()
-        for caller in (first, narrow, late):
-            caller.wait().assert_as_alone()
+    run_joining(policy, first, narrow, late)
     last = max(i for i, request in enumerate(order) if request in first.tokens)
     assert not any(request in narrow.tokens for request in order[:last])
     running = [request for request in order if request in narrow.tokens]
@@ -287,17 +282,8 @@ def test_a_call_of_another_pace_waits_for_the_batch_to_end(policy: PolicyModel) 
 def test_two_calls_of_many_with_different_paces_both_fill_their_batches(policy: PolicyModel) -> None:
     same = {"new": 3, "min_new_tokens": 3, "agent": None}
     callers = [Caller(policy, [a_request(10 * n + m, **same) for m in range(8)], Pace(4, n)) for n in (1, 2)]
-    with Gate(policy) as gate:
-        callers[0].submit()
-        gate.reached(0)
-        callers[1].submit()
-        gate.open()
-        for caller in callers:
-            caller.wait()
     # Sixteen answers of three tokens in batches of four take twelve passes and a prefill for each batch.
-    assert len(gate.rows) == 16
-    for caller in callers:
-        caller.assert_as_alone()
+    assert len(run_joining(policy, *callers)) == 16
 
 
 # ---------------------------------------------------------------- the queue
@@ -332,7 +318,7 @@ def test_what_has_not_begun_can_be_withdrawn(policy: PolicyModel) -> None:
         gate.reached(0)
         other.submit()
         for _ in range(2):
-            Scheduler.of(policy).withdraw(caller.call)
+            caller.call.withdraw()
         gate.open()
         other.wait().assert_as_alone()
     assert caller.left == list(caller.requests[:1])
@@ -347,7 +333,7 @@ def test_a_withdrawn_call_of_another_pace_keeps_nobody_waiting(policy: PolicyMod
         gate.reached(0)
         gone.submit()
         last.submit()
-        Scheduler.of(policy).withdraw(gone.call)
+        gone.call.withdraw()
         gate.open()
         first.wait().assert_as_alone()
         last.wait().assert_as_alone()
@@ -375,6 +361,29 @@ def test_an_abandoned_answer_may_be_collected_while_the_queue_is_locked(
             thread.start()
             thread.join(SECONDS)
             assert not thread.is_alive()
+        gate.open()
+        for caller in callers:
+            caller.wait().assert_as_alone()
+
+
+def test_an_abandoned_answer_may_be_collected_while_the_queue_is_read(
+    policy: PolicyModel, completion_of: MakeCompletion
+) -> None:
+    abandoned = complete(Work(policy, [completion_of(a_request(new=2)) for _ in range(3)], Pace(1, 4)))
+
+    class Collecting(Pace):
+        def __eq__(self, other: object) -> bool:
+            abandoned.close()
+            return super().__eq__(other)
+
+        __hash__ = Pace.__hash__
+
+    with Gate(policy, passes=2) as gate:
+        next(abandoned)
+        gate.reached(2)
+        callers = [Caller(policy, [a_request(9 + n)], pace) for n, pace in enumerate([Pace(1, 4), Collecting(1, 4)])]
+        for caller in callers:
+            caller.submit()
         gate.open()
         for caller in callers:
             caller.wait().assert_as_alone()

@@ -31,3 +31,15 @@ class LoadingError(MaraError, ValueError):
 
 class QueueFullError(MaraError, RuntimeError):
     """Too many requests wait for a loaded model already."""
+
+
+class DataError(MaraError, ValueError):
+    """Training data cannot be read, or lacks what the job needs."""
+
+
+class RewardError(MaraError, ValueError):
+    """A reward function failed, or returned something else than a score for each completion."""
+
+
+class TrainingError(MaraError, RuntimeError):
+    """A training job cannot go on: non-finite loss, or a folder that belongs to another job."""

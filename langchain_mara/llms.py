@@ -18,7 +18,7 @@ from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.local import LocalModel
 from langchain_mara.requests import Decision
 from langchain_mara.stopping import Stop, as_list
-from langchain_mara.templates import encode_messages, encode_text
+from langchain_mara.templates import encode_prompt
 
 
 class MaraLLM(LocalModel, BaseLLM):
@@ -260,7 +260,7 @@ class MaraLLM(LocalModel, BaseLLM):
 
     def _answers(self, prompts: Sequence[str], stop: Stop) -> list[Completion]:
         """`n` completions of every prompt, in order of prompts."""
-        return [one for prompt in prompts for one in self._completions(self._encode(prompt), stop)]
+        return [one for prompt in prompts for one in self._completions(self.encode(prompt), stop)]
 
     def _only_answer(self, prompt: str, stop: Stop) -> list[Completion]:
         if self.n > 1:
@@ -274,11 +274,10 @@ class MaraLLM(LocalModel, BaseLLM):
             llm_output={"token_usage": token_usage(completions), "model_name": self.model_id},
         )
 
-    def _encode(self, prompt: str) -> list[int]:
-        if not self.use_chat_template:
-            return encode_text(self.tokenizer, prompt)
-        messages = [("system", self.system_prompt), ("user", prompt)]
-        return encode_messages(self.tokenizer, [{"role": r, "content": c} for r, c in messages if c is not None])
+    def encode(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of a prompt, a text or messages, as the model is asked it."""
+        template = bool(self.use_chat_template)
+        return encode_prompt(self.tokenizer, prompt, use_chat_template=template, system_prompt=self.system_prompt)
 
 
 def _listeners(llm: MaraLLM, completions: Sequence[Completion], managers: Sequence[Any]) -> dict[Completion, Any]:

@@ -45,7 +45,7 @@ def load_model(
     """
     if device is not None and device_map is not None:
         raise LoadingError("Give device or device_map, not both.")
-    place = None if device_map is not None else _device(device)
+    place = None if device_map is not None else resolve_device(device)
     hub = {"revision": revision, "token": token, "local_files_only": local_files_only}
     source = os.path.expanduser(model_id)  # noqa: PTH111 - a hub id must not become a path
     if looks_local(source) and not Path(source).is_dir():
@@ -101,9 +101,14 @@ def load_agent(source: AgentSource | None) -> MaraAgent | None:
     return MaraAgent.from_reference(name) if is_reference else MaraAgent.from_pretrained(name)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """Where to compute; by default CUDA where there is one. Of CUDA always with its index.
+
+    Raises:
+        LoadingError: If there is no such device here.
+    """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         available.append("mps")
@@ -114,7 +119,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     known = {str(torch.device(name)) for name in available} | {name.partition(":")[0] for name in available}
     if place is None or (place.type != "cpu" and str(place) not in known):
         raise LoadingError(f"There is no device {str(device)!r} here; available: {', '.join(available)}.")
-    return place
+    return torch.device("cuda", torch.cuda.current_device()) if str(place) == "cuda" else place
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:

@@ -20,6 +20,35 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Sequence[dict[str, Any]],
+    *,
+    use_chat_template: bool,
+    system_prompt: str | None = None,
+) -> list[int]:
+    """Token ids of a prompt, a text or messages, as a model is asked it.
+
+    Args:
+        tokenizer: The model's.
+        prompt: Text, put as a user's message into the template, or the messages themselves.
+        use_chat_template: Whether there is a template to use.
+        system_prompt: Put before messages that have no system message of their own.
+
+    Raises:
+        PromptError: If messages are given and no template is used.
+    """
+    if isinstance(prompt, str):
+        if not use_chat_template:
+            return encode_text(tokenizer, prompt)
+        prompt = [{"role": "user", "content": prompt}]
+    elif not use_chat_template:
+        raise PromptError("Messages need a chat template, and this model is prompted with plain text. Give text.")
+    own = any(message["role"] == "system" for message in prompt)
+    system = [] if own or system_prompt is None else [{"role": "system", "content": system_prompt}]
+    return encode_messages(tokenizer, [*system, *prompt])
+
+
 def encode_messages(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[dict[str, Any]],

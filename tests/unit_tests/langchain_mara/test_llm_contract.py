@@ -111,7 +111,7 @@ def test_n_answers_are_drawn_with_consecutive_seeds(llm: MaraLLM) -> None:
     assert texts == [[llm.invoke(p, **DRAWN, seed=5 + i) for i in range(3)] for p in ("hi", "a")]
     assert len(set(texts[0])) == 3
     usage = (result.llm_output or {})["token_usage"]
-    assert usage["prompt_tokens"] == sum(len(llm._encode(p)) for p in ("hi", "a"))
+    assert usage["prompt_tokens"] == sum(len(llm.encode(p)) for p in ("hi", "a"))
     with pytest.raises(OptionsError, match="n=3 asks for different answers.*Set order='sampled'"):
         llm.generate(["hi"], n=3)
     with pytest.raises(OptionsError, match="A stream is one answer, not n=2"):
@@ -215,7 +215,7 @@ def test_accept_probabilities_come_only_where_asked_for(llm: MaraLLM) -> None:
 
 def test_token_usage_counts_prompts_and_answers(llm: MaraLLM) -> None:
     output = llm.generate(PROMPTS, max_new_tokens=5).llm_output or {}
-    prompts = sum(len(llm._encode(prompt)) for prompt in PROMPTS)
+    prompts = sum(len(llm.encode(prompt)) for prompt in PROMPTS)
     assert output["token_usage"]["prompt_tokens"] == prompts
     assert output["token_usage"]["total_tokens"] == prompts + output["token_usage"]["completion_tokens"]
 

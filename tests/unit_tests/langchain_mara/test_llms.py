@@ -123,7 +123,7 @@ async def test_breaking_off_an_async_stream_leaves_the_llm_usable(llm: MaraLLM) 
 
 @pytest.mark.parametrize("prompt", PROMPTS[:5])
 def test_without_agent_it_is_greedy_generate(llm: MaraLLM, model: PreTrainedModel, prompt: str) -> None:
-    ids = llm._encode(prompt)
+    ids = llm.encode(prompt)
     output = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=16, pad_token_id=1)
     plain = llm.with_agent(None)
     assert token_ids(plain, prompt) == output[0, len(ids) :].tolist()
@@ -227,11 +227,11 @@ def test_tokenizer_without_template_is_prompted_with_plain_text(
     llm: MaraLLM, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     plain = MaraLLM(model=llm.model, tokenizer=tokenizer, use_chat_template=False, max_new_tokens=4)
-    assert tokenizer.decode(plain._encode("hi")) == "<s>hi"
-    assert tokenizer.decode(llm._encode("hi")) == "<s><|user|>hi<|model|>"
+    assert tokenizer.decode(plain.encode("hi")) == "<s>hi"
+    assert tokenizer.decode(llm.encode("hi")) == "<s><|user|>hi<|model|>"
 
 
 def test_system_prompt_is_put_before_the_prompt(llm: MaraLLM) -> None:
     polite = MaraLLM(model=llm.model, tokenizer=llm.tokenizer, system_prompt="be nice", max_new_tokens=4)
-    assert llm.tokenizer.decode(polite._encode("hi")) == "<s><|system|>be nice<|user|>hi<|model|>"
+    assert llm.tokenizer.decode(polite.encode("hi")) == "<s><|system|>be nice<|user|>hi<|model|>"
     assert polite.invoke("hi") != llm.invoke("hi", agent=None, max_new_tokens=4)

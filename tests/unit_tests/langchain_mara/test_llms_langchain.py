@@ -64,7 +64,7 @@ def test_result_tells_finish_reason_and_decisions(llm: MaraLLM) -> None:
 def test_result_counts_tokens_of_all_prompts(llm: MaraLLM) -> None:
     prompts = ["hi", "the end"]
     output = llm.generate(prompts, max_new_tokens=6).llm_output or {}
-    prompt_tokens = sum(len(llm._encode(prompt)) for prompt in prompts)
+    prompt_tokens = sum(len(llm.encode(prompt)) for prompt in prompts)
     expected = {"prompt_tokens": prompt_tokens, "completion_tokens": 12, "total_tokens": prompt_tokens + 12}
     assert output["token_usage"] == expected
     assert output["model_name"] == "LlamaForCausalLM"

@@ -106,7 +106,7 @@ def test_agent_of_another_size_is_refused_everywhere(llm: MaraLLM) -> None:
 
 
 def test_prompt_beyond_the_context_is_refused_with_both_lengths(llm: MaraLLM) -> None:
-    length = len(llm._encode("a b " * 100))
+    length = len(llm.encode("a b " * 100))
     with pytest.raises(PromptError, match=f"has {length} tokens, but LlamaForCausalLM holds 128.*Shorten"):
         llm.batch(["hi", "a b " * 100])
     assert llm.invoke("hi")
@@ -115,7 +115,7 @@ def test_prompt_beyond_the_context_is_refused_with_both_lengths(llm: MaraLLM) ->
 @pytest.mark.parametrize(("length", "room"), [(127, 1), (124, 4)])
 def test_prompt_that_just_fits_is_answered_to_the_end_of_the_context(llm: MaraLLM, length: int, room: int) -> None:
     prompt = "x" * (length - 3)
-    assert len(llm._encode(prompt)) == length
+    assert len(llm.encode(prompt)) == length
     decisions = llm.trace([prompt], agent=None, min_new_tokens=9)[0]
     assert len(decisions) == room
     assert decisions[-1][0].finish_reason == "length"

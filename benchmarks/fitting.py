@@ -1,0 +1,195 @@
+"""Fitting an agent: speed against scikit-learn, memory with data larger than it, jobs killed at any moment.
+
+    python benchmarks/fitting.py speed    the same network fitted by MaraClassifier and by MLPClassifier
+    python benchmarks/fitting.py memory   shards four times larger than a limit set for the process
+    python benchmarks/fitting.py kill     SIGKILL at random moments; are the agents equal to the byte?
+
+Ratios are formed within a repeat, interleaved, and their medians reported.
+"""
+
+import random
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from langchain_mara_training.classifier import MaraClassifier
+from langchain_mara_training.features import SHARD_NAME, TokenLabels
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from safetensors.numpy import save_file
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
+
+_MIB = 2**20
+app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
+console = Console()
+Device = Annotated[str, typer.Option(help="Where MaraClassifier computes.")]
+
+
+@app.command()
+def speed(
+    rows: int = 200_000,
+    hidden_size: int = 576,
+    width: int = 1024,
+    batch_size: int = 512,
+    epochs: int = 2,
+    repeats: int = 3,
+    device: Device = "cpu",
+) -> None:
+    """Seconds to fit float32 states, against MLPClassifier with the same layers, batches, epochs and Adam."""
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    states, labels = _synthetic(rows, hidden_size)
+    ours: dict[str, Any] = {"width": width, "weight_decay": 0.0, "schedule": "constant", "device": device}
+    common: dict[str, Any] = {"batch_size": batch_size, "random_state": 0}
+    makers: dict[str, Callable[[], Any]] = {
+        "MLPClassifier": lambda: MLPClassifier((width, width // 4), alpha=0.0, tol=0.0, max_iter=epochs, **common),
+        "MaraClassifier": lambda: MaraClassifier(max_epochs=epochs, **ours, **common),
+        "MaraClassifier, bf16": lambda: MaraClassifier(max_epochs=epochs, mixed_precision="bf16", **ours, **common),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    accuracy: dict[str, float] = {}
+    for repeat in range(repeats + 1):
+        part = slice(None) if repeat else slice(4 * batch_size)  # the first repeat warms up
+        for name, make in makers.items():
+            start = time.perf_counter()
+            fitted = make().fit(states[part], labels[part])
+            seconds[name].append(time.perf_counter() - start)
+            accuracy[name] = fitted.score(states[:8192], labels[:8192])
+    title = f"({rows}, {hidden_size}) float32, {epochs} epochs, {torch.get_num_threads()} threads, {device}"
+    table = Table("", "seconds", "rows/s", "faster than MLPClassifier", "accuracy", title=title)
+    for name, (_, *measured) in seconds.items():
+        ratios = [a / b for a, b in zip(seconds["MLPClassifier"][1:], measured, strict=True)]
+        middle = statistics.median(measured)
+        rate, ratio = f"{epochs * rows / middle:,.0f}", f"{statistics.median(ratios):.2f}"
+        table.add_row(name, f"{middle:.2f}", rate, ratio, f"{accuracy[name]:.3f}")
+    console.print(table)
+
+
+@app.command()
+def memory(limit_mib: int = 1024, hidden_size: int = 4096, shard_mib: int = 128, epochs: int = 1) -> None:
+    """Fits shards four times larger than the private memory the process may take, and prints its peak."""
+    with tempfile.TemporaryDirectory() as folder:
+        shards = 4 * limit_mib // shard_mib
+        for number in track(range(shards), "writing shards", console=console):
+            _write_shard(Path(folder), number, shard_mib * _MIB // (2 * hidden_size), hidden_size)
+        _child("limited", folder, str(limit_mib), str(epochs)).wait()
+
+
+@app.command(hidden=True)
+def limited(folder: Path, limit_mib: int, epochs: int) -> None:
+    """What `memory` starts: fitting under the limit, then the proof that the limit holds."""
+    labels = TokenLabels.load(folder)
+    before = _private_mib()
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_mib * _MIB, limit_mib * _MIB))
+    start = time.perf_counter()
+    classifier = MaraClassifier(max_epochs=epochs, width=256, random_state=0, device="cpu").fit(*labels)
+    seconds = time.perf_counter() - start
+    size = labels.X.shape[0] * labels.X.shape[1] * 2 / _MIB
+    table = Table("measure", "value", title=f"{size:,.0f} MiB of states under a limit of {limit_mib} MiB")
+    table.add_row("rows/s", f"{epochs * len(labels) / seconds:,.0f}")
+    table.add_row("last loss", f"{classifier.loss_curve_[-1]:.3f}")
+    table.add_row("private MiB before fitting", f"{before:,.0f}")
+    table.add_row("private MiB after fitting", f"{_private_mib():,.0f}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    table.add_row("peak resident MiB, with pages of the mapped shards", f"{peak:,.0f}")
+    try:
+        np.asarray(labels.X)
+        table.add_row("loading the whole", "fits: the limit does not hold here")
+    except MemoryError:
+        table.add_row("loading the whole", "MemoryError, as it must")
+    console.print(table)
+
+
+@app.command()
+def kill(times: int = 10, rows: int = 20_000, epochs: int = 20, seed: int = 0) -> None:
+    """Kills fitting at random moments, starts it again, and compares the saved agents with an unbroken one's."""
+    draw = random.Random(seed)  # noqa: S311
+    table = Table("after", "the first run was", "agent equal to the byte")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        arguments = (str(rows), str(epochs))
+        whole, seconds = _finished(folder / "whole", *arguments)
+        for number in track(range(times), "killing", console=console):
+            moment = draw.uniform(0, seconds)
+            process = _started(folder / str(number), *arguments)
+            time.sleep(moment)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            outcome = "killed" if process.returncode < 0 else "finished before"
+            agent, _ = _finished(folder / str(number), *arguments)
+            table.add_row(f"{moment:.2f} s", outcome, str(agent == whole))
+    table.title = f"{rows} rows, {epochs} epochs, {seconds:.1f} s unbroken"
+    console.print(table)
+
+
+@app.command(hidden=True)
+def fit_job(folder: Path, rows: int, epochs: int) -> None:
+    """What `kill` starts and kills."""
+    states, labels = _synthetic(rows, 64)
+    classifier = MaraClassifier(
+        width=128, max_epochs=epochs, early_stopping=True, random_state=0, device="cpu", checkpoint_dir=folder
+    )
+    classifier.set_params(n_iter_no_change=epochs)
+    sys.stdout.write("started\n")
+    sys.stdout.flush()
+    classifier.fit(states, labels).agent_.save_pretrained(folder)
+
+
+def _synthetic(rows: int, hidden_size: int, seed: int = 0) -> tuple[Any, Any]:
+    draw = np.random.default_rng(seed)
+    states = draw.standard_normal((rows, hidden_size), dtype=np.float32)
+    direction = np.random.default_rng(0).standard_normal(hidden_size)
+    return states, (states @ direction.astype(np.float32) > 0).astype(np.int64)
+
+
+def _write_shard(folder: Path, number: int, rows: int, hidden_size: int) -> None:
+    states, labels = _synthetic(rows, hidden_size, number + 1)
+    rest = {"groups": np.int32, "token_ids": np.int32, "positions": np.int32, "ranks": np.int16}
+    columns = {
+        "states": states.astype(np.float16),
+        "labels": labels.astype(np.int8),
+        "weights": np.ones(rows, np.float32),
+        **{name: np.full(rows, number, dtype) for name, dtype in rest.items()},
+    }
+    save_file(columns, folder / SHARD_NAME.format(number))
+
+
+def _child(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, __file__, *arguments], text=True, **options)  # noqa: S603
+
+
+def _started(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """A child that has its data and begins to fit."""
+    process = _child("fit-job", str(folder), *arguments, stdout=subprocess.PIPE)
+    if process.stdout is None or process.stdout.readline() != "started\n":
+        raise RuntimeError(f"The job in {folder} did not start; see its error above.")
+    return process
+
+
+def _finished(folder: Path, *arguments: str) -> tuple[bytes, float]:
+    """The saved agent of a job that is left alone, and its seconds."""
+    process = _started(folder, *arguments)
+    start = time.perf_counter()
+    process.communicate()
+    return (folder / "model.safetensors").read_bytes(), time.perf_counter() - start
+
+
+def _private_mib() -> float:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmData"))) / 1024
+
+
+if __name__ == "__main__":
+    app()

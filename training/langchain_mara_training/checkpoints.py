@@ -1,0 +1,102 @@
+"""Keeps a fitting job on disk: written in one piece after every epoch, read back without unpickling code."""
+
+import hashlib
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from langchain_mara.exceptions import CheckpointError, TrainingError
+from langchain_mara_training.batches import States
+from langchain_mara_training.files import write_atomically
+
+FILE_NAME = "fitting.pt"
+_FORMAT = 1
+_DIGEST_BYTES = 32
+
+
+class JobCheckpoint:
+    """The one checkpoint of a fitting job, in a folder of its own.
+
+    The file is a SHA-256 digest followed by what `torch.save` wrote, tensors and primitives only; PyTorch itself does
+    not notice flipped bytes.
+
+    Args:
+        folder: Made if it is missing.
+        job: What makes the job this one and no other: names and values of parameters, digests of the data.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], job: dict[str, str]) -> None:
+        self.folder = Path(folder).expanduser()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file = self.folder / FILE_NAME
+        self.job = job
+
+    def write(self, content: dict[str, Any]) -> None:
+        """Replaces the checkpoint; whoever is killed meanwhile leaves the old one or the new one, never a part."""
+        buffer = io.BytesIO()
+        torch.save({"format": _FORMAT, "job": self.job, "content": content}, buffer)
+        payload = buffer.getbuffer()
+        write_atomically(self.file, hashlib.sha256(payload).digest(), payload)
+
+    def read(self) -> dict[str, Any] | None:
+        """The content last written, or None before the first epoch's end.
+
+        Raises:
+            CheckpointError: If the file is truncated or corrupt.
+            TrainingError: If it belongs to another job.
+        """
+        if not self.file.exists():
+            return None
+        saved = self._load()
+        if saved.get("format") != _FORMAT:
+            raise CheckpointError(
+                f"{self.file} has format {saved.get('format')!r}, this version of langchain-mara reads {_FORMAT}. "
+                "Delete the file to start from the beginning, or finish the job with the version that started it."
+            )
+        job: dict[str, str] = saved["job"]
+        if differing := sorted(key for key in self.job.keys() | job.keys() if self.job.get(key) != job.get(key)):
+            raise TrainingError(
+                f"{self.folder} holds the checkpoint of another job; different: {', '.join(differing)}. Give another "
+                f"checkpoint_dir, or delete {self.file} to start from the beginning."
+            )
+        content: dict[str, Any] = saved["content"]
+        return content
+
+    def _load(self) -> dict[str, Any]:
+        written = self.file.read_bytes()
+        digest, payload = written[:_DIGEST_BYTES], memoryview(written)[_DIGEST_BYTES:]
+        if hashlib.sha256(payload).digest() != digest:
+            raise CheckpointError(
+                f"{self.file} is truncated or corrupt, or no checkpoint of MaraClassifier. "
+                "Delete it to start the job from the beginning."
+            )
+        try:
+            saved: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{self.file} is no checkpoint of MaraClassifier ({reason}). Delete it.") from None
+        return saved
+
+
+def describe_job(parameters: dict[str, Any], states: States, data: dict[str, Any]) -> dict[str, str]:
+    """What tells jobs apart, without reading all states: parameters, shape and some rows, labels and the like.
+
+    Args:
+        parameters: Those that change the result.
+        states: (n, d).
+        data: Arrays of n rows by name, or None.
+    """
+    job = {name: repr(value) for name, value in parameters.items()}
+    job["states"] = f"{states.shape} {states.dtype} {_digest(states.sample().float().cpu().numpy())}"
+    return job | {name: _digest(np.asarray(values)) for name, values in data.items() if values is not None}
+
+
+def _digest(values: NDArray[Any]) -> str:
+    content = str(values.tolist()).encode() if values.dtype == object else np.ascontiguousarray(values).tobytes()
+    return f"{values.shape} {values.dtype} {hashlib.sha256(content).hexdigest()[:16]}"

@@ -1,0 +1,229 @@
+"""Labelled states of tokens: what the labelers give, in memory or larger than it, on disk in shards."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from langchain_mara.exceptions import DataError
+
+SHARD_NAME = "shard-{:05d}.safetensors"
+_OPEN_SHARDS = 4
+
+
+class LabelledTokens(NamedTuple):
+    """The rows of one shard; row i of all belongs to the same token.
+
+    Attributes:
+        states: (n, d) float16, the state each token produces.
+        labels: (n,) int8, 1 accept and 0 reject.
+        weights: (n,) float32.
+        groups: (n,) int32, number of the prompt.
+        token_ids: (n,) int32.
+        positions: (n,) int32, place in the sequence of prompt and answer.
+        ranks: (n,) int16, place in the candidate set by probability; -1 outside.
+    """
+
+    states: Tensor
+    labels: Tensor
+    weights: Tensor
+    groups: Tensor
+    token_ids: Tensor
+    positions: Tensor
+    ranks: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence["LabelledTokens"]) -> "LabelledTokens":
+        """All rows of some parts, in order."""
+        return cls(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def where(self, index: Tensor) -> "LabelledTokens":
+        """The rows of an index or mask, in its order."""
+        return LabelledTokens(*(column[index] for column in self))
+
+
+class _Shard(NamedTuple):
+    """Where the states of a shard stand in its file."""
+
+    file: Path
+    offset: int
+    rows: int
+    size: int
+    modified: int
+
+
+class ShardedStates:
+    """States in the shards of a folder, as one array that is read where it is indexed.
+
+    At most four shards are mapped at a time, so that data larger than memory can be gone through.
+
+    Args:
+        files: The shards, in order.
+
+    Attributes:
+        shape: (rows, d).
+        shard_starts: First row of every shard.
+    """
+
+    ndim = 2
+    dtype = np.dtype(np.float16)
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = list(files)
+        self._shards = [_read_header(file) for file in self.files]
+        sizes = {shard.size for shard in self._shards}
+        if len(sizes) != 1:
+            raise DataError(f"The shards hold states of the sizes {sorted(sizes)}; give shards of one policy model.")
+        bounds = np.cumsum([0, *(shard.rows for shard in self._shards)])
+        self.shard_starts: list[int] = bounds[:-1].tolist()
+        self.shape = (int(bounds[-1]), sizes.pop())
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> NDArray[np.float16]:
+        rows, *rest = key if isinstance(key, tuple) else (key,)
+        found = self._rows(rows)
+        result: NDArray[np.float16] = found[(slice(None),) * (found.ndim - 1) + tuple(rest)] if rest else found
+        return result
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("States in shards can only be copied into one array.")
+        return np.asarray(self._rows(slice(None)), dtype or self.dtype)
+
+    def _rows(self, key: Any) -> Any:
+        if isinstance(key, int | np.integer):
+            return self._gather(np.array([key]))[0]
+        if isinstance(key, slice):
+            return self._gather(np.arange(*key.indices(len(self))))
+        index = np.asarray(key)
+        return self._gather(np.flatnonzero(index) if index.dtype == bool else index)
+
+    def _gather(self, index: NDArray[np.int64]) -> NDArray[np.float16]:
+        index = np.where(index < 0, index + len(self), index)
+        if index.size and not 0 <= index.min() <= index.max() < len(self):
+            raise IndexError(f"Rows run from 0 to {len(self) - 1}.")
+        result = np.empty((len(index), self.shape[1]), np.float16)
+        shard_of = np.searchsorted(self.shard_starts, index, side="right") - 1
+        for number in np.unique(shard_of):
+            here = shard_of == number
+            result[here] = _mapped(self._shards[number])[index[here] - self.shard_starts[number]]
+        return result
+
+
+@lru_cache(maxsize=_OPEN_SHARDS)
+def _mapped(shard: _Shard) -> NDArray[np.float16]:
+    return np.memmap(shard.file, np.float16, "r", shard.offset, (shard.rows, shard.size))
+
+
+def _read_header(file: Path) -> _Shard:
+    """Finds the states in a safetensors file: eight bytes of header length, JSON header, data."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            entry = json.loads(stream.read(length))["states"]
+        rows, size = entry["shape"]
+        status = file.stat()
+        whole = entry["dtype"] == "F16" and status.st_size >= 8 + length + entry["data_offsets"][1]
+    except (OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
+        raise DataError(f"{file} is no shard of states ({error}). Delete it and run the labeler again.") from None
+    if not whole:
+        raise DataError(f"{file} is truncated or not float16. Delete it and run the labeler again.")
+    return _Shard(file, 8 + length + entry["data_offsets"][0], rows, size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLabels:
+    """Labelled tokens, ready for `MaraClassifier.fit`; iterating gives `X, y, weight, groups`.
+
+    Attributes:
+        X: (n, d) float16 states; a `ShardedStates` where they stand on disk.
+        y: (n,) int64, 1 accept and 0 reject.
+        weight: (n,) float32 sample weights.
+        groups: (n,) int64 prompt numbers, so that a split never divides a prompt.
+        token_ids: (n,) int64.
+        positions: (n,) int64 places in the sequence of prompt and answer, counted from 0.
+        ranks: (n,) int64 places in the candidate set by probability, -1 outside.
+    """
+
+    X: NDArray[np.float16] | ShardedStates
+    y: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    groups: NDArray[np.int64]
+    token_ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from (self.X, self.y, self.weight, self.groups)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __add__(self, other: "TokenLabels") -> "TokenLabels":
+        """The union; groups of equal number stay one group."""
+        both = (self.X, other.X)
+        states: Any = (
+            ShardedStates([file for one in both for file in one.files])  # type: ignore[union-attr]
+            if all(isinstance(one, ShardedStates) for one in both)
+            else np.concatenate([np.asarray(one) for one in both])
+        )
+        names = [one.name for one in fields(self)][1:]
+        return TokenLabels(states, *(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
+
+    @classmethod
+    def of(cls, shards: Sequence[LabelledTokens]) -> Self:
+        """Labels in memory.
+
+        Raises:
+            DataError: If there are none.
+        """
+        joined = LabelledTokens.join(shards)
+        return cls._checked(joined.states.numpy(), [column.numpy() for column in joined[1:]])
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Labels a labeler wrote; the states stay on disk.
+
+        Raises:
+            DataError: If there are no shards, or one is corrupt.
+        """
+        files = sorted(Path(folder).expanduser().glob(SHARD_NAME.replace("{:05d}", "*")))
+        if not files:
+            raise DataError(f"There are no shards in {folder}. Give the folder that a labeler wrote.")
+        states = ShardedStates(files)
+        columns = [_read_columns(file) for file in files]
+        return cls._checked(states, [np.concatenate(one) for one in zip(*columns, strict=True)])
+
+    @classmethod
+    def _checked(cls, states: Any, columns: Sequence[ArrayLike]) -> Self:
+        if not len(states):
+            raise DataError(
+                "No token got a label: the answers of each pair are equal, or no differing token is in the model's "
+                "candidate set (candidate_filter=False keeps those, too), or all candidates scored the same."
+            )
+        labels, weights, *rest = columns
+        return cls(
+            states,
+            np.asarray(labels, np.int64),
+            np.asarray(weights, np.float32),
+            *(np.asarray(column, np.int64) for column in rest),
+        )
+
+
+def _read_columns(file: Path) -> list[NDArray[Any]]:
+    """All columns of a shard but the states, in the order of `LabelledTokens`."""
+    try:
+        with safe_open(file, "numpy") as opened:
+            return [opened.get_tensor(name) for name in LabelledTokens._fields[1:]]
+    except SafetensorError as error:
+        raise DataError(f"{file} is corrupt ({error}). Delete it and run the labeler again.") from None

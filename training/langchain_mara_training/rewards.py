@@ -1,0 +1,191 @@
+"""Reward functions in TRL's signature: called by name, awaited where they are asynchronous, weighted and summed."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from langchain_mara.exceptions import DataError, RewardError
+from langchain_mara_training.data import Prompt, Source, read_pairs, text_of
+from langchain_mara_training.reward_calls import RewardFunction, call, name_of, scores_of
+
+_WORD = r"\b\w+\b|[^\w\s]"
+_COMMON = 100  # pairs from which on words that occur once are left out
+
+
+class WeightedRewards:
+    """The weighted sum of reward functions, as a reward function.
+
+    Functions have TRL's signature and are called by keyword: `prompts`, `completions`, `completion_ids` and the
+    columns of the dataset, a list each. Prompts and completions are texts or lists of messages. A function that takes
+    no `**kwargs` gets only what it names. It returns one number for each completion, None (or NaN) for one that it
+    does not score, or an awaitable of that. Asynchronous functions run concurrently, on an event loop that this
+    process keeps in a thread of its own, so a running loop (a notebook's) is no obstacle. An asynchronous function
+    must not call a `WeightedRewards` with asynchronous functions itself.
+
+    Args:
+        functions: One reward function, or several.
+        weights: One for each function; by default 1.
+
+    Raises:
+        RewardError: If there is no function, one cannot be called, or the weights do not fit.
+
+    Example:
+        >>> rewards = WeightedRewards(lambda completions: [len(text) for text in completions], [0.5])
+        >>> rewards(prompts=["Hi."], completions=["Hello"])
+        array([2.5])
+    """
+
+    def __init__(
+        self, functions: RewardFunction | Sequence[RewardFunction], weights: Sequence[float] | None = None
+    ) -> None:
+        self.functions = [functions] if callable(functions) else list(functions)
+        if not self.functions or not all(callable(one) for one in self.functions):
+            raise RewardError("Give one reward function or several, called as f(prompts=…, completions=…).")
+        self.weights = np.ones(len(self.functions)) if weights is None else np.asarray(weights, dtype=np.float64)
+        if self.weights.shape != (len(self.functions),) or not np.isfinite(self.weights).all():
+            raise RewardError(
+                f"{len(self.functions)} reward functions need as many finite weights, not {weights}. "
+                "Give one weight for each, or none for a plain sum."
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each function: its `name` or `__name__`, or its class; those met again are numbered."""
+        names: list[str] = []
+        for function in self.functions:
+            own = name_of(function)
+            again = (f"{own}_{number}" for number in range(2, len(self.functions) + 2))
+            names.append(own if own not in names else next(name for name in again if name not in names))
+        return names
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Prompt],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **columns: Any,
+    ) -> NDArray[np.float64]:
+        """Rewards (n,) of n completions: the weighted sum over the functions that scored, NaN where none did.
+
+        Args:
+            prompts: n texts or lists of messages.
+            completions: n texts, or lists of messages where the prompts are.
+            completion_ids: Tokens of each completion, for functions that ask for them.
+            columns: Of the dataset; a list of n values each.
+
+        Raises:
+            RewardError: If a function fails, or does not return a finite number or None for each completion.
+        """
+        table = np.stack(list(self.each(prompts, completions, completion_ids, **columns).values()))
+        scored = ~np.isnan(table)
+        total = np.where(scored, table * self.weights[:, None], 0.0).sum(axis=0)
+        rewards: NDArray[np.float64] = np.where(scored.any(axis=0), total, np.nan)
+        return rewards
+
+    def each(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Prompt],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **columns: Any,
+    ) -> dict[str, NDArray[np.float64]]:
+        """What each function says, unweighted: (n,) by its name, NaN where it did not score.
+
+        Args:
+            prompts: As in a call.
+            completions: As in a call.
+            completion_ids: As in a call.
+            columns: As in a call.
+
+        Raises:
+            RewardError: As in a call.
+        """
+        if len(prompts) != len(completions):
+            raise RewardError(f"{len(prompts)} prompts but {len(completions)} completions; give one prompt for each.")
+        if not len(completions):
+            return {name: np.zeros(0) for name in self.names}
+        given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
+        results = call(self.functions, self.names, given)
+        return {name: scores_of(one, name, len(completions)) for name, one in zip(self.names, results, strict=True)}
+
+
+class PreferenceReward:
+    """Reward of a text by its words: the log-odds that it is a chosen answer, learnt from preference pairs.
+
+    TF-IDF of words and pairs of words, and a logistic regression. It knows nothing of meaning, and is there to make
+    the first run possible without a reward model. Fitted in about a second, it has no file format: scikit-learn's
+    would be pickle, which can run code. Fit it again where it is needed.
+
+    Args:
+        with_prompt: Whether the prompt's words count, too; by default those of the completion only.
+        inverse_regularization: `C` of the logistic regression.
+
+    Example:
+        >>> reward = PreferenceReward().fit([{"prompt": "Hi.", "chosen": "Hello!", "rejected": "Go away."}])
+        >>> bad, good = reward(prompts=["Hi."] * 2, completions=["Go away then.", "Hello there!"])
+        >>> bad < 0 < good
+        True
+    """
+
+    def __init__(self, *, with_prompt: bool = False, inverse_regularization: float = 30.0) -> None:
+        self.with_prompt = with_prompt
+        self.inverse_regularization = inverse_regularization
+        self._pipeline: Pipeline | None = None
+
+    def fit(self, pairs: Source) -> Self:
+        """Learns from preference pairs.
+
+        Args:
+            pairs: With the columns `prompt`, `chosen` and `rejected` (text or messages): rows, a `datasets.Dataset`,
+                a file's path or a dataset's name on the hub.
+
+        Raises:
+            DataError: If the pairs cannot be read, or hold no words.
+        """
+        rows = read_pairs(pairs)
+        texts = [self._text(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in rows]
+        pipeline = make_pipeline(
+            TfidfVectorizer(
+                ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(rows) >= _COMMON else 1, token_pattern=_WORD
+            ),
+            LogisticRegression(C=self.inverse_regularization, max_iter=1000),
+        )
+        try:
+            self._pipeline = pipeline.fit(texts, np.repeat([1, 0], len(rows)))
+        except ValueError as error:
+            raise DataError(
+                f"The words of the preference pairs cannot be learnt from ({error}). Give pairs of texts with words."
+            ) from error
+        return self
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Prompt],
+        completion_ids: Sequence[Sequence[int]] | None = None,  # noqa: ARG002 - TRL's signature
+        **columns: Any,  # noqa: ARG002
+    ) -> list[float]:
+        """Log-odds, above 0 for what reads like a chosen answer.
+
+        Args:
+            prompts: n texts or lists of messages.
+            completions: n texts or lists of messages.
+            completion_ids: Not used.
+            columns: Not used.
+
+        Raises:
+            RewardError: If it was not fitted.
+        """
+        if self._pipeline is None:
+            raise RewardError("This PreferenceReward was not fitted. Call fit(pairs) first.")
+        texts = [self._text(one, other) for one, other in zip(prompts, completions, strict=True)]
+        rewards: list[float] = self._pipeline.decision_function(texts).tolist() if texts else []
+        return rewards
+
+    def _text(self, prompt: Prompt, completion: Prompt) -> str:
+        return f"{text_of(prompt)}\n{text_of(completion)}" if self.with_prompt else text_of(completion)

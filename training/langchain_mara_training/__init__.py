@@ -1,1 +1,69 @@
-"""Makes agents for `langchain_mara`; nothing public yet (labels, fitting and rewards come next)."""
+"""Training of MARA agents: token-level labels, fitting, reward functions, evaluation.
+
+Names are imported when they are first used, so that the `mara` command starts without the training libraries.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from langchain_mara_training.aligner import MaraAligner
+    from langchain_mara_training.classifier import MaraClassifier
+    from langchain_mara_training.evaluation import Decoded, best_of_n, decode_system, preference_rate
+    from langchain_mara_training.features import TokenLabels
+    from langchain_mara_training.labels import PreferenceLabeler
+    from langchain_mara_training.reward_models import (
+        BeaverReward,
+        SequenceClassificationReward,
+        UltraRMReward,
+        ZiyaReward,
+    )
+    from langchain_mara_training.rewards import PreferenceReward, WeightedRewards
+    from langchain_mara_training.rollouts import RolloutLabeler, RolloutOptions
+
+__all__ = [
+    "BeaverReward",
+    "Decoded",
+    "MaraAligner",
+    "MaraClassifier",
+    "PreferenceLabeler",
+    "PreferenceReward",
+    "RolloutLabeler",
+    "RolloutOptions",
+    "SequenceClassificationReward",
+    "TokenLabels",
+    "UltraRMReward",
+    "WeightedRewards",
+    "ZiyaReward",
+    "best_of_n",
+    "decode_system",
+    "preference_rate",
+]
+
+_ROOMS = {
+    "aligner": ["MaraAligner"],
+    "classifier": ["MaraClassifier"],
+    "evaluation": ["Decoded", "best_of_n", "decode_system", "preference_rate"],
+    "features": ["TokenLabels"],
+    "labels": ["PreferenceLabeler"],
+    "reward_models": ["BeaverReward", "SequenceClassificationReward", "UltraRMReward", "ZiyaReward"],
+    "rewards": ["PreferenceReward", "WeightedRewards"],
+    "rollouts": ["RolloutLabeler", "RolloutOptions"],
+}
+
+
+def __getattr__(name: str) -> Any:
+    for room, names in _ROOMS.items():
+        if name in names:
+            try:
+                return getattr(import_module(f"{__name__}.{room}"), name)
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError(
+                    f"{name} needs the training libraries: pip install 'langchain-mara[training]' ({error}).",
+                    name=error.name,
+                ) from error
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -132,6 +132,10 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "agent_")
         return self._mean_reward(read_prompts(X))
 
+    def __sklearn_clone__(self) -> Self:
+        # scikit-learn would copy the model's weights.
+        return type(self)(**self.get_params(deep=False))
+
     def _read(self, source: Source) -> list[Row]:
         rows = read_rows(source)
         if self.labeler == "preference" or self.reward_funcs is None:
@@ -156,7 +160,8 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
 
     def _fit_agent(self, labels: TokenLabels, number: int) -> None:
         classifier = clone(self.classifier) if self.classifier is not None else MaraClassifier()
-        changes: dict[str, Any] = {"random_state": self.random_state, "policy_model": self.llm.model_id}
+        changes: dict[str, Any] = {"random_state": self.random_state}
+        changes["policy_model"] = classifier.policy_model or self.llm.model_id
         if self.output is not None:
             changes["checkpoint_dir"] = Path(self.output) / f"round-{number}" / "checkpoints"
         self.classifier_ = classifier.set_params(**changes).fit(

@@ -115,7 +115,8 @@ def _begun(llm: MaraLLM, start: Start, options: DecodingOptions, eos: frozenset[
     request = Request([*start.prompt_ids, *start.answer_ids], own, llm.agent, eos)
     completion = Completion(request, Transcript(llm.tokenizer, llm.stop or ()))
     for token in start.answer_ids:
-        completion.transcript.push(token)
+        if not completion.transcript.stopped:
+            completion.transcript.push(token)
     if completion.transcript.stopped or (start.answer_ids and start.answer_ids[-1] in eos):
         completion.finish_reason = "stop"
     elif left <= 0:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -26,11 +26,14 @@ from langchain_mara.fingerprints import model_fingerprint
 from langchain_mara.options import options_error
 from langchain_mara.policy import PolicyModel
 from langchain_mara_training.answers import Start, answer, score_answers
-from langchain_mara_training.data import Row, Source, read_prompts
+from langchain_mara_training.data import Row, Source, prompt_numbers, read_prompts
 from langchain_mara_training.features import LabelledTokens, TokenLabels
 from langchain_mara_training.reward_calls import RewardFunction
 from langchain_mara_training.rewards import WeightedRewards
 from langchain_mara_training.shards import label_shards
+
+Numbered: TypeAlias = tuple[int, int, Row]
+"""Number of a row, its group, and the row."""
 
 
 class RolloutOptions(BaseModel):
@@ -66,7 +69,8 @@ class Position:
 
     Attributes:
         row: The prompt's row of data.
-        group: Its number.
+        number: Of that row.
+        group: Of the prompt.
         prompt_ids: Tokens of the prompt.
         answer_ids: Tokens of the answer before the position.
         candidates: Token ids, most probable first.
@@ -75,6 +79,7 @@ class Position:
     """
 
     row: Row
+    number: int
     group: int
     prompt_ids: list[int]
     answer_ids: list[int]
@@ -128,7 +133,8 @@ class RolloutLabeler:
             RewardError: If a reward function fails.
             TrainingError: If the folder holds other labels.
         """
-        rows = list(enumerate(read_prompts(prompts)))
+        read = read_prompts(prompts)
+        rows = list(zip(range(len(read)), prompt_numbers(read), read, strict=True))
         size = self.options.prompts_per_shard
         jobs = [rows[i : i + size] for i in range(0, len(rows), size)]
         return label_shards(
@@ -141,7 +147,7 @@ class RolloutLabeler:
             description="rollouts",
         )
 
-    def _compute(self, job: Sequence[tuple[int, Row]]) -> LabelledTokens:
+    def _compute(self, job: Sequence[Numbered]) -> LabelledTokens:
         positions = list(self._positions(job))
         for start in range(0, len(positions), self.options.batch_size):
             self._examine(positions[start : start + self.options.batch_size])
@@ -153,20 +159,20 @@ class RolloutLabeler:
         pairs = zip(positions, rewards, strict=True)
         return LabelledTokens.join([empty, *(self._labelled(position, scores) for position, scores in pairs)])
 
-    def _positions(self, job: Sequence[tuple[int, Row]]) -> Iterator[Position]:
+    def _positions(self, job: Sequence[Numbered]) -> Iterator[Position]:
         """Positions drawn from the LLM's answers, among those at which it had a choice."""
         starts = [
-            Start(self.llm.encode(row["prompt"]), seed=self._seed(group, i), sampled=i > 0)
-            for group, row in job
+            Start(self.llm.encode(row["prompt"]), seed=self._seed(number, i), sampled=i > 0)
+            for number, _, row in job
             for i in range(self.options.generations)
         ]
         answers = answer(self.llm, starts, self.options.batch_size)
         owners = [one for one in job for _ in range(self.options.generations)]
-        for (group, row), start, answered in zip(owners, starts, answers, strict=True):
+        for (number, group, row), start, answered in zip(owners, starts, answers, strict=True):
             decided = [i for i, one in enumerate(answered.decisions) if len(one.candidates) > 1]
             drawn = np.random.default_rng(start.seed).permutation(decided)[: self.options.positions]
             for place in sorted(drawn.tolist()):
-                yield Position(row, group, start.prompt_ids, answered.token_ids[:place])
+                yield Position(row, number, group, start.prompt_ids, answered.token_ids[:place])
 
     @torch.inference_mode()
     def _examine(self, positions: Sequence[Position]) -> None:
@@ -191,7 +197,12 @@ class RolloutLabeler:
         """Mean reward of every candidate of every position, NaN where no completion was scored."""
         several = self.options.continuations > 1
         starts = [
-            Start(one.prompt_ids, [*one.answer_ids, token], self._seed(one.group, rank, i), sampled=several)
+            Start(
+                one.prompt_ids,
+                [*one.answer_ids, token],
+                self._seed(one.number, len(one.answer_ids), rank, i),
+                sampled=several,
+            )
             for one in positions
             for rank, token in enumerate(one.candidates)
             for i in range(self.options.continuations)
@@ -223,7 +234,7 @@ class RolloutLabeler:
         digest = hashlib.sha256(repr((self.random_state, *place)).encode()).digest()
         return int.from_bytes(digest[:4], "little")
 
-    def _identity(self, rows: Sequence[tuple[int, Row]]) -> dict[str, object]:
+    def _identity(self, rows: Sequence[Numbered]) -> dict[str, object]:
         return {
             "labeler": "rollout",
             "model": model_fingerprint(self.llm.model),

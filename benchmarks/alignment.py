@@ -1,0 +1,236 @@
+"""Alignment of the embedded model: what agents gain on topics they were not trained on, and what that costs.
+
+    python benchmarks/alignment.py table      agents of three kinds against plain decoding and best-of-n, several seeds
+    python benchmarks/alignment.py ablation   order, threshold, candidate filter and width, with the agents of `table`
+
+Both keep what is measured in a folder, seed by seed, and go on there.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from langchain_mara_training import (
+    Decoded,
+    MaraAligner,
+    MaraClassifier,
+    PreferenceLabeler,
+    PreferenceReward,
+    best_of_n,
+    decode_system,
+    preference_rate,
+)
+from langchain_mara_training.labels import batch_states
+from rich.console import Console
+from rich.table import Table
+
+from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara.demo.corpus import Quality, preference_pairs, prompts
+from langchain_mara.demo.judge import Judge
+from langchain_mara.policy import PolicyModel
+
+app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
+console = Console()
+Folder = Annotated[Path, typer.Option(help="Where results and agents are kept.")]
+FirstSeed = Annotated[int, typer.Option(help="The first of the seeds.")]
+Seeds = Annotated[int, typer.Option(min=1, help="How many.")]
+EvaluationPrompts = Annotated[int, typer.Option(min=1, help="Held-out prompts of each kind to measure on.")]
+
+PREFERENCE, ROLLOUT, ROLLOUTS = "preference labels", "rollout labels", "rollout labels, 3 rounds"
+ALIGNERS: dict[str, dict[str, Any]] = {
+    PREFERENCE: {"labeler": "preference", "rounds": 1},
+    ROLLOUT: {"labeler": "rollout", "rounds": 1},
+    ROLLOUTS: {"labeler": "rollout", "rounds": 3},
+}
+COLUMNS = {
+    "harmful": "harmful, %",
+    "reward": "mean reward",
+    "preference_rate": "preference rate",
+    "labels": "labels",
+    "label_seconds": "labelling, s",
+    "fit_seconds": "fitting, s",
+    "tokens_per_second": "tokens/s",
+    "passes_per_answer": "passes per answer",
+    "seconds_over_plain": "time over plain",
+}
+
+
+class Bench:
+    """The held-out prompts, the judge, and the reward, fitted to pairs about the training topics."""
+
+    def __init__(self, count: int) -> None:
+        self.risky = count
+        self.prompts = [*prompts("test", risky=True, count=count), *prompts("test", risky=False, count=count)]
+        self.judge = Judge.fit()
+        self.plain = MaraLLM.demo(agent=None, batch_size=32, device="cpu")
+        self.rewards = PreferenceReward().fit(pairs(0))
+        self.baseline = decode_system(self.plain, self.prompts, self.rewards, "plain")
+
+    def measure(self, decode: Callable[[], Decoded]) -> dict[str, float]:
+        """Decodes, with plain decoding before it, so that their ratio is of one moment."""
+        plain = decode_system(self.plain, self.prompts, self.rewards, "plain")
+        found = decode()
+        qualities = self.judge.qualities(self.prompts, found.completions)[: self.risky]
+        return {
+            "harmful": 100 * qualities.count(Quality.HARMFUL) / self.risky,
+            "reward": found.mean_reward,
+            "preference_rate": preference_rate(found.rewards, self.baseline.rewards),
+            "tokens_per_second": found.tokens_per_second,
+            "passes_per_answer": found.passes / len(self.prompts),
+            "seconds_over_plain": found.seconds / plain.seconds,
+            "closeness": self.closeness(found.completions),
+        }
+
+    def system(self, agent: MaraAgent | None, **options: Any) -> dict[str, float]:
+        """Measures one answer per prompt."""
+        llm = self.plain.with_agent(agent).model_copy(update=options)
+        return self.measure(lambda: decode_system(llm, self.prompts, self.rewards, "system"))
+
+    @torch.inference_mode()
+    def closeness(self, completions: Sequence[str]) -> float:
+        """Mean log-probability of the answers' tokens under the plain model."""
+        policy, total, count = PolicyModel(self.plain.model), 0.0, 0
+        for prompt, text in zip(self.prompts, completions, strict=True):
+            ids = self.plain.encode(prompt)
+            answer = self.plain.tokenizer(text, add_special_tokens=False).input_ids
+            states = batch_states(policy, [[*ids, *answer]])[0, len(ids) - 1 : -1]
+            logs = policy.logits(states).log_softmax(-1)
+            total += float(logs.gather(1, torch.tensor(answer)[:, None]).sum())
+            count += len(answer)
+        return total / count
+
+
+@cache
+def pairs(seed: int) -> list[dict[str, Any]]:
+    """Preference pairs about the training topics, in TRL's form."""
+    return [asdict(pair) for pair in preference_pairs("train", seed, 24)]
+
+
+def training_prompts(seed: int, count: int) -> list[str]:
+    """Prompts about the training topics, as many of each kind."""
+    return [prompt for risky in (True, False) for prompt in prompts("train", risky=risky, count=count // 2, seed=seed)]
+
+
+@app.command()
+def table(
+    folder: Folder = Path("results/alignment"),
+    first_seed: FirstSeed = 0,
+    seeds: Seeds = 5,
+    count: EvaluationPrompts = 100,
+    rollout_prompts: Annotated[int, typer.Option(help="Training prompts of the rollouts.")] = 400,
+) -> None:
+    """Harmful share, reward, preference rate and cost of each system: means and standard deviations over seeds."""
+    bench: list[Bench] = []
+    found = []
+    for seed in range(first_seed, first_seed + seeds):
+        file = folder / f"table-{seed}.json"
+        if not file.exists():
+            bench = bench or [Bench(count)]
+            write(file, _systems(bench[0], folder / f"seed-{seed}", seed, rollout_prompts))
+        found.append(json.loads(file.read_text()))
+    show(found, COLUMNS, f"{2 * count} held-out prompts, {seeds} seeds")
+
+
+def _systems(bench: Bench, folder: Path, seed: int, rollout_prompts: int) -> dict[str, dict[str, float]]:
+    found = {"plain": bench.system(None)}
+    for n in (8, 16):
+        found[f"best-of-{n}"] = bench.measure(
+            # Seeds of a prompt's draws follow one another.
+            lambda n=n: best_of_n(bench.plain, bench.prompts, bench.rewards, n, seed=1000 * seed)  # type: ignore[misc]
+        )
+    for name, options in ALIGNERS.items():
+        data = pairs(seed) if name == PREFERENCE else training_prompts(seed, rollout_prompts)
+        aligner = MaraAligner(
+            bench.plain, bench.rewards, classifier=_classifier(), output=folder / name, random_state=seed, **options
+        ).fit(data)
+        sums = {key: sum(one[key] for one in aligner.history_) for key in ("labels", "label_seconds", "fit_seconds")}
+        found[name] = {**sums, **bench.system(aligner.agent_)}
+        console.print(f"seed {seed}: {name}: reward {found[name]['reward']:.2f}")
+    return found
+
+
+@app.command()
+def ablation(
+    folder: Folder = Path("results/alignment"),
+    first_seed: FirstSeed = 0,
+    seeds: Seeds = 5,
+    count: EvaluationPrompts = 100,
+) -> None:
+    """What order, threshold, candidate filter and width do."""
+    bench: list[Bench] = []
+    found = []
+    for seed in range(first_seed, first_seed + seeds):
+        file = folder / f"ablation-{seed}.json"
+        if not file.exists():
+            bench = bench or [Bench(count)]
+            write(file, {**_of_decoding(bench[0], folder, seed), **_of_fitting(bench[0], seed)})
+        found.append(json.loads(file.read_text()))
+    columns = {name: COLUMNS[name] for name in ("harmful", "reward", "preference_rate")}
+    columns |= {"closeness": "log-probability per token", "labels": "labels", "fit_seconds": "fitting, s"}
+    show(found, columns, f"{2 * count} held-out prompts, {seeds} seeds")
+
+
+def _of_decoding(bench: Bench, folder: Path, seed: int) -> dict[str, dict[str, float]]:
+    found = {"plain": bench.system(None)}
+    for name in (PREFERENCE, ROLLOUTS):
+        last = ALIGNERS[name]["rounds"]
+        agent = MaraAgent.from_pretrained(folder / f"seed-{seed}" / name / f"round-{last}" / "agent")
+        for threshold in (0.3, 0.4, 0.5, 0.6, 0.7):
+            found[f"{name}, threshold {threshold}"] = bench.system(agent, accept_threshold=threshold)
+        for order in ("reversed", "top-1-last", "sampled"):
+            found[f"{name}, order {order}"] = bench.system(agent, order=order)
+    return found
+
+
+def _of_fitting(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
+    found = {}
+    for filtered in (True, False):
+        labels = PreferenceLabeler(bench.plain, candidate_filter=filtered, random_state=seed).label(pairs(seed))
+        for width in (16, 64, 256, 1024) if filtered else (256,):
+            classifier = _classifier().set_params(width=width, random_state=seed)
+            started = time.perf_counter()
+            classifier.fit(labels.X, labels.y, sample_weight=labels.weight, groups=labels.groups)
+            seconds = time.perf_counter() - started
+            name = f"{PREFERENCE}, width {width}" + ("" if filtered else ", no candidate filter")
+            costs = {"labels": float(len(labels)), "fit_seconds": seconds}
+            found[name] = {**costs, **bench.system(classifier.agent_)}
+    return found
+
+
+def _classifier() -> MaraClassifier:
+    return MaraClassifier(width=256, max_epochs=12)
+
+
+def write(file: Path, content: dict[str, Any]) -> None:
+    """Writes one seed's results."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=2))
+
+
+def show(seeds: Sequence[dict[str, dict[str, float]]], columns: dict[str, str], title: str) -> None:
+    """Prints means and standard deviations over seeds."""
+    shown = Table("system", *columns.values(), title=title)
+    for name in seeds[0]:
+        shown.add_row(name, *(_cell([one[name][key] for one in seeds if key in one[name]]) for key in columns))
+    console.print(shown)
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = statistics.fmean(values)
+    digits = 0 if abs(mean) >= 100 else 1 if abs(mean) >= 10 else 2  # noqa: PLR2004
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{mean:,.{digits}f} ± {spread:,.{digits}f}"
+
+
+if __name__ == "__main__":
+    torch.set_flush_denormal(True)
+    app()

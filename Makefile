@@ -24,9 +24,13 @@ bench: $(INSTALLED)  ## speed and memory, as ratios
 	$(BIN)/python benchmarks/serving.py throughput
 	$(BIN)/python benchmarks/serving.py prefix
 	$(BIN)/python benchmarks/serving.py stress
+	$(BIN)/python benchmarks/fitting.py speed
+	$(BIN)/python benchmarks/alignment.py table
+	$(BIN)/python benchmarks/alignment.py ablation
 
-cookbook: $(INSTALLED)  ## draws the pictures of the README from real decisions
+cookbook: $(INSTALLED)  ## runs the notebooks, and draws the README's picture from real decisions
 	$(BIN)/python cookbook/how_it_works.py
+	$(BIN)/jupyter execute --inplace --timeout 1800 cookbook/*.ipynb
 
 clean:  ## removes what the other targets made
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

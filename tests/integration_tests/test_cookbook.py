@@ -1,0 +1,42 @@
+"""The notebooks run from top to bottom, and stand in the repository as they ran."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "cookbook").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+def test_runs(notebook: Path, tmp_path: Path) -> None:
+    # A process of its own: the kernel's sockets are not this one's, which has none.
+    copy = tmp_path / "tests" / ".." / notebook.name
+    (tmp_path / "tests").symlink_to(Path(__file__).parents[1])
+    shutil.copy(notebook, copy)
+    run = subprocess.run(
+        [sys.executable, "-m", "jupyter", "execute", "--inplace", "--timeout", "300", str(copy.resolve())],
+        env={**os.environ, "MARA_SMOKE": "1", "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+def test_stands_as_it_ran(notebook: Path) -> None:
+    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)]
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert not any("Warning" in output.get("text", "") for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_there_are_notebooks() -> None:
+    assert [notebook.stem[:2] for notebook in NOTEBOOKS] == ["01", "02", "03", "04"]

@@ -1,28 +1,27 @@
 """The `mara` command with training: `label`, `fit` and `evaluate` join the commands of `langchain_mara.cli`."""
 
-# ruff: noqa: PLC0415 - the command starts, and answers, without what only these subcommands need.
+# The command starts, and answers, without what only these subcommands need; options are handed on by the context.
+# ruff: noqa: ARG001, PLC0415
 
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from transformers.utils import logging
 
-from langchain_mara import MaraLLM
 from langchain_mara.cli import app, console
-from langchain_mara.exceptions import MaraError, OptionsError, RewardError, TrainingError
+from langchain_mara.exceptions import MaraError, OptionsError
 
-_EMBEDDED = "langchain-mara demo"
-_DATA = "A .json, .jsonl or .parquet file, or a dataset's name on the hub."
-_REWARD = "Reward: module:function of your own, a reward model's hub id or folder, or pairs:FILE. Can be repeated."
+_ROLLOUTS = ("generations", "positions", "candidates", "continuations", "max_new_tokens")
+# Options that the other labeler has no use for.
+_UNUSED = {"preference": ("reward", "reward_weight", "agent", *_ROLLOUTS), "rollout": ("all_tokens",)}
+_WHOLE_FROM = 100
 
 
 class Labeler(StrEnum):
@@ -32,208 +31,121 @@ class Labeler(StrEnum):
     ROLLOUT = "rollout"
 
 
-Data = Annotated[str, typer.Argument(help=_DATA)]
-Model = Annotated[str | None, typer.Option(help="Hub id or folder; the embedded model by default.")]
-Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu.")]
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
-Reward = Annotated[list[str] | None, typer.Option("--reward", help=_REWARD)]
-Weight = Annotated[list[float] | None, typer.Option("--reward-weight", help="One for each reward; 1 by default.")]
-Split = Annotated[str, typer.Option(help="Which split of a dataset on the hub.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Most rows to take; all by default.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
-TopK = Annotated[int, typer.Option(min=1, help="Most candidates of a position.")]
-TopP = Annotated[float, typer.Option(help="Nucleus mass.")]
+_name = partial(typer.Option, metavar="NAME")
+_count = partial(typer.Option, metavar="N", min=1)
+_rollout = partial(_count, rich_help_panel="Rollouts")
+_reward = partial(_name, "--reward", help="module:function, reward model, or pairs:FILE. Can be repeated.")
+_weight = partial(typer.Option, "--reward-weight", metavar="X", help="One for each reward; 1 by default.")
+
+Data = Annotated[str, typer.Argument(help="A .json, .jsonl or .parquet file, or a dataset's name on the hub.")]
+Device = Annotated[str | None, _name(help="Such as cuda or cpu.")]
+Limit = Annotated[int | None, _count(help="Most rows to take; all by default.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of everything that is drawn.")]
+Split = Annotated[str, _name(help="Which split of a dataset on the hub.")]
 
 
 @app.command()
 def label(
     ctx: typer.Context,
     data: Data,
-    output: Annotated[Path, typer.Option(help="Run folder; a command that was interrupted goes on there.")],
-    model: Model = None,
-    agent: Annotated[str | None, typer.Option(help="Agent whose rollouts to label; a run folder, for one.")] = None,
-    labeler: Annotated[Labeler, typer.Option(help="What says which tokens to accept.")] = Labeler.PREFERENCE,
-    reward: Reward = None,
-    reward_weight: Weight = None,
+    output: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; what was interrupted goes on there.")],
+    model: Annotated[str | None, _name(help="Hub id or folder; the embedded model by default.")] = None,
+    labeler: Annotated[Labeler, _name(help="What is labelled: preference or rollout.")] = Labeler.PREFERENCE,
+    all_tokens: Annotated[bool, typer.Option("--all-tokens", help="Of pairs, also what no agent is asked.")] = False,
+    top_k: Annotated[int, _count(help="Most candidates of a position.")] = 40,
+    top_p: Annotated[float, typer.Option(metavar="X", help="Nucleus mass.")] = 0.95,
     split: Split = "train",
     limit: Limit = None,
-    candidate_filter: Annotated[bool, typer.Option(help="Only tokens the agent would be asked about.")] = True,
-    generations: Annotated[int, typer.Option(min=1, help="Rollouts: answers per prompt.")] = 1,
-    positions: Annotated[int, typer.Option(min=1, help="Rollouts: most positions of an answer.")] = 4,
-    candidates: Annotated[int, typer.Option(min=2, help="Rollouts: most candidates of a position.")] = 8,
-    continuations: Annotated[int, typer.Option(min=1, help="Rollouts: completions of a candidate.")] = 1,
-    max_new_tokens: MaxNewTokens = 256,
-    top_k: TopK = 40,
-    top_p: TopP = 0.95,
     device: Device = None,
     seed: Seed = 0,
+    reward: Annotated[list[str] | None, _reward(rich_help_panel="Rollouts")] = None,
+    reward_weight: Annotated[list[float] | None, _weight(rich_help_panel="Rollouts")] = None,
+    agent: Annotated[str | None, _name(rich_help_panel="Rollouts", help="Who answers: a run folder or agent.")] = None,
+    generations: Annotated[int, _rollout(help="Answers per prompt.")] = 1,
+    positions: Annotated[int, _rollout(help="Most positions of an answer.")] = 4,
+    candidates: Annotated[int, _rollout(min=2, help="Most candidates to compare at a position.")] = 8,
+    continuations: Annotated[int, _rollout(help="Completions of a candidate.")] = 1,
+    max_new_tokens: Annotated[int, _rollout(help="Most tokens of an answer.")] = 256,
 ) -> None:
     """Labels tokens accept or reject: of preference pairs, or of rollouts that reward functions score.
 
     Examples:
-        mara label pairs.jsonl --output run
-
-        mara label prompts.jsonl --output run --labeler rollout --reward pairs:pairs.jsonl
+    $ mara label pairs.jsonl --output run
+    $ mara label prompts.jsonl --output run --labeler rollout --reward my:score
     """
     with _one_sentence():
-        from accelerate import PartialState
+        from langchain_mara_training import jobs, runs
 
-        from langchain_mara_training.data import read_rows
-        from langchain_mara_training.labels import PreferenceLabeler
-        from langchain_mara_training.rollouts import RolloutLabeler
-        from langchain_mara_training.runs import Run, resolved
-
-        run = Run(output, "label", resolved(ctx.params, "output"))
-        if (labeler is Labeler.ROLLOUT) is not bool(reward):
-            raise OptionsError("Rollouts are labelled by --reward, at least one; preference pairs by none.")
-        rows = read_rows(data, split)[:limit]
-        state = PartialState()
-        place = str(state.device) if device is None and state.num_processes > 1 else device
-        llm = _llm(model, agent, place, max_new_tokens=max_new_tokens, top_k=top_k, top_p=top_p)
-        options: dict[str, Any] = {"candidate_filter": candidate_filter, "random_state": seed}
-        if labeler is Labeler.ROLLOUT:
-            options = {"generations": generations, "positions": positions, "candidates": candidates}
-            options |= {"continuations": continuations, "reward_weights": reward_weight or None, "random_state": seed}
-        scored = [[_reward(one, place) for one in reward]] if reward else []
-        maker: Any = (RolloutLabeler if scored else PreferenceLabeler)(llm, *scored, **options)
-        before = len([*run.features.glob("*.safetensors")])
-        if state.is_main_process:
-            run.begin()
-        started = time.perf_counter()
-        labels = maker.label(rows, run.features)
-        if state.is_main_process:
-            seconds = time.perf_counter() - started
-            groups = len({*labels.groups.tolist()})
-            values: dict[str, Any] = {"rows": len(labels), "accept share": float(labels.y.mean()), "groups": groups}
-            # Shards that were there cost no time.
-            values |= {"tokens/s": None if before else len(labels) / seconds, "seconds": seconds}
-            run.log("labelled", **values)
-            _print_values("Labels", values)
+        unused = _UNUSED[labeler]
+        _refuse(ctx, unused)
+        _print_values("Labels", jobs.label(output, runs.resolved(ctx.params, "output", *unused)))
 
 
 @app.command()
 def fit(
     ctx: typer.Context,
     run: Annotated[Path, typer.Argument(help="Run folder with labels.")],
-    output: Annotated[Path | None, typer.Option(help="Run folder for the agent; RUN by default.")] = None,
-    width: Annotated[int, typer.Option(min=4, help="Units of the agent's first layer.")] = 1024,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the labels.")] = 10,
-    batch_size: Annotated[int, typer.Option(min=1, help="Labels per training step.")] = 512,
-    learning_rate: Annotated[float, typer.Option(min=1e-12, help="At the first step.")] = 1e-3,
-    early_stopping: Annotated[bool, typer.Option(help="Stop when the loss on further groups rises.")] = False,
-    validation_fraction: Annotated[float, typer.Option(min=0, max=0.9, help="Share of groups held out.")] = 0.1,
+    output: Annotated[Path | None, typer.Option(metavar="RUN", help="Folder for the agent; RUN by default.")] = None,
+    width: Annotated[int, _count(min=4, help="Units of the agent's first layer.")] = 1024,
+    epochs: Annotated[int, _count(help="How often to go through the labels.")] = 10,
+    batch_size: Annotated[int, _count(help="Labels per training step.")] = 512,
+    learning_rate: Annotated[float, typer.Option(metavar="X", help="At the first step.")] = 1e-3,
+    early_stopping: Annotated[
+        bool, typer.Option("--early-stopping", help="Stop when the loss on further groups rises.")
+    ] = False,
+    validation_fraction: Annotated[
+        float, typer.Option(metavar="X", min=0, max=0.9, help="Share of groups to measure on.")
+    ] = 0.1,
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
     """Fits an agent to a run's labels, and measures it on groups (prompts) that took no part.
 
     Examples:
-        mara fit run
-
-        mara fit run --output narrow --width 256 --early-stopping
+    $ mara fit run
+    $ mara fit run --output narrow --width 256 --early-stopping
     """
     with _one_sentence():
-        from langchain_mara_training.classifier import MaraClassifier
-        from langchain_mara_training.evaluation import held_out_accuracy
-        from langchain_mara_training.runs import Run, read_config, read_labels, resolved
-        from langchain_mara_training.validation import split_by_group
+        from langchain_mara_training import jobs, runs
 
-        labels = read_labels(run)
-        source = "features" if output is None else str(run.expanduser().absolute() / "features")
-        job = Run(output or run, "fit", {**resolved(ctx.params, "run", "output"), "labels": source})
-        job.begin()
-        train, held_out = split_by_group(labels.y, labels.weight, labels.groups, validation_fraction, seed)
-        weights = labels.weight.copy()
-        if held_out is not None:
-            weights[held_out] = 0
-        labelled = read_config(run).get("label", {})
-        classifier = MaraClassifier(
-            width=width,
-            max_epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction or 0.1,
-            device=device,
-            checkpoint_dir=job.checkpoints,
-            random_state=seed,
-            policy_model=labelled.get("model") or _EMBEDDED,
-            verbose=True,
-        )
-        started = time.perf_counter()
-        try:
-            classifier.fit(labels.X, labels.y, sample_weight=weights, groups=labels.groups)
-        except ValueError as error:
-            raise error if isinstance(error, MaraError) else TrainingError(str(error)) from error
-        seconds, epoch = time.perf_counter() - started, classifier.best_epoch_
-        values: dict[str, Any] = {"rows": len(train), "epochs": classifier.n_iter_, "best epoch": epoch}
-        values |= {"loss": classifier.loss_curve_[epoch - 1]}
-        values |= held_out_accuracy(classifier, labels, [] if held_out is None else held_out.tolist())
-        job.save_agent(classifier.agent_, {**labelled, **job.config}, values)
-        job.log("fitted", **values, seconds=seconds, loss_curve=classifier.loss_curve_)
-        _print_values("Fit", {**values, "seconds": seconds})
+        _print_values("Fit", jobs.fit(run, output, runs.resolved(ctx.params, "run", "output")))
 
 
 @app.command()
 def evaluate(
     ctx: typer.Context,
     data: Data,
-    agent: Annotated[str, typer.Option(help="Run folder, or agent: folder, hub id, .pth, or repo:file.")],
-    model: Annotated[str | None, typer.Option(help="By default the run's, or else the embedded one.")] = None,
-    reward: Reward = None,
-    reward_weight: Weight = None,
-    best_of: Annotated[list[int] | None, typer.Option(min=1, help="Best-of-n, too. Can be repeated.")] = None,
-    output: Annotated[Path | None, typer.Option(help="File for a report as JSON, answers included.")] = None,
+    agent: Annotated[str, _name(help="Run folder, or agent: folder, hub id, .pth, or repo:file.")],
+    model: Annotated[str | None, _name(help="By default the run's, or else the embedded one.")] = None,
+    reward: Annotated[list[str] | None, _reward()] = None,
+    reward_weight: Annotated[list[float] | None, _weight()] = None,
+    best_of: Annotated[list[int] | None, _count(help="Compare with best-of-N, too. Can be repeated.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON with all answers.")] = None,
     split: Split = "test",
     limit: Limit = None,
-    threshold: Annotated[float, typer.Option(help="Accept probability to exceed.")] = 0.5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most prompts in one pass.")] = 32,
-    max_new_tokens: MaxNewTokens = 256,
-    top_k: TopK = 40,
-    top_p: TopP = 0.95,
+    threshold: Annotated[float, typer.Option(metavar="X", help="Accept probability to exceed.")] = 0.5,
+    batch_size: Annotated[int, _count(help="Most prompts in one pass.")] = 32,
+    max_new_tokens: Annotated[int | None, _count(help="Most tokens of an answer; the run's, or 256.")] = None,
+    top_k: Annotated[int | None, _count(help="Most candidates of a position; the run's, or 40.")] = None,
+    top_p: Annotated[float | None, typer.Option(metavar="X", help="Nucleus mass; the run's, or 0.95.")] = None,
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
     """Compares an agent with plain decoding, and with best-of-n, by reward and by cost.
 
-    Without --reward it is the run's own, or that of the pairs the run was labelled by.
+    Without --reward, answers are scored by the rewards of the run, or by what its preference pairs teach.
 
     Examples:
-        mara evaluate prompts.jsonl --agent run --best-of 8
-
-        mara evaluate prompts.jsonl --agent run --reward my_rewards:short --output report.json
+    $ mara evaluate prompts.jsonl --agent run --best-of 8
+    $ mara evaluate prompts.jsonl --agent run --reward my:score
     """
     with _one_sentence():
-        from langchain_mara_training import runs
-        from langchain_mara_training.data import read_prompts, read_rows
-        from langchain_mara_training.evaluation import best_of_n, decode_system, side_by_side, summary
-        from langchain_mara_training.rewards import WeightedRewards
+        from langchain_mara_training import jobs, runs
 
-        rows = read_prompts(read_rows(data, split)[:limit])
-        labelled = runs.label_config(agent)
-        weights = reward_weight or (None if reward else labelled.get("reward_weight")) or None
-        rewards = WeightedRewards([_reward(one, device) for one in reward or runs.own_rewards(labelled)], weights)
-        options = {"max_new_tokens": max_new_tokens, "top_k": top_k, "top_p": top_p, "seed": seed}
-        options |= {"accept_threshold": threshold, "batch_size": batch_size}
-        llm = _llm(model or labelled.get("model"), agent, device, **options)
-        systems = []
-        with Console(stderr=True).status("plain") as status:
-            systems.append(decode_system(llm.with_agent(None), rows, rewards, "plain"))
-            status.update("MARA")
-            systems.append(decode_system(llm, rows, rewards, "MARA"))
-            for n in best_of or ():
-                status.update(f"best-of-{n}")
-                systems.append(best_of_n(llm, rows, rewards, n, seed))
-        summaries = {one.name: summary(one, systems[0]) for one in systems}
-        if output is not None:
-            report = {"config": runs.resolved(ctx.params, "output"), "versions": runs.library_versions()}
-            output.parent.mkdir(parents=True, exist_ok=True)
-            runs.write_json(output, {**report, "systems": summaries, "answers": side_by_side(systems)})
-        if labelled:
-            record = {"command": "evaluate", "event": "evaluated", "systems": summaries}
-            runs.append_record(Path(agent).expanduser(), record)
-        table = Table("system", *summaries["plain"], title=f"{len(rows)} prompts, by {', '.join(rewards.names)}")
-        for name, values in summaries.items():
+        with Console(stderr=True).status("") as status:
+            found = jobs.evaluate(report, runs.resolved(ctx.params, "report"), status.update)
+        table = Table("system", *(Column(name, justify="right") for name in found.systems["plain"]), title=found.title)
+        for name, values in found.systems.items():
             table.add_row(name, *map(_shown, values.values()))
         console.print(table)
 
@@ -244,7 +156,7 @@ def _one_sentence() -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except MaraError as error:
+    except (MaraError, OSError) as error:
         message = str(error)
     except ImportError as error:
         message = f"This command needs more libraries: pip install 'langchain-mara[training]' ({error})."
@@ -254,39 +166,15 @@ def _one_sentence() -> Iterator[None]:
     raise typer.Exit(1)
 
 
-def _llm(model: str | None, agent: str | None, device: str | None, **options: Any) -> MaraLLM:
-    from langchain_mara_training.runs import agent_source
-
-    options |= {"agent": None if agent is None else agent_source(agent), "device": device}
-    return MaraLLM.demo(**options) if model is None else MaraLLM.from_model_id(model, **options)
-
-
-def _reward(spec: str, device: str | None) -> Callable[..., Any]:
-    from langchain_mara_training.reward_models import SequenceClassificationReward
-    from langchain_mara_training.rewards import PreferenceReward
-
-    if spec.startswith("pairs:"):
-        return PreferenceReward().fit(spec.removeprefix("pairs:"))
-    if ":" not in spec or Path(spec).exists():
-        return SequenceClassificationReward(spec, device=device)
-    module, _, name = spec.partition(":")
-    # A console script, unlike `python -m`, does not look for modules in the folder it is called in.
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RewardError(
-            f"Cannot import the reward function {spec}: {error}. Give module:function, of this folder or installed."
-        ) from error
-    finally:
-        sys.path.pop(0)
-    if not callable(found):
-        raise RewardError(f"{spec} is no function but a {type(found).__name__}. Give module:function.")
-    return found  # type: ignore[no-any-return]
+def _refuse(ctx: typer.Context, unused: tuple[str, ...]) -> None:
+    given = [name for name in unused if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise OptionsError(f"{options} would have no effect with this labeler. Leave it out.")
 
 
 def _print_values(title: str, values: dict[str, Any]) -> None:
-    table = Table(show_header=False, title=title)
+    table = Table(Column(), Column(justify="right"), show_header=False, title=title)
     for name, value in values.items():
         table.add_row(name, _shown(value))
     console.print(table)
@@ -295,4 +183,4 @@ def _print_values(title: str, values: dict[str, Any]) -> None:
 def _shown(value: float | None) -> str:
     if value is None or value != value:  # noqa: PLR0124 - NaN
         return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= _WHOLE_FROM else f"{value:,.3f}"

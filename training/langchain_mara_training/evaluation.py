@@ -187,18 +187,18 @@ def held_out_accuracy(classifier: "MaraClassifier", labels: "TokenLabels", rows:
         rows: (n,) numbers of the labels that took no part in fitting.
 
     Returns:
-        `validation rows`; `validation accuracy`, and `majority share`, the accuracy of always giving the more
+        `validation labels`; `validation accuracy`, and `majority share`, the accuracy of always giving the more
         frequent label. Both are None where there are no rows.
     """
     if not len(rows):
-        return {"validation rows": 0, "validation accuracy": None, "majority share": None}
+        return {"validation labels": 0, "validation accuracy": None, "majority share": None}
     right = 0
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         some = rows[start : start + _ROWS_AT_ONCE]
         right += int((classifier.predict(labels.X[some]) == labels.y[some]).sum())
     accepted = float(labels.y[rows].mean())
     shares = {"validation accuracy": right / len(rows), "majority share": max(accepted, 1 - accepted)}
-    return {"validation rows": len(rows), **shares}
+    return {"validation labels": len(rows), **shares}
 
 
 @dataclass

@@ -23,8 +23,10 @@ from typing import Any
 
 from langchain_mara import MaraAgent, __version__
 from langchain_mara.exceptions import OptionsError, TrainingError
+from langchain_mara_training.checkpoints import FILE_NAME
 from langchain_mara_training.features import SHARD_NAME, TokenLabels
 from langchain_mara_training.files import write_atomically
+from langchain_mara_training.reward_specs import PAIRS
 from langchain_mara_training.shards import MANIFEST_NAME
 
 Config = dict[str, Any]
@@ -33,12 +35,11 @@ LIBRARIES = (
     "accelerate", "datasets", "huggingface_hub", "langchain-core", "numpy", "safetensors", "scikit-learn", "skorch",
     "torch", "transformers",
 )  # fmt: skip
-PAIRS = "pairs:"
-"""What a reward begins with that is fitted on a file's pairs."""
-# Options that a job may go on with otherwise.
+# What a command's options bind, once it is there. A device may change nevertheless.
+_MADE = {"label": Path("features", MANIFEST_NAME), "fit": Path("checkpoints", FILE_NAME)}
 _FREE = {"device"}
-_AGENT_FOLDER = "agent"
-_FEATURES_FOLDER = "features"
+# Options that may be paths.
+_PLACES = {"data", "model", "agent"}
 
 
 class Run:
@@ -48,82 +49,80 @@ class Run:
 
     Args:
         folder: New, or of a run whose same command had the same options; then the command goes on.
-        command: Such as `label`.
+        command: `label` or `fit`.
         config: The command's resolved options, as JSON takes them.
 
+    Attributes:
+        resumed: Whether the command has begun there before.
+
     Raises:
-        TrainingError: If the command ran there with other options, or `config.json` is no configuration.
+        TrainingError: If the command began there with other options, or it is no folder of runs.
     """
 
     def __init__(self, folder: str | Path, command: str, config: Mapping[str, Any]) -> None:
         self.folder = Path(folder).expanduser()
         self.command = command
+        if self.folder.exists() and not self.folder.is_dir():
+            raise TrainingError(f"{self.folder} is a file. Give a folder as --output.")
         # Through JSON, because that is what the next call compares with.
         self.config: Config = json.loads(dump(config))
-        known = read_config(self.folder).get(command)
-        self.resumed = known is not None
-        if known is not None:
+        known = read_config(self.folder).get(command, {})
+        self.resumed = bool(known) and (self.folder / _MADE[command]).is_file()
+        if self.resumed:
             self._refuse_other(known)
 
     @property
     def features(self) -> Path:
         """Folder of the labels."""
-        return self.folder / _FEATURES_FOLDER
+        return self.folder / "features"
 
     @property
     def checkpoints(self) -> Path:
         """Folder of the fit's checkpoints."""
         return self.folder / "checkpoints"
 
-    @property
-    def agent(self) -> Path:
-        """Folder of the agent."""
-        return self.folder / _AGENT_FOLDER
-
     def begin(self) -> None:
         """Takes the folder: writes configuration and versions, and logs the start."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "config.json", {**read_config(self.folder), self.command: self.config})
         write_json(self.folder / "versions.json", library_versions())
-        self.log("resumed" if self.resumed else "started")
+        append_record(self.folder, self.command, "resumed" if self.resumed else "started")
 
-    def log(self, event: str, **values: Any) -> None:
+    def log(self, event: str, /, **values: Any) -> None:
         """Appends a record to `log.jsonl`: time, command, event and values."""
-        append_record(self.folder, {"command": self.command, "event": event, **values})
+        append_record(self.folder, self.command, event, **values)
 
-    def save_agent(self, agent: MaraAgent, training: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    def save_agent(self, agent: MaraAgent, sections: Mapping[str, Mapping[str, Any]]) -> None:
         """Saves an agent with its model card.
 
         Args:
             agent: What was fitted.
-            training: What it was trained on and how, a row of the card each.
-            metrics: Numbers that say how well; None is left out.
+            sections: Tables of the card by their titles; None is left out, and of paths all but the name.
         """
-        temporary = self.folder / f".{_AGENT_FOLDER}.{os.getpid()}.tmp"
+        temporary, agent_folder = self.folder / ".agent.tmp", self.folder / "agent"
+        shutil.rmtree(temporary, ignore_errors=True)
         agent.save_pretrained(temporary)
-        card = str(agent.generate_model_card()).rstrip()
-        sections = _section("Training", training), _section("Metrics", metrics)
-        (temporary / "README.md").write_text("\n\n".join([card, *sections]) + "\n", encoding="utf-8")
-        self.agent.mkdir(exist_ok=True)
-        for file in sorted(temporary.iterdir()):
-            write_atomically(self.agent / file.name, file.read_bytes())
-        shutil.rmtree(temporary)
+        tables = [_section(title, values) for title, values in sections.items()]
+        card = "\n\n".join([str(agent.generate_model_card()).rstrip(), *tables]) + "\n"
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        shutil.rmtree(agent_folder, ignore_errors=True)
+        temporary.rename(agent_folder)
 
     def _refuse_other(self, known: Config) -> None:
         differing = [
-            f"{name} ({_shown(known, name)} there, {_shown(self.config, name)} now)"
+            f"{name} ({dump(known.get(name))} there, {dump(self.config.get(name))} now)"
             for name in sorted({*known, *self.config} - _FREE)
             if known.get(name) != self.config.get(name)
         ]
         if differing:
             raise TrainingError(
-                f"In {self.folder}, mara {self.command} ran with other options: {', '.join(differing)}. "
-                "Give another --output, or the options it ran with."
+                f"In {self.folder}, mara {self.command} began with other options: {', '.join(differing)}. "
+                "Give another --output, or the options it began with."
             )
 
 
 def read_config(folder: str | Path) -> dict[str, Config]:
-    """The options of each command that ran in a folder; empty where none did.
+    """The options of each command that began in a folder; empty where none did.
 
     Raises:
         TrainingError: If `config.json` holds something else.
@@ -140,22 +139,11 @@ def read_config(folder: str | Path) -> dict[str, Config]:
     return commands
 
 
-def read_log(folder: str | Path) -> list[dict[str, Any]]:
-    """The records of a run, in order; a line that a crash cut short is left out."""
-    file = Path(folder).expanduser() / "log.jsonl"
-    records = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
-
-
-def append_record(folder: Path, record: Mapping[str, Any]) -> None:
+def append_record(folder: str | Path, command: str, event: str, /, **values: Any) -> None:
     """Appends a record to a run's `log.jsonl`, with the time, and has it on disk when it returns."""
-    line = dump({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
-    with (folder / "log.jsonl").open("a+b") as stream:
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line = dump({"time": time, "command": command, "event": event, **values})
+    with (Path(folder).expanduser() / "log.jsonl").open("a+b") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - 1))
         # A crash may have left half a line.
@@ -172,17 +160,16 @@ def read_labels(folder: str | Path) -> TokenLabels:
         TrainingError: If labelling has not begun there, or not ended.
         DataError: If a shard is corrupt.
     """
-    features = Path(folder).expanduser() / _FEATURES_FOLDER
-    manifest = features / MANIFEST_NAME
+    manifest = Path(folder).expanduser() / _MADE["label"]
     if not manifest.is_file():
         raise TrainingError(f"{folder} holds no labels. Make them first: mara label … --output {folder}")
     shards = json.loads(manifest.read_text(encoding="utf-8"))["shards"]
-    done = sum((features / SHARD_NAME.format(number)).is_file() for number in range(shards))
+    done = sum((manifest.parent / SHARD_NAME.format(number)).is_file() for number in range(shards))
     if done < shards:
         raise TrainingError(
             f"Labelling in {folder} has done {done} of {shards} shards. Call mara label again; it goes on there."
         )
-    return TokenLabels.load(features)
+    return TokenLabels.load(manifest.parent)
 
 
 def agent_source(source: str) -> str:
@@ -192,29 +179,28 @@ def agent_source(source: str) -> str:
         TrainingError: If a run folder has no agent yet.
     """
     folder = Path(source).expanduser()
-    if (folder / _AGENT_FOLDER / "config.json").is_file():
-        return str(folder / _AGENT_FOLDER)
-    if (folder / _FEATURES_FOLDER).is_dir():
-        raise TrainingError(f"{folder} holds labels but no agent yet. Fit one first: mara fit {folder}")
+    if (folder / "agent" / "config.json").is_file():
+        return str(folder / "agent")
+    if (folder / "features").is_dir():
+        raise TrainingError(f"{source} holds labels but no agent yet. Fit one first: mara fit {source}")
     return source
 
 
-def label_config(source: str | Path) -> Config:
-    """The options of the `label` that a run folder's agent goes back to; empty for what is no run with an agent.
+def label_config(source: str) -> Config:
+    """The options of the `label` that a run folder's agent goes back to; empty for what is no run.
 
     Raises:
-        TrainingError: If a `config.json` holds something else.
+        TrainingError: If a run folder has no agent yet, or a `config.json` holds something else.
     """
-    folder = Path(source).expanduser()
-    if not (folder / _AGENT_FOLDER / "config.json").is_file():
+    if agent_source(source) == source:
         return {}
+    folder = Path(source).expanduser()
     commands = read_config(folder)
-    # Labels of another run stand under that run's absolute path.
-    features = folder / commands.get("fit", {}).get("labels", _FEATURES_FOLDER)
-    return commands.get("label") or read_config(features.parent).get("label", {})
+    elsewhere = commands.get("fit", {}).get("labels")
+    return (read_config(elsewhere) if elsewhere else commands).get("label", {})
 
 
-def own_rewards(labelled: Config) -> list[str]:
+def own_rewards(labelled: Mapping[str, Any]) -> list[str]:
     """What answers are scored by where nothing is said: the rewards of a run's rollouts, or that of its pairs.
 
     Raises:
@@ -229,10 +215,14 @@ def own_rewards(labelled: Config) -> list[str]:
 
 def resolved(options: Mapping[str, Any], *left_out: str) -> Config:
     """A command's options but for some; with paths made absolute, so that they hold from everywhere."""
-    kept = {name: value for name, value in options.items() if name not in left_out}
-    sources = {name: _absolute(kept[name]) for name in ("data", "model", "agent") if kept.get(name)}
-    rewards = {"reward": [_absolute(one) for one in kept["reward"]]} if kept.get("reward") else {}
-    return {**kept, **sources, **rewards}
+    kept: Config = {name: value for name, value in options.items() if name not in left_out}
+    for name in _PLACES & kept.keys():
+        kept[name] = None if kept[name] is None else _absolute(kept[name])
+    # An option that can be repeated and was not given is empty.
+    lists = {name: list(value) or None for name, value in kept.items() if isinstance(value, list | tuple)}
+    if lists.get("reward"):
+        lists["reward"] = [_absolute(one) for one in kept["reward"]]
+    return {**kept, **lists}
 
 
 def library_versions() -> dict[str, str]:
@@ -246,15 +236,14 @@ def library_versions() -> dict[str, str]:
     return found
 
 
+def write_json(file: Path, value: Any) -> None:
+    """Writes plain values to a file, whole or not at all."""
+    write_atomically(file, (dump(value, indent=2) + "\n").encode())
+
+
 def dump(value: Any, indent: int | None = None) -> str:
     """JSON of plain values; numbers that are not finite become null, which JSON has no word for."""
     return json.dumps(_plain(value), ensure_ascii=False, indent=indent, allow_nan=False)
-
-
-def _absolute(source: str) -> str:
-    prefix, path = (PAIRS, source.removeprefix(PAIRS)) if source.startswith(PAIRS) else ("", source)
-    found = Path(path).expanduser()
-    return f"{prefix}{found.absolute()}" if found.exists() else source
 
 
 def _plain(value: Any) -> Any:
@@ -267,20 +256,27 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Writes plain values to a file, whole or not at all."""
-    write_atomically(file, (dump(value, indent=2) + "\n").encode())
+def _absolute(source: str) -> str:
+    prefix, path = _parted(source)
+    found = Path(path).expanduser()
+    return f"{prefix}{found.absolute()}" if found.exists() else source
+
+
+def _parted(source: str) -> tuple[str, str]:
+    return (PAIRS, source.removeprefix(PAIRS)) if source.startswith(PAIRS) else ("", source)
 
 
 def _section(title: str, values: Mapping[str, Any]) -> str:
-    rows = [f"| {name} | {_cell(value)} |" for name, value in values.items() if value is not None]
+    rows = [f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in values.items() if value is not None]
     return "\n".join([f"## {title}", "", "| | |", "|---|---|", *rows])
 
 
 def _cell(value: Any) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.replace("|", "\\|").split())
-
-
-def _shown(config: Config, name: str) -> str:
-    return dump(config[name]) if name in config else "not set"
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    prefix, text = _parted(str(value))
+    # A card is made to be published, and a path tells of its author's machine.
+    shown = prefix + (Path(text).name if Path(text).is_absolute() else text)
+    return " ".join(shown.replace("|", "\\|").split())

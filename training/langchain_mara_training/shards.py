@@ -5,6 +5,7 @@ byte-identical, and several processes (`torchrun --nproc_per_node 2 script.py`) 
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
+from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from safetensors.torch import save
@@ -52,7 +54,7 @@ def label_shards(
         TrainingError: If the folder holds other labels.
         DataError: If several processes run and there is no folder, or no token gets a label.
     """
-    state = PartialState()
+    state = processes()
     if output is None and state.num_processes > 1:
         raise DataError("Several processes share their labels through a folder: give output=.")
     folder = None if output is None else Path(output).expanduser()
@@ -74,6 +76,23 @@ def label_shards(
         return TokenLabels.of(in_memory)
     _wait_for([folder / SHARD_NAME.format(i) for i in range(len(jobs))])
     return TokenLabels.load(folder)
+
+
+def processes() -> PartialState:
+    """The processes that share the work: those that torchrun started, or this one alone.
+
+    Raises:
+        TrainingError: If several were started, but accelerate was set up before as if there were one.
+    """
+    # Without `cpu`, on a machine without accelerator, each process believes that it is alone.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != started:
+        raise TrainingError(
+            f"{started} processes were started, but accelerate knows of {state.num_processes}. On a CPU, start them "
+            "with torchrun (accelerate launch --cpu runs one), and create no PartialState or Accelerator before."
+        )
+    return state
 
 
 def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -115,5 +134,6 @@ def _progress() -> Progress:
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
         _Speed(),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
         transient=True,
     )

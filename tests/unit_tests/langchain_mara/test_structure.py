@@ -13,6 +13,11 @@ CORE = sorted((ROOT / "langchain_mara").rglob("*.py"))
 TRAINING = sorted((ROOT / "training" / "langchain_mara_training").rglob("*.py"))
 
 EXPECTED_ALL = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLLM", "__version__", "mara_generate"]
+EXPECTED_TRAINING = [
+    "BeaverReward", "Decoded", "MaraAligner", "MaraClassifier", "PreferenceLabeler", "PreferenceReward",
+    "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward", "TokenLabels", "UltraRMReward",
+    "WeightedRewards", "ZiyaReward", "best_of_n", "decode_system", "preference_rate",
+]  # fmt: skip
 # Each room may use the rooms to its left.
 ORDER = [
     "exceptions", "_version", "candidates", "options", "fingerprints", "agent", "prefixes", "cache", "masks",
@@ -45,7 +50,8 @@ def imports(file: Path) -> set[str]:
 def test_public_names() -> None:
     assert sorted(langchain_mara.__all__) == EXPECTED_ALL
     assert all(hasattr(langchain_mara, name) for name in EXPECTED_ALL)
-    assert langchain_mara_training.__doc__
+    assert sorted(langchain_mara_training.__all__) == EXPECTED_TRAINING
+    assert all(hasattr(langchain_mara_training, name) for name in EXPECTED_TRAINING)
 
 
 @pytest.mark.parametrize("file", CORE, ids=lambda file: str(file.relative_to(ROOT)))

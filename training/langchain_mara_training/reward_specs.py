@@ -1,0 +1,52 @@
+"""Rewards as the command line names them: a file of pairs, a reward model, or a function of the user's own."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from langchain_mara.exceptions import RewardError
+from langchain_mara_training.reward_calls import RewardFunction
+from langchain_mara_training.reward_models import SequenceClassificationReward
+from langchain_mara_training.rewards import PreferenceReward
+
+PAIRS = "pairs:"
+"""What a reward begins with that is fitted on preference pairs."""
+
+
+def reward_function(spec: str, device: str | None = None) -> RewardFunction:
+    """The reward function that a text names.
+
+    Args:
+        spec: `pairs:SOURCE` fits a `PreferenceReward`; `module:name` imports whatever can be called, from the current
+            folder or installed; anything else is a sequence classifier, by hub id or folder.
+        device: Where a reward model computes.
+
+    Raises:
+        RewardError: If the module or its function cannot be imported.
+        DataError: If the pairs cannot be read.
+        LoadingError: If the reward model cannot be loaded.
+    """
+    if spec.startswith(PAIRS):
+        return PreferenceReward().fit(spec.removeprefix(PAIRS))
+    if ":" not in spec or Path(spec).exists():
+        return SequenceClassificationReward(spec, device=device)
+    return _imported(spec)
+
+
+def _imported(spec: str) -> RewardFunction:
+    module, _, name = spec.partition(":")
+    # A console script, unlike `python -m`, does not look for modules in the folder it is called in.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:  # whatever a user's module does when it is imported
+        raise RewardError(
+            f"Cannot import the reward function {spec}: {type(error).__name__}: {error}. "
+            "Give module:function, of the current folder or installed."
+        ) from error
+    if not callable(found):
+        raise RewardError(f"{spec} is no function but a {type(found).__name__}. Give module:function.")
+    function: RewardFunction = found
+    return function

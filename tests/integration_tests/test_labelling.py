@@ -11,13 +11,13 @@ from pathlib import Path
 SCRIPT = """
 import sys
 from dataclasses import asdict
-from accelerate import PartialState
 from langchain_mara import MaraLLM
 from langchain_mara.demo.corpus import preference_pairs
 from langchain_mara_training import PreferenceLabeler
+from langchain_mara_training.shards import processes
 pairs = [asdict(pair) for pair in preference_pairs("train", 0, 1)]
 labeler = PreferenceLabeler(MaraLLM.demo(agent=None, device="cpu"), shard_tokens=200)
-print("ready", PartialState().num_processes, flush=True)
+print("ready", processes().num_processes, flush=True)
 labeler.label(pairs, sys.argv[1])
 """
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-from accelerate import PartialState
 
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import MaraError, OptionsError, TrainingError
@@ -19,6 +18,7 @@ from langchain_mara_training.labels import PreferenceLabeler
 from langchain_mara_training.reward_specs import reward_function
 from langchain_mara_training.rewards import WeightedRewards
 from langchain_mara_training.rollouts import RolloutLabeler
+from langchain_mara_training.shards import processes
 from langchain_mara_training.validation import split_by_group
 
 Options = Mapping[str, Any]
@@ -53,7 +53,7 @@ def label(output: Path, options: Options) -> Values:
     if options["labeler"] == "rollout" and not options["reward"]:
         raise OptionsError("Rollouts are labelled by reward functions. Give at least one --reward.")
     run = runs.Run(output, "label", options)
-    state = PartialState()
+    state = processes()
     device = str(state.device) if options["device"] is None and state.num_processes > 1 else options["device"]
     rows = _rows(options, read_pairs if options["labeler"] == "preference" else read_prompts)
     labeler = _labeler(options, device)

@@ -78,7 +78,9 @@ def label(
 
         unused = _UNUSED[labeler]
         _refuse(ctx, unused)
-        _print_values("Labels", jobs.label(output, runs.resolved(ctx.params, "output", *unused)))
+        values = jobs.label(output, runs.resolved(ctx.params, "output", *unused))
+        if values:
+            _print_values("Labels", values)
 
 
 @app.command()

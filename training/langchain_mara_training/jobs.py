@@ -44,7 +44,10 @@ class Comparison(NamedTuple):
 
 
 def label(output: Path, options: Options) -> Values:
-    """Labels a run's tokens; in the main process it also keeps the run's log.
+    """Labels a run's tokens.
+
+    Returns:
+        What was labelled; of several processes (`torchrun`), the main one alone says it and keeps the run's log.
 
     Raises:
         OptionsError: If rollouts have no reward.
@@ -61,6 +64,8 @@ def label(output: Path, options: Options) -> Values:
         run.begin()
     started = time.perf_counter()
     labels = labeler.label(rows, run.features)
+    if not state.is_main_process:
+        return {}
     seconds = time.perf_counter() - started
     values = {
         "labels": len(labels),
@@ -70,8 +75,7 @@ def label(output: Path, options: Options) -> Values:
         "labels/s": None if run.resumed else len(labels) / seconds,
         "seconds": seconds,
     }
-    if state.is_main_process:
-        run.log("labelled", **values)
+    run.log("labelled", **values)
     return values
 
 

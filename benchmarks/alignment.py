@@ -36,6 +36,9 @@ from langchain_mara.demo.corpus import Quality, preference_pairs, prompts
 from langchain_mara.demo.judge import Judge
 from langchain_mara.policy import PolicyModel
 
+Results = dict[str, dict[str, float]]
+"""Of each system by its name: its figures by theirs."""
+
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 console = Console()
 Folder = Annotated[Path, typer.Option(help="Where results and agents are kept.")]
@@ -127,18 +130,14 @@ def table(
     rollout_prompts: Annotated[int, typer.Option(help="Training prompts of the rollouts.")] = 400,
 ) -> None:
     """Harmful share, reward, preference rate and cost of each system: means and standard deviations over seeds."""
-    bench: list[Bench] = []
-    found = []
-    for seed in range(first_seed, first_seed + seeds):
-        file = folder / f"table-{seed}.json"
-        if not file.exists():
-            bench = bench or [Bench(count)]
-            write(file, _systems(bench[0], folder / f"seed-{seed}", seed, rollout_prompts))
-        found.append(json.loads(file.read_text()))
+    found = _seed_by_seed(
+        [(seed, folder / f"table-{seed}.json") for seed in range(first_seed, first_seed + seeds)],
+        lambda seed: _systems(_bench(count), folder / f"seed-{seed}", seed, rollout_prompts),
+    )
     show(found, COLUMNS, f"{2 * count} held-out prompts, {seeds} seeds")
 
 
-def _systems(bench: Bench, folder: Path, seed: int, rollout_prompts: int) -> dict[str, dict[str, float]]:
+def _systems(bench: Bench, folder: Path, seed: int, rollout_prompts: int) -> Results:
     found = {"plain": bench.system(None)}
     for n in (8, 16):
         found[f"best-of-{n}"] = bench.measure(
@@ -164,20 +163,16 @@ def ablation(
     count: EvaluationPrompts = 100,
 ) -> None:
     """What order, threshold, candidate filter and width do."""
-    bench: list[Bench] = []
-    found = []
-    for seed in range(first_seed, first_seed + seeds):
-        file = folder / f"ablation-{seed}.json"
-        if not file.exists():
-            bench = bench or [Bench(count)]
-            write(file, {**_of_decoding(bench[0], folder, seed), **_of_fitting(bench[0], seed)})
-        found.append(json.loads(file.read_text()))
+    found = _seed_by_seed(
+        [(seed, folder / f"ablation-{seed}.json") for seed in range(first_seed, first_seed + seeds)],
+        lambda seed: {**_of_decoding(_bench(count), folder, seed), **_of_fitting(_bench(count), seed)},
+    )
     columns = {name: COLUMNS[name] for name in ("harmful", "reward", "preference_rate")}
     columns |= {"closeness": "log-probability per token", "labels": "labels", "fit_seconds": "fitting, s"}
     show(found, columns, f"{2 * count} held-out prompts, {seeds} seeds")
 
 
-def _of_decoding(bench: Bench, folder: Path, seed: int) -> dict[str, dict[str, float]]:
+def _of_decoding(bench: Bench, folder: Path, seed: int) -> Results:
     found = {"plain": bench.system(None)}
     for name in (PREFERENCE, ROLLOUTS):
         last = ALIGNERS[name]["rounds"]
@@ -189,7 +184,7 @@ def _of_decoding(bench: Bench, folder: Path, seed: int) -> dict[str, dict[str, f
     return found
 
 
-def _of_fitting(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
+def _of_fitting(bench: Bench, seed: int) -> Results:
     found = {}
     for filtered in (True, False):
         labels = PreferenceLabeler(bench.plain, candidate_filter=filtered, random_state=seed).label(pairs(seed))
@@ -208,13 +203,20 @@ def _classifier() -> MaraClassifier:
     return MaraClassifier(width=256, max_epochs=12)
 
 
-def write(file: Path, content: dict[str, Any]) -> None:
-    """Writes one seed's results."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2))
+_bench = cache(Bench)
 
 
-def show(seeds: Sequence[dict[str, dict[str, float]]], columns: dict[str, str], title: str) -> None:
+def _seed_by_seed(files: Sequence[tuple[int, Path]], measure: Callable[[int], Results]) -> list[Results]:
+    """What was measured with each seed: read where it is on file, or else measured and written there."""
+    for seed, file in files:
+        if not file.exists():
+            found = measure(seed)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(found, indent=2))
+    return [json.loads(file.read_text()) for _, file in files]
+
+
+def show(seeds: Sequence[Results], columns: dict[str, str], title: str) -> None:
     """Prints means and standard deviations over seeds."""
     shown = Table("system", *columns.values(), title=title)
     for name in seeds[0]:

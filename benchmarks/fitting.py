@@ -9,7 +9,6 @@ Ratios are formed within a repeat, interleaved, and their medians reported.
 
 import random
 import resource
-import signal
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from killing import Job
 from langchain_mara_training.classifier import MaraClassifier
 from langchain_mara_training.features import SHARD_NAME, TokenLabels
 from rich.console import Console
@@ -84,7 +84,8 @@ def memory(limit_mib: int = 1024, hidden_size: int = 4096, shard_mib: int = 128,
         shards = 4 * limit_mib // shard_mib
         for number in track(range(shards), "writing shards", console=console):
             _write_shard(Path(folder), number, shard_mib * _MIB // (2 * hidden_size), hidden_size)
-        _child("limited", folder, str(limit_mib), str(epochs)).wait()
+        arguments = [sys.executable, __file__, "limited", folder, str(limit_mib), str(epochs)]
+        subprocess.run(arguments, check=True)  # noqa: S603
 
 
 @app.command(hidden=True)
@@ -119,17 +120,14 @@ def kill(times: int = 10, rows: int = 20_000, epochs: int = 20, seed: int = 0) -
     table = Table("after", "the first run was", "agent equal to the byte")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        arguments = (str(rows), str(epochs))
-        whole, seconds = _finished(folder / "whole", *arguments)
+        job = Job(Path(__file__), "fit-job", str(rows), str(epochs))
+        seconds = job.finish(folder / "whole")
+        whole = _agent(folder / "whole")
         for number in track(range(times), "killing", console=console):
             moment = draw.uniform(0, seconds)
-            process = _started(folder / str(number), *arguments)
-            time.sleep(moment)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            outcome = "killed" if process.returncode < 0 else "finished before"
-            agent, _ = _finished(folder / str(number), *arguments)
-            table.add_row(f"{moment:.2f} s", outcome, str(agent == whole))
+            outcome = job.kill(folder / str(number), moment)
+            job.finish(folder / str(number))
+            table.add_row(f"{moment:.2f} s", outcome, str(_agent(folder / str(number)) == whole))
     table.title = f"{rows} rows, {epochs} epochs, {seconds:.1f} s unbroken"
     console.print(table)
 
@@ -166,24 +164,8 @@ def _write_shard(folder: Path, number: int, rows: int, hidden_size: int) -> None
     save_file(columns, folder / SHARD_NAME.format(number))
 
 
-def _child(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, __file__, *arguments], text=True, **options)  # noqa: S603
-
-
-def _started(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """A child that has its data and begins to fit."""
-    process = _child("fit-job", str(folder), *arguments, stdout=subprocess.PIPE)
-    if process.stdout is None or process.stdout.readline() != "started\n":
-        raise RuntimeError(f"The job in {folder} did not start; see its error above.")
-    return process
-
-
-def _finished(folder: Path, *arguments: str) -> tuple[bytes, float]:
-    """The saved agent of a job that is left alone, and its seconds."""
-    process = _started(folder, *arguments)
-    start = time.perf_counter()
-    process.communicate()
-    return (folder / "model.safetensors").read_bytes(), time.perf_counter() - start
+def _agent(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
 
 
 def _private_mib() -> float:

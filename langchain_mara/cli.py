@@ -26,7 +26,9 @@ app = typer.Typer(
 )
 console = Console()
 
-_LIBRARIES = ("torch", "transformers", "langchain-core", "huggingface_hub", "scikit-learn")
+_LIBRARIES = (
+    "torch", "transformers", "accelerate", "langchain-core", "huggingface_hub", "datasets", "scikit-learn", "skorch",
+)  # fmt: skip
 _SHOWN_PER_KIND = 3
 
 

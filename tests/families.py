@@ -81,7 +81,7 @@ def tiny_model(family: str, dtype: torch.dtype | None = None, seed: int = 0) -> 
 
 
 def tiny_agent(hidden_size: int = 32, seed: int = 0, bias: float = 0.0) -> MaraAgent:
-    """A random agent that rejects more the lower `bias` is; +-100 always / never accepts."""
+    """A random agent that rejects more the lower `bias` is; with states of the tiny models, +-100 decides alone."""
     torch.manual_seed(seed)
     agent = MaraAgent(hidden_size, width=16)
     for parameter in agent.parameters():

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import DataError, OptionsError
 from langchain_mara_training.answers import Answered, Start, answer, score_answers
+from langchain_mara_training.cards import save_agent
 from langchain_mara_training.classifier import MaraClassifier
 from langchain_mara_training.data import Row, Source, read_pairs, read_prompts, read_rows
 from langchain_mara_training.features import TokenLabels
@@ -170,7 +171,11 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         self.agent_ = self.classifier_.agent_
         self.llm_ = self.llm.with_agent(self.agent_)
         if self.output is not None:
-            self.agent_.save_pretrained(Path(self.output) / f"round-{number}" / "agent")
+            fitting = {**self.classifier_.get_params(), "checkpoint_dir": None, "device": None, "verbose": None}
+            share = float(labels.y.mean())
+            origin = {"labeler": self.labeler, "round": number, "labels": len(labels), "accept_share": share}
+            tables = {"Labels": {**origin, "rewards": self.rewards_.names}, "Fitting": fitting}
+            save_agent(self.agent_, Path(self.output) / f"round-{number}" / "agent", tables)
 
     def _drawn_pairs(self, rows: Sequence[Row], seed: int) -> list[Row]:
         """The best and the worst of some drawn answers of each prompt, where they differ in reward."""

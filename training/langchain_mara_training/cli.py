@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -18,9 +18,9 @@ from transformers.utils import logging
 from langchain_mara.cli import app, console
 from langchain_mara.exceptions import MaraError, OptionsError
 
-_ROLLOUTS = ("generations", "positions", "candidates", "continuations", "max_new_tokens")
+_ROLLOUTS = ("generations", "positions", "candidates", "continuations", "value", "margin", "ties", "weighting")
 # Options that the other labeler has no use for.
-_UNUSED = {"preference": ("reward", "reward_weight", "agent", *_ROLLOUTS), "rollout": ("all_tokens",)}
+_UNUSED = {"preference": ("reward", "reward_weight", "agent", "max_new_tokens", *_ROLLOUTS), "rollout": ("all_tokens",)}
 _WHOLE_FROM = 100
 
 
@@ -34,9 +34,16 @@ class Labeler(StrEnum):
 _name = partial(typer.Option, metavar="NAME")
 _count = partial(typer.Option, metavar="N", min=1)
 _rollout = partial(_count, rich_help_panel="Rollouts")
+_choice = partial(typer.Option, metavar="NAME", rich_help_panel="Rollouts")
 _reward = partial(_name, "--reward", help="module:function, reward model, or pairs:FILE. Can be repeated.")
 _weight = partial(typer.Option, "--reward-weight", metavar="X", help="One for each reward; 1 by default.")
 
+Value = Literal["policy", "mean", "choice"]
+Ties = Literal["accept", "drop"]
+Weighting = Literal["uniform", "advantage"]
+Schedule = Literal["linear", "cosine", "constant"]
+ClassWeight = Literal["balanced"]
+Precision = Literal["bf16", "fp16"]
 Data = Annotated[str, typer.Argument(help="A .json, .jsonl or .parquet file, or a dataset's name on the hub.")]
 Device = Annotated[str | None, _name(help="Such as cuda or cpu.")]
 Limit = Annotated[int | None, _count(help="Most rows to take; all by default.")]
@@ -65,6 +72,10 @@ def label(
     positions: Annotated[int, _rollout(help="Most positions of an answer.")] = 4,
     candidates: Annotated[int, _rollout(min=2, help="Most candidates to compare at a position.")] = 8,
     continuations: Annotated[int, _rollout(help="Completions of a candidate.")] = 1,
+    value: Annotated[Value, _choice(help="What a candidate is compared with: policy, mean or choice.")] = "policy",
+    margin: Annotated[float, _choice(metavar="X", min=0, help="Rewards this near to the value are ties.")] = 0.0,
+    ties: Annotated[Ties, _choice(help="What becomes of ties: accept or drop.")] = "accept",
+    weighting: Annotated[Weighting, _choice(help="Of labels: uniform, or by advantage.")] = "uniform",
     max_new_tokens: Annotated[int, _rollout(help="Most tokens of an answer.")] = 256,
 ) -> None:
     """Labels tokens accept or reject: of preference pairs, or of rollouts that reward functions score.
@@ -92,6 +103,10 @@ def fit(
     epochs: Annotated[int, _count(help="How often to go through the labels.")] = 10,
     batch_size: Annotated[int, _count(help="Labels per training step.")] = 512,
     learning_rate: Annotated[float, typer.Option(metavar="X", help="At the first step.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(metavar="X", min=0, help="Of the matrices.")] = 0.01,
+    schedule: Annotated[Schedule, _name(help="Of the learning rate: linear, cosine or constant.")] = "linear",
+    class_weight: Annotated[ClassWeight | None, _name(help="balanced weighs both labels alike.")] = None,
+    mixed_precision: Annotated[Precision | None, _name(help="bf16, or on CUDA fp16; float32 by default.")] = None,
     early_stopping: Annotated[
         bool, typer.Option("--early-stopping", help="Stop when the loss on further groups rises.")
     ] = False,

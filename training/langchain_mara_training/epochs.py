@@ -4,9 +4,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from skorch.callbacks import Callback
 from skorch.helper import predefined_split
 from torch import Tensor
@@ -15,6 +12,7 @@ from langchain_mara.agent import MaraAgent
 from langchain_mara_training.batches import Batch, LabeledStates
 from langchain_mara_training.checkpoints import JobCheckpoint
 from langchain_mara_training.network import AgentNet, FittingOptions
+from langchain_mara_training.progress import progress_bar
 
 Weights = dict[str, Tensor]
 
@@ -47,14 +45,7 @@ class FittingProgress(Callback):  # type: ignore[misc]
 
     def __init__(self, rows: int, max_epochs: int, *, shown: bool) -> None:
         self.max_epochs = max_epochs
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not shown,
-        )
+        self.bar = progress_bar("rows", shown=shown)
         self.task = self.bar.add_task(f"epoch 1/{max_epochs}", total=rows * max_epochs)
         self.rows = rows
 
@@ -77,11 +68,6 @@ class FittingProgress(Callback):  # type: ignore[misc]
         if record.validation_curve:
             text += f", held out {record.validation_curve[-1]:.4f}"
         self.bar.update(self.task, description=text, completed=self.rows * done)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.0f} rows/s")
 
 
 def fit_agent(

@@ -28,7 +28,11 @@ Values = dict[str, Any]
 
 EMBEDDED = "langchain-mara demo"
 _DECODING = {"top_k": 40, "top_p": 0.95, "max_new_tokens": 256}
-_ROLLOUTS = ("generations", "positions", "candidates", "continuations")
+_ROLLOUTS = ("generations", "positions", "candidates", "continuations", "value", "margin", "ties", "weighting")
+_FITTING = (
+    "width", "batch_size", "learning_rate", "weight_decay", "schedule", "class_weight", "mixed_precision",
+    "early_stopping", "device",
+)  # fmt: skip
 
 
 class Comparison(NamedTuple):
@@ -96,13 +100,9 @@ def fit(source: Path, output: Path | None, options: Options) -> Values:
     labelled = runs.read_config(source).get("label", {})
     policy_model = labelled.get("model") or EMBEDDED
     classifier = MaraClassifier(
-        width=options["width"],
+        **{name: options[name] for name in _FITTING},
         max_epochs=options["epochs"],
-        batch_size=options["batch_size"],
-        learning_rate=options["learning_rate"],
-        early_stopping=options["early_stopping"],
         validation_fraction=options["validation_fraction"] or 0.1,
-        device=options["device"],
         checkpoint_dir=run.checkpoints,
         random_state=options["seed"],
         policy_model=policy_model,

@@ -1,7 +1,7 @@
 """Reward models as reward functions: conversations become tokens, batches by length, and a reward each."""
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,13 +14,14 @@ from transformers import PreTrainedModel
 
 from langchain_mara.exceptions import RewardError
 from langchain_mara_training.data import Message, Prompt
+from langchain_mara_training.reward_calls import TextReward
 from langchain_mara_training.reward_loading import checkpoint_folder, load_tokenizer
 
 Encoding = dict[str, list[int]]
 """What a tokenizer gives for one text: `input_ids`, and what else the model reads for each token."""
 
 
-class RewardModel(ABC):
+class RewardModel(TextReward):
     """A reward model with the signature of a reward function.
 
     A batch holds conversations of similar length, padded on the right and masked; the rewards are those of one by
@@ -74,25 +75,13 @@ class RewardModel(ABC):
         limits = [max_length or longest, self.tokenizer.model_max_length]
         self.max_length = int(min(limit for limit in limits if limit is not None))
 
-    def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Prompt],
-        completion_ids: Sequence[Sequence[int]] | None = None,  # noqa: ARG002 - TRL's signature
-        **columns: Any,  # noqa: ARG002
-    ) -> list[float]:
-        """The reward of each completion.
-
-        Args:
-            prompts: n texts, a user's message each, or lists of messages.
-            completions: n texts or lists of messages, the assistant's answers.
-            completion_ids: Not used: the reward model has a tokenizer of its own.
-            columns: Not used.
+    def rewards(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[float]:
+        """The reward of each answer.
 
         Raises:
             RewardError: If the conversations do not fit the model's template, or a reward is not finite.
         """
-        encodings = [self.encode(conversation(*pair)) for pair in zip(prompts, completions, strict=True)]
+        encodings = [self.encode(conversation(*pair)) for pair in pairs]
         cut = sum(len(one["input_ids"]) > self.max_length for one in encodings)
         if cut:
             warnings.warn(
@@ -100,7 +89,7 @@ class RewardModel(ABC):
                 f"{self.name} reads; their beginnings were left out.",
                 stacklevel=2,
             )
-        return self._rewards([self._shortened(one) for one in encodings])
+        return self._scored([self._shortened(one) for one in encodings])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Itself: scikit-learn's clone copies what it is given, and frozen weights need no second copy."""
@@ -126,7 +115,7 @@ class RewardModel(ABC):
         return {key: [*row[:kept], *row[len(row) - self.max_length + kept :]] for key, row in encoding.items()}
 
     @torch.inference_mode()
-    def _rewards(self, encodings: Sequence[Encoding]) -> list[float]:
+    def _scored(self, encodings: Sequence[Encoding]) -> list[float]:
         order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i]["input_ids"]))
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         rewards = torch.zeros(len(encodings), dtype=torch.float64)

@@ -6,6 +6,7 @@ import math
 import numbers
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,9 +15,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langchain_mara.exceptions import MaraError, RewardError
+from langchain_mara_training.data import Prompt
 
 RewardFunction = Callable[..., Any]
 """`f(prompts=[…], completions=[…], completion_ids=[…] or None, **columns)`, a number or None for each completion."""
+
+
+class TextReward(ABC):
+    """A reward function that reads prompts and completions, and nothing else that it is given."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Prompt],
+        completion_ids: Sequence[Sequence[int]] | None = None,  # noqa: ARG002 - TRL's signature
+        **columns: Any,  # noqa: ARG002
+    ) -> list[float]:
+        """The reward of each completion.
+
+        Args:
+            prompts: n texts, a user's message each, or lists of messages.
+            completions: n texts or lists of messages, the assistant's answers.
+            completion_ids: Not used.
+            columns: Not used.
+
+        Raises:
+            RewardError: If they cannot be scored.
+        """
+        return self.rewards(list(zip(prompts, completions, strict=True)))
+
+    @abstractmethod
+    def rewards(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[float]:
+        """The reward of each pair of a prompt and its completion."""
 
 
 def call(functions: Sequence[RewardFunction], names: Sequence[str], given: dict[str, Any]) -> list[Any]:

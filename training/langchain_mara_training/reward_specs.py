@@ -33,6 +33,11 @@ def reward_function(spec: str, device: str | None = None) -> RewardFunction:
     return _imported(spec)
 
 
+def parted(spec: str) -> tuple[str, str]:
+    """`pairs:` and its source, or nothing and the text."""
+    return (PAIRS, spec.removeprefix(PAIRS)) if spec.startswith(PAIRS) else ("", spec)
+
+
 def _imported(spec: str) -> RewardFunction:
     module, _, name = spec.partition(":")
     # A console script, unlike `python -m`, does not look for modules in the folder it is called in.

@@ -11,7 +11,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from langchain_mara.exceptions import DataError, RewardError
 from langchain_mara_training.data import Prompt, Source, read_pairs, text_of
-from langchain_mara_training.reward_calls import RewardFunction, call, name_of, scores_of
+from langchain_mara_training.reward_calls import RewardFunction, TextReward, call, name_of, scores_of
 
 _WORD = r"\b\w+\b|[^\w\s]"
 _COMMON = 100  # pairs from which on words that occur once are left out
@@ -81,26 +81,16 @@ class WeightedRewards:
         Raises:
             RewardError: If a function fails, or does not return a finite number or None for each completion.
         """
-        table = np.stack(list(self.each(prompts, completions, completion_ids, **columns).values()))
+        table = np.stack(list(self.each(prompts, completions, completion_ids=completion_ids, **columns).values()))
         scored = ~np.isnan(table)
         total = np.where(scored, table * self.weights[:, None], 0.0).sum(axis=0)
         rewards: NDArray[np.float64] = np.where(scored.any(axis=0), total, np.nan)
         return rewards
 
     def each(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Prompt],
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        **columns: Any,
+        self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any
     ) -> dict[str, NDArray[np.float64]]:
-        """What each function says, unweighted: (n,) by its name, NaN where it did not score.
-
-        Args:
-            prompts: As in a call.
-            completions: As in a call.
-            completion_ids: As in a call.
-            columns: As in a call.
+        """What each function says of a call's arguments, unweighted: (n,) by its name, NaN where it did not score.
 
         Raises:
             RewardError: As in a call.
@@ -109,16 +99,17 @@ class WeightedRewards:
             raise RewardError(f"{len(prompts)} prompts but {len(completions)} completions; give one prompt for each.")
         if not len(completions):
             return {name: np.zeros(0) for name in self.names}
-        given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
+        given = {"prompts": prompts, "completions": completions, "completion_ids": None, **columns}
         results = call(self.functions, self.names, given)
         return {name: scores_of(one, name, len(completions)) for name, one in zip(self.names, results, strict=True)}
 
 
-class PreferenceReward:
+class PreferenceReward(TextReward):
     """Reward of a text by its words: the log-odds that it is a chosen answer, learnt from preference pairs.
 
     TF-IDF of words and pairs of words, and a logistic regression. It knows nothing of meaning, and is there to make
-    the first run possible without a reward model. Fitted in about a second, it has no file format: scikit-learn's
+    the first run possible without a reward model. Languages written without spaces are poorly served: a run of letters
+    counts as one word. Fitted in about a second, it has no file format: scikit-learn's
     would be pickle, which can run code. Fit it again where it is needed.
 
     Args:
@@ -163,29 +154,17 @@ class PreferenceReward:
             ) from error
         return self
 
-    def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Prompt],
-        completion_ids: Sequence[Sequence[int]] | None = None,  # noqa: ARG002 - TRL's signature
-        **columns: Any,  # noqa: ARG002
-    ) -> list[float]:
+    def rewards(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[float]:
         """Log-odds, above 0 for what reads like a chosen answer.
-
-        Args:
-            prompts: n texts or lists of messages.
-            completions: n texts or lists of messages.
-            completion_ids: Not used.
-            columns: Not used.
 
         Raises:
             RewardError: If it was not fitted.
         """
         if self._pipeline is None:
             raise RewardError("This PreferenceReward was not fitted. Call fit(pairs) first.")
-        texts = [self._text(one, other) for one, other in zip(prompts, completions, strict=True)]
-        rewards: list[float] = self._pipeline.decision_function(texts).tolist() if texts else []
-        return rewards
+        texts = [self._text(*pair) for pair in pairs]
+        found: list[float] = self._pipeline.decision_function(texts).tolist() if texts else []
+        return found
 
     def _text(self, prompt: Prompt, completion: Prompt) -> str:
         return f"{text_of(prompt)}\n{text_of(completion)}" if self.with_prompt else text_of(completion)

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import platform
-import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,10 +22,11 @@ from typing import Any
 
 from langchain_mara import MaraAgent, __version__
 from langchain_mara.exceptions import OptionsError, TrainingError
+from langchain_mara_training.cards import Sections, save_agent
 from langchain_mara_training.checkpoints import FILE_NAME
 from langchain_mara_training.features import SHARD_NAME, TokenLabels
 from langchain_mara_training.files import write_atomically
-from langchain_mara_training.reward_specs import PAIRS
+from langchain_mara_training.reward_specs import PAIRS, parted
 from langchain_mara_training.shards import MANIFEST_NAME
 
 Config = dict[str, Any]
@@ -92,21 +92,9 @@ class Run:
         """Appends a record to `log.jsonl`: time, command, event and values."""
         append_record(self.folder, self.command, event, **values)
 
-    def save_agent(self, agent: MaraAgent, sections: Mapping[str, Mapping[str, Any]]) -> None:
-        """Saves an agent with its model card.
-
-        Args:
-            agent: What was fitted.
-            sections: Tables of the card by their titles; None is left out, and of paths all but the name.
-        """
-        temporary, agent_folder = self.folder / ".agent.tmp", self.folder / "agent"
-        shutil.rmtree(temporary, ignore_errors=True)
-        agent.save_pretrained(temporary)
-        tables = [_section(title, values) for title, values in sections.items()]
-        card = "\n\n".join([str(agent.generate_model_card()).rstrip(), *tables]) + "\n"
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        shutil.rmtree(agent_folder, ignore_errors=True)
-        temporary.rename(agent_folder)
+    def save_agent(self, agent: MaraAgent, sections: Sections) -> None:
+        """Saves an agent with its model card; see `cards.save_agent`."""
+        save_agent(agent, self.folder / "agent", sections)
 
     def _refuse_other(self, known: Config) -> None:
         differing = [
@@ -257,26 +245,6 @@ def _plain(value: Any) -> Any:
 
 
 def _absolute(source: str) -> str:
-    prefix, path = _parted(source)
+    prefix, path = parted(source)
     found = Path(path).expanduser()
     return f"{prefix}{found.absolute()}" if found.exists() else source
-
-
-def _parted(source: str) -> tuple[str, str]:
-    return (PAIRS, source.removeprefix(PAIRS)) if source.startswith(PAIRS) else ("", source)
-
-
-def _section(title: str, values: Mapping[str, Any]) -> str:
-    rows = [f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in values.items() if value is not None]
-    return "\n".join([f"## {title}", "", "| | |", "|---|---|", *rows])
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_cell, value))
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    prefix, text = _parted(str(value))
-    # A card is made to be published, and a path tells of its author's machine.
-    shown = prefix + (Path(text).name if Path(text).is_absolute() else text)
-    return " ".join(shown.replace("|", "\\|").split())

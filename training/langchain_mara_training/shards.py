@@ -14,14 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from safetensors.torch import save
 
 from langchain_mara.exceptions import DataError, TrainingError
 from langchain_mara_training.features import SHARD_NAME, LabelledTokens, TokenLabels
 from langchain_mara_training.files import write_atomically
+from langchain_mara_training.progress import progress_bar
 
 MANIFEST_NAME = "labels.json"
 _POLL_SECONDS = 0.2
@@ -63,7 +61,7 @@ def label_shards(
     mine = range(state.process_index, len(jobs), state.num_processes)
     in_memory = []
     missing = [i for i in mine if folder is None or not (folder / SHARD_NAME.format(i)).exists()]
-    with _progress() as progress:
+    with progress_bar("tokens", transient=True) as progress:
         bar = progress.add_task(description, total=sum(sizes[i] for i in missing))
         for i in missing:
             shard = _shuffled(compute(jobs[i]), seed + i)
@@ -120,20 +118,3 @@ def _wait_for(files: Sequence[Path]) -> None:
     # The other processes' shards: torchrun ends this process, too, where one of them fails.
     while not all(file.exists() for file in files):
         time.sleep(_POLL_SECONDS)
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.0f} tokens/s")
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
-        _Speed(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )

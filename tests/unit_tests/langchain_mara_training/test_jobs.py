@@ -25,10 +25,12 @@ DATA = {"split": "train", "limit": None, "device": "cpu", "seed": 0, "model": No
 PAIRS = {"labeler": "preference", "all_tokens": False, "top_k": 40, "top_p": 0.95, **DATA}
 ROLLOUTS = {
     "labeler": "rollout", "top_k": 10, "top_p": 0.9, "max_new_tokens": 6, "generations": 1, "positions": 2,
-    "candidates": 3, "continuations": 1, "reward": ["rewards_of_test_jobs:vowels"], "reward_weight": [2.0], **DATA,
+    "candidates": 3, "continuations": 1, "value": "policy", "margin": 0.0, "ties": "accept", "weighting": "uniform",
+    "reward": ["rewards_of_test_jobs:vowels"], "reward_weight": [2.0], **DATA,
 }  # fmt: skip
 FIT = {
     "width": 8, "epochs": 4, "batch_size": 64, "learning_rate": 1e-3, "early_stopping": False,
+    "weight_decay": 0.01, "schedule": "linear", "class_weight": None, "mixed_precision": None,
     "validation_fraction": 0.25, "device": "cpu", "seed": 3,
 }  # fmt: skip
 EVALUATE = {

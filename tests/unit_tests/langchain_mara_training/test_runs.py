@@ -99,8 +99,8 @@ def test_half_a_line_of_the_log_stays_alone(tmp_path: Path) -> None:
 def test_agent_and_card_are_saved_together_and_replaced(tmp_path: Path) -> None:
     run, agent = begun(tmp_path), tiny_agent(seed=1)
     run.save_agent(tiny_agent(seed=2), {"Old": {"seed": 2}})
-    (tmp_path / ".agent.tmp").mkdir()
-    (tmp_path / ".agent.tmp" / "left behind").touch()
+    (tmp_path / ".agent.new").mkdir()
+    (tmp_path / ".agent.new" / "left behind").touch()
     data = {"data": str(tmp_path / "pairs.jsonl"), "reward": ["my:score", f"pairs:{tmp_path}/a|b.jsonl"], "limit": None}
     run.save_agent(agent, {"Labels": data, "Metrics": {"training_loss": 0.123456, "labels": 12345}})
     assert MaraAgent.from_pretrained(tmp_path / "agent").fingerprint == agent.fingerprint
@@ -112,7 +112,7 @@ def test_agent_and_card_are_saved_together_and_replaced(tmp_path: Path) -> None:
     )
     assert "Old" not in card
     assert {one.name for one in (tmp_path / "agent").iterdir()} == {"README.md", "config.json", "model.safetensors"}
-    assert not (tmp_path / ".agent.tmp").exists()
+    assert not (tmp_path / ".agent.new").exists()
 
 
 def test_labels_are_read_only_once_they_are_whole(tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""Labelling preference pairs: speed as a share of a plain forward, and jobs killed at any moment.
+
+    python benchmarks/labelling.py speed   tokens/s of PreferenceLabeler, files included, against passes alone
+    python benchmarks/labelling.py kill    SIGKILL at random moments; are the shards equal to the byte?
+
+Two yardsticks over the same tokens in batches of the same size: the whole model, logits of every token included, and
+its backbone alone, which computes states and nothing else. Ratios are formed within a repeat, interleaved, and their
+medians reported.
+"""
+
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from decoding import load
+from killing import Job
+from langchain_mara_training import PreferenceLabeler
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from langchain_mara import MaraLLM
+from langchain_mara.demo.corpus import preference_pairs
+
+app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
+console = Console()
+Device = Annotated[str, typer.Option(help="Where the model computes.")]
+Row = dict[str, Any]
+
+
+@app.command()
+def speed(
+    pairs: Annotated[int, typer.Option(help="Pairs for the embedded model.")] = 768,
+    long_pairs: Annotated[int, typer.Option(help="Pairs for the 135 M shape, ten answers long each.")] = 24,
+    repeats: int = 5,
+    device: Device = "cpu",
+) -> None:
+    """Tokens/s of labelling as a share of passes over the same tokens."""
+    demo = MaraLLM.demo(agent=None, device=device)
+    random_model = load(None, device, torch.float32 if device == "cpu" else torch.bfloat16)
+    large = MaraLLM(model=random_model, tokenizer=demo.tokenizer, use_chat_template=False)
+    short = [asdict(pair) for pair in preference_pairs("train", 0, 24)][:pairs]
+    table = Table("model", "labelled", "tokens/s", "share of the whole model", "share of the backbone")
+    for name, llm, rows in (("embedded", demo, short), ("135 M shape", large, _long(short, long_pairs))):
+        for filtered in (True, False):
+            table.add_row(name, "candidates" if filtered else "all tokens", *_shares(llm, rows, repeats, filtered))
+    table.title = f"{torch.get_num_threads()} threads, {device}"
+    console.print(table)
+
+
+def _shares(llm: MaraLLM, rows: Sequence[Row], repeats: int, filtered: bool) -> list[str]:
+    labeler = PreferenceLabeler(llm, candidate_filter=filtered)
+    sequences = sorted((ids for row in rows for ids in _sequences(llm, row)), key=len)
+    batches = [_padded(batch, llm.model.device) for batch in _batches(sequences, labeler.batch_tokens)]
+    tokens = sum(map(len, sequences))
+    systems: dict[str, Callable[[], object]] = {
+        "labelling": lambda: _label(labeler, rows),
+        "whole": lambda: [llm.model(input_ids=batch, use_cache=False).logits[0, 0, 0].item() for batch in batches],
+        "backbone": lambda: [
+            llm.model.base_model(input_ids=batch, use_cache=False).last_hidden_state[0, 0, 0].item()
+            for batch in batches
+        ],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in track(range(repeats + 1), "measuring", console=console):
+        for name, run in systems.items():
+            start = time.perf_counter()
+            with torch.inference_mode():
+                run()
+            seconds[name].append(time.perf_counter() - start)
+    own = seconds["labelling"][1:]  # the first repeat warms up
+    ratios = [statistics.median(a / b for a, b in zip(seconds[name][1:], own, strict=True)) for name in systems][1:]
+    return [f"{tokens / statistics.median(own):,.0f}", *(f"{ratio:.2f}" for ratio in ratios)]
+
+
+def _label(labeler: PreferenceLabeler, rows: Sequence[Row]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        labeler.label(rows, folder)
+
+
+def _sequences(llm: MaraLLM, row: Row) -> list[list[int]]:
+    prompt = llm.encode(row["prompt"])
+    end = llm.tokenizer.eos_token_id
+    answers = [llm.tokenizer(row[side], add_special_tokens=False).input_ids for side in ("chosen", "rejected")]
+    return [[*prompt, *ids, end] for ids in answers]
+
+
+def _batches(sequences: Sequence[list[int]], batch_tokens: int) -> list[list[list[int]]]:
+    batches: list[list[list[int]]] = [[]]
+    for ids in sequences:
+        if batches[-1] and (len(batches[-1]) + 1) * len(ids) > batch_tokens:
+            batches.append([])
+        batches[-1].append(ids)
+    return batches
+
+
+def _padded(batch: Sequence[list[int]], device: torch.device) -> Tensor:
+    longest = max(map(len, batch))
+    return torch.tensor([ids + [0] * (longest - len(ids)) for ids in batch], device=device)
+
+
+def _long(rows: Sequence[Row], count: int, answers: int = 10) -> list[Row]:
+    """Pairs whose answers are those of several pairs, one after the other."""
+    joined = []
+    for i in range(count):
+        some = rows[answers * i : answers * (i + 1)]
+        joined.append({key: " ".join(row[key] for row in some) for key in ("prompt", "chosen", "rejected")})
+    return joined
+
+
+@app.command()
+def kill(times: int = 10, pairs_per_topic: int = 4, seed: int = 0) -> None:
+    """Kills labelling at random moments, starts it again, and compares the folders with an unbroken one's."""
+    draw = random.Random(seed)  # noqa: S311
+    table = Table("after", "the first run was", "shards then", "folder equal to the byte")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        job = Job(Path(__file__), "label-job", str(pairs_per_topic))
+        seconds = job.finish(folder / "whole")
+        whole = _content(folder / "whole")
+        for number in track(range(times), "killing", console=console):
+            moment = draw.uniform(0, seconds)
+            outcome = job.kill(folder / str(number), moment)
+            done = len(_content(folder / str(number)))
+            job.finish(folder / str(number))
+            equal = _content(folder / str(number)) == whole
+            table.add_row(f"{moment:.2f} s", outcome, f"{max(0, done - 1)} of {len(whole) - 1}", str(equal))
+    table.title = f"{len(whole) - 1} shards, {seconds:.1f} s unbroken"
+    console.print(table)
+
+
+@app.command(hidden=True)
+def label_job(folder: Path, pairs_per_topic: int) -> None:
+    """What `kill` starts and kills."""
+    rows = [asdict(pair) for pair in preference_pairs("train", 0, pairs_per_topic)]
+    labeler = PreferenceLabeler(MaraLLM.demo(agent=None, device="cpu"), shard_tokens=400)
+    sys.stdout.write("started\n")
+    sys.stdout.flush()
+    labeler.label(rows, folder)
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    """Files and bytes; what a killed process left half written has a name of its own."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return {file.name: file.read_bytes() for file in files if not file.name.endswith(".tmp")}
+
+
+if __name__ == "__main__":
+    torch.set_flush_denormal(True)
+    app()

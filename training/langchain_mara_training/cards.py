@@ -1,0 +1,49 @@
+"""Saves agents with a model card that says how they came to be."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from langchain_mara import MaraAgent
+from langchain_mara_training.reward_specs import parted
+
+Sections = Mapping[str, Mapping[str, Any]]
+"""Tables of a card by their titles."""
+
+
+def save_agent(agent: MaraAgent, folder: Path, sections: Sections) -> None:
+    """Saves an agent, whole or not at all, in place of the one that may be there.
+
+    Args:
+        agent: What was fitted.
+        folder: Made, with those above it.
+        sections: For its card; values that are None are left out, and of paths all but the name.
+    """
+    new, old = (folder.with_name(f".{folder.name}.{one}") for one in ("new", "old"))
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    agent.save_pretrained(new)
+    tables = [_section(title, values) for title, values in sections.items()]
+    card = "\n\n".join([str(agent.generate_model_card()).rstrip(), *tables]) + "\n"
+    (new / "README.md").write_text(card, encoding="utf-8")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _section(title: str, values: Mapping[str, Any]) -> str:
+    rows = [f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in values.items() if value is not None]
+    return "\n".join([f"## {title}", "", "| | |", "|---|---|", *rows])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    prefix, text = parted(str(value))
+    # A card is made to be published, and a path tells of its author's machine.
+    shown = prefix + (Path(text).name if Path(text).is_absolute() else text)
+    return " ".join(shown.replace("|", "\\|").split())

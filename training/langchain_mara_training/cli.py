@@ -38,7 +38,7 @@ _choice = partial(typer.Option, metavar="NAME", rich_help_panel="Rollouts")
 _reward = partial(_name, "--reward", help="module:function, reward model, or pairs:FILE. Can be repeated.")
 _weight = partial(typer.Option, "--reward-weight", metavar="X", help="One for each reward; 1 by default.")
 
-Value = Literal["policy", "mean", "choice"]
+Value = Literal["policy", "mean"]
 Ties = Literal["accept", "drop"]
 Weighting = Literal["uniform", "advantage"]
 Schedule = Literal["linear", "cosine", "constant"]
@@ -72,7 +72,7 @@ def label(
     positions: Annotated[int, _rollout(help="Most positions of an answer.")] = 4,
     candidates: Annotated[int, _rollout(min=2, help="Most candidates to compare at a position.")] = 8,
     continuations: Annotated[int, _rollout(help="Completions of a candidate.")] = 1,
-    value: Annotated[Value, _choice(help="What a candidate is compared with: policy, mean or choice.")] = "policy",
+    value: Annotated[Value, _choice(help="What a candidate is compared with: policy or mean.")] = "policy",
     margin: Annotated[float, _choice(metavar="X", min=0, help="Rewards this near to the value are ties.")] = 0.0,
     ties: Annotated[Ties, _choice(help="What becomes of ties: accept or drop.")] = "accept",
     weighting: Annotated[Weighting, _choice(help="Of labels: uniform, or by advantage.")] = "uniform",

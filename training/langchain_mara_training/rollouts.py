@@ -49,9 +49,8 @@ class RolloutOptions(BaseModel):
     """Most candidates of a position, the most probable ones."""
     continuations: int = Field(default=1, ge=1)
     """Completions of each candidate: one is as the LLM decodes, several are drawn (`order="sampled"`)."""
-    value: Literal["policy", "mean", "choice"] = "policy"
-    """The position's value: the mean over candidates, weighted by the model's probabilities or not; or the reward of
-    the candidate that the answer took (where it is none of those compared, as `policy`)."""
+    value: Literal["policy", "mean"] = "policy"
+    """The position's value: the mean over candidates, weighted by the model's probabilities or not."""
     margin: float = Field(default=0.0, ge=0)
     """A candidate is tied whose mean reward is within this of the position's value, in units of the reward."""
     ties: Literal["accept", "drop"] = "accept"
@@ -74,7 +73,6 @@ class Position:
         group: Of the prompt.
         prompt_ids: Tokens of the prompt.
         answer_ids: Tokens of the answer before the position.
-        taken: Token of the answer at the position.
         candidates: Token ids, most probable first.
         probabilities: (candidates,) of the model, renormalised over them.
         states: (candidates, d) float16.
@@ -85,7 +83,6 @@ class Position:
     group: int
     prompt_ids: list[int]
     answer_ids: list[int]
-    taken: int
     candidates: list[int] = field(default_factory=list)
     probabilities: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     states: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -175,8 +172,7 @@ class RolloutLabeler:
             decided = [i for i, one in enumerate(answered.decisions) if len(one.candidates) > 1]
             drawn = np.random.default_rng(start.seed).permutation(decided)[: self.options.positions]
             for place in sorted(drawn.tolist()):
-                *before, taken = answered.token_ids[: place + 1]
-                yield Position(row, number, group, start.prompt_ids, before, taken)
+                yield Position(row, number, group, start.prompt_ids, answered.token_ids[:place])
 
     @torch.inference_mode()
     def _examine(self, positions: Sequence[Position]) -> None:
@@ -220,8 +216,7 @@ class RolloutLabeler:
         return np.split(means, np.cumsum([len(one.candidates) for one in positions])[:-1]) if positions else []
 
     def _labelled(self, position: Position, rewards: NDArray[np.float64]) -> LabelledTokens:
-        taken = np.array(position.candidates) == position.taken
-        labels, weights = label_candidates(rewards, position.probabilities, self.options, taken)
+        labels, weights = label_candidates(rewards, position.probabilities, self.options)
         kept = torch.from_numpy((labels >= 0) & position.states.isfinite().all(-1).numpy())
         count = len(labels)
         place = len(position.prompt_ids) + len(position.answer_ids)
@@ -252,10 +247,7 @@ class RolloutLabeler:
 
 
 def label_candidates(
-    rewards: NDArray[np.float64],
-    probabilities: NDArray[np.float64],
-    options: RolloutOptions,
-    taken: NDArray[np.bool_] | None = None,
+    rewards: NDArray[np.float64], probabilities: NDArray[np.float64], options: RolloutOptions
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Labels of a position's candidates.
 
@@ -263,7 +255,6 @@ def label_candidates(
         rewards: (candidates,) mean rewards, NaN where nothing was scored.
         probabilities: (candidates,) of the model.
         options: Value, margin, ties and weighting.
-        taken: (candidates,) true for the one that the answer took, if it is among them; for the value `choice`.
 
     Returns:
         (candidates,) labels, 1 accept, 0 reject, -1 none; and (candidates,) weights.
@@ -276,9 +267,7 @@ def label_candidates(
     scored = ~np.isnan(rewards)
     if not scored.any():
         return np.full(len(rewards), -1), np.zeros(len(rewards))
-    shares = probabilities if options.value != "mean" else np.ones(len(rewards))
-    if options.value == "choice" and taken is not None and (taken & scored).any():
-        shares = taken.astype(np.float64)
+    shares = probabilities if options.value == "policy" else np.ones(len(rewards))
     advantages = rewards - np.average(rewards[scored], weights=shares[scored])
     # Equal rewards differ from their own mean by rounding.
     margin = max(options.margin, 1e-9 * float(np.abs(rewards[scored]).max()))

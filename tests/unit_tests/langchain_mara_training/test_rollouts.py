@@ -133,28 +133,6 @@ def test_shards_resume_and_refuse_other_rewards(demo_llm: MaraLLM, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("taken", "labels"),
-    # Compared with the reward of what the answer took; of what was not compared or not scored, with 0.5 · 2 + 0.2 · 1.
-    [(0, [1, -1, 0]), (2, [1, -1, 1]), (None, [1, -1, 0]), (1, [1, -1, 0])],
-)
-def test_value_of_the_choice(taken: int | None, labels: list[int]) -> None:
-    own = np.arange(3) == (-1 if taken is None else taken)
-    rewards, shares = np.array([2.0, np.nan, 1.0]), np.array([0.5, 0.3, 0.2])
-    assert label_candidates(rewards, shares, RolloutOptions(value="choice"), own)[0].tolist() == labels
-    policy, _ = label_candidates(rewards, shares, RolloutOptions(), own)
-    assert policy.tolist() == [1, -1, 0]
-
-
-def test_choice_is_the_token_of_the_answer(demo_llm: MaraLLM) -> None:
-    labels = RolloutLabeler(demo_llm, count_letters, value="choice", **OPTIONS).label(PROMPTS)
-    # Plain greedy decoding takes the most probable candidate, and nothing scores below itself.
-    assert (labels.y[labels.ranks == 0] == 1).all()
-    assert 0 in labels.y
-    policy = RolloutLabeler(demo_llm, count_letters, **OPTIONS).label(PROMPTS)
-    assert labels.y.tolist() != policy.y.tolist()
-
-
-@pytest.mark.parametrize(
     ("rewards", "options", "labels"),
     [
         # Value 0.5 · 2 + 0.3 · 0 + 0.2 · 1 = 1.2.

@@ -97,7 +97,13 @@ def test_a_fit_goes_on_in_its_folder(demo_llm: MaraLLM, tmp_path: Path, monkeypa
     labels = {file for file in written if "labels" in file.parts}
     assert labels
     assert all(file.stat().st_mtime_ns == written[file] for file in labels)
-    assert same(MaraAgent.from_pretrained(tmp_path / "resumed" / "round-2" / "agent"), whole.agent_)
+    folder = tmp_path / "resumed" / "round-2" / "agent"
+    assert same(MaraAgent.from_pretrained(folder), whole.agent_)
+    labels_of_both = sum(one["labels"] for one in whole.history_)
+    card = (folder / "README.md").read_text()
+    assert f"| labeler | rollout |\n| round | 2 |\n| labels | {labels_of_both} |\n" in card
+    assert f"| width | {whole.classifier_.width} |" in card
+    assert str(tmp_path) not in card
 
 
 def test_clones_share_the_model(demo_llm: MaraLLM) -> None:

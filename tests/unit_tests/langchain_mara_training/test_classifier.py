@@ -174,6 +174,14 @@ def test_states_that_are_not_finite_are_named(value: float, tmp_path: Path) -> N
         make().fit(X.astype(np.float64) * 1e300, Y)
 
 
+def test_states_whose_sum_overflows_are_finite() -> None:
+    huge = np.full((4, 8), 3e38, np.float32)
+    assert torch.equal(States(huge).take(np.array([2, 1])), torch.from_numpy(huge[:2]))
+    huge[2, 3] = -np.inf
+    with pytest.raises(DataError, match="Row 2"):
+        States(huge).take(np.array([1, 2]))
+
+
 def test_a_loss_that_is_not_finite_stops_the_job() -> None:
     with pytest.raises(TrainingError, match=r"loss became \w+ in epoch \d.*lower learning_rate than 1e\+25"):
         make(learning_rate=1e25).fit(X, Y)

@@ -1,6 +1,6 @@
 """Alignment of the embedded model: what agents gain on topics they were not trained on, and what that costs.
 
-    python benchmarks/alignment.py table      agents of three kinds against plain decoding and best-of-n, several seeds
+    python benchmarks/alignment.py table      agents against plain decoding and best-of-n, several seeds
     python benchmarks/alignment.py ablation   order, threshold, candidate filter and width, with the agents of `table`
 
 Both keep what is measured in a folder, seed by seed, and go on there.
@@ -46,12 +46,12 @@ FirstSeed = Annotated[int, typer.Option(help="The first of the seeds.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many.")]
 EvaluationPrompts = Annotated[int, typer.Option(min=1, help="Held-out prompts of each kind to measure on.")]
 
-PREFERENCE, ROLLOUT, ROLLOUTS = "preference labels", "rollout labels", "rollout labels, 3 rounds"
+PREFERENCE, ROLLOUT = "preference labels", "rollout labels"
 ALIGNERS: dict[str, dict[str, Any]] = {
     PREFERENCE: {"labeler": "preference", "rounds": 1},
-    ROLLOUT: {"labeler": "rollout", "rounds": 1},
-    ROLLOUTS: {"labeler": "rollout", "rounds": 3},
+    ROLLOUT: {"labeler": "rollout", "rounds": 3, "labeler_options": {"generations": 2, "positions": 8}},
 }
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 COLUMNS = {
     "harmful": "harmful, %",
     "reward": "mean reward",
@@ -60,6 +60,7 @@ COLUMNS = {
     "label_seconds": "labelling, s",
     "fit_seconds": "fitting, s",
     "tokens_per_second": "tokens/s",
+    "threshold": "threshold",
     "passes_per_answer": "passes per answer",
     "seconds_over_plain": "time over plain",
 }
@@ -72,7 +73,8 @@ class Bench:
         self.risky = count
         self.prompts = [*prompts("test", risky=True, count=count), *prompts("test", risky=False, count=count)]
         self.judge = Judge.fit()
-        self.plain = MaraLLM.demo(agent=None, batch_size=32, device="cpu")
+        # With 32 rows to a pass, further siblings cost a CPU more than the passes they save. No answer hangs on it.
+        self.plain = MaraLLM.demo(agent=None, batch_size=32, width=2, device="cpu")
         self.rewards = PreferenceReward().fit(pairs(0))
         self.baseline = decode_system(self.plain, self.prompts, self.rewards, "plain")
 
@@ -95,6 +97,13 @@ class Bench:
         """Measures one answer per prompt."""
         llm = self.plain.with_agent(agent).model_copy(update=options)
         return self.measure(lambda: decode_system(llm, self.prompts, self.rewards, "system"))
+
+    def best_threshold(self, agent: MaraAgent, tuning_prompts: Sequence[str]) -> float:
+        """The accept threshold of the highest reward on prompts about training topics."""
+        llm = self.plain.with_agent(agent)
+        systems = [llm.model_copy(update={"accept_threshold": one}) for one in THRESHOLDS]
+        means = [decode_system(one, tuning_prompts, self.rewards, "tuning").mean_reward for one in systems]
+        return THRESHOLDS[means.index(max(means))]
 
     @torch.inference_mode()
     def closeness(self, completions: Sequence[str]) -> float:
@@ -145,14 +154,29 @@ def _systems(bench: Bench, folder: Path, seed: int, rollout_prompts: int) -> Res
             lambda n=n: best_of_n(bench.plain, bench.prompts, bench.rewards, n, seed=1000 * seed)  # type: ignore[misc]
         )
     for name, options in ALIGNERS.items():
-        data = pairs(seed) if name == PREFERENCE else training_prompts(seed, rollout_prompts)
+        data: Any = pairs(seed) if name == PREFERENCE else training_prompts(seed, rollout_prompts)
         aligner = MaraAligner(
             bench.plain, bench.rewards, classifier=_classifier(), output=folder / name, random_state=seed, **options
         ).fit(data)
-        sums = {key: sum(one[key] for one in aligner.history_) for key in ("labels", "label_seconds", "fit_seconds")}
-        found[name] = {**sums, **bench.system(aligner.agent_)}
-        console.print(f"seed {seed}: {name}: reward {found[name]['reward']:.2f}")
+        for rounds in sorted({1, options["rounds"]}):
+            past = aligner.history_[:rounds]
+            costs = {key: sum(one[key] for one in past) for key in ("labels", "label_seconds", "fit_seconds")}
+            agent = _agent(folder, name, rounds)
+            found[_title(name, rounds)] = {**costs, **bench.system(agent)}
+        threshold = bench.best_threshold(agent, training_prompts(seed + 1000, rollout_prompts // 2))
+        tuned = {"threshold": threshold, **bench.system(agent, accept_threshold=threshold)}
+        found[f"{_title(name, rounds)}, tuned threshold"] = {**costs, **tuned}
+        console.print(f"seed {seed}: {name}: rewards {[round(one['reward'], 2) for one in found.values()]}")
     return found
+
+
+def _title(name: str, rounds: int) -> str:
+    return name if rounds == 1 else f"{name}, {rounds} rounds"
+
+
+def _agent(folder: Path, name: str, rounds: int) -> MaraAgent:
+    """What `table` fitted in a round."""
+    return MaraAgent.from_pretrained(folder / name / f"round-{rounds}" / "agent")
 
 
 @app.command()
@@ -174,13 +198,12 @@ def ablation(
 
 def _of_decoding(bench: Bench, folder: Path, seed: int) -> Results:
     found = {"plain": bench.system(None)}
-    for name in (PREFERENCE, ROLLOUTS):
-        last = ALIGNERS[name]["rounds"]
-        agent = MaraAgent.from_pretrained(folder / f"seed-{seed}" / name / f"round-{last}" / "agent")
-        for threshold in (0.3, 0.4, 0.5, 0.6, 0.7):
-            found[f"{name}, threshold {threshold}"] = bench.system(agent, accept_threshold=threshold)
+    for name, options in ALIGNERS.items():
+        agent, title = _agent(folder / f"seed-{seed}", name, options["rounds"]), _title(name, options["rounds"])
+        for threshold in THRESHOLDS:
+            found[f"{title}, threshold {threshold}"] = bench.system(agent, accept_threshold=threshold)
         for order in ("reversed", "top-1-last", "sampled"):
-            found[f"{name}, order {order}"] = bench.system(agent, order=order)
+            found[f"{title}, order {order}"] = bench.system(agent, order=order)
     return found
 
 
@@ -188,7 +211,7 @@ def _of_fitting(bench: Bench, seed: int) -> Results:
     found = {}
     for filtered in (True, False):
         labels = PreferenceLabeler(bench.plain, candidate_filter=filtered, random_state=seed).label(pairs(seed))
-        for width in (16, 64, 256, 1024) if filtered else (256,):
+        for width in (16, 64, 256, 1024) if filtered else (1024,):
             classifier = _classifier().set_params(width=width, random_state=seed)
             started = time.perf_counter()
             classifier.fit(labels.X, labels.y, sample_weight=labels.weight, groups=labels.groups)
@@ -200,7 +223,7 @@ def _of_fitting(bench: Bench, seed: int) -> Results:
 
 
 def _classifier() -> MaraClassifier:
-    return MaraClassifier(width=256, max_epochs=12)
+    return MaraClassifier(max_epochs=12)
 
 
 _bench = cache(Bench)

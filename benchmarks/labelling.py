@@ -40,8 +40,8 @@ Row = dict[str, Any]
 @app.command()
 def speed(
     pairs: Annotated[int, typer.Option(help="Pairs for the embedded model.")] = 768,
-    long_pairs: Annotated[int, typer.Option(help="Pairs for the 135 M shape, ten answers long each.")] = 24,
-    repeats: int = 5,
+    long_pairs: Annotated[int, typer.Option(help="Pairs for the 135 M shape, ten answers long each.")] = 4,
+    repeats: int = 3,
     device: Device = "cpu",
 ) -> None:
     """Tokens/s of labelling as a share of passes over the same tokens."""

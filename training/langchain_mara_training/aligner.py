@@ -1,5 +1,6 @@
 """MaraAligner: labels, fits, decodes with the new agent and labels again, behind `fit` and `predict`."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,15 @@ from langchain_mara_training.cards import save_agent
 from langchain_mara_training.classifier import MaraClassifier
 from langchain_mara_training.data import Row, Source, read_pairs, read_prompts, read_rows
 from langchain_mara_training.features import TokenLabels
+from langchain_mara_training.files import write_atomically
 from langchain_mara_training.labels import PreferenceLabeler
 from langchain_mara_training.reward_calls import RewardFunction
 from langchain_mara_training.rewards import PreferenceReward, WeightedRewards
 from langchain_mara_training.rollouts import RolloutLabeler
 
 Labeler = Literal["preference", "rollout"]
+Noted = dict[str, float]
+"""What the history says of a round."""
 
 _BATCH_SIZE = 32
 _DRAWN_ANSWERS = 4
@@ -101,7 +105,7 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         rows = self._read(X)
         functions = PreferenceReward().fit(rows) if self.reward_funcs is None else self.reward_funcs
         self.rewards_ = WeightedRewards(functions, self.reward_weights)
-        self.history_: list[dict[str, float]] = []
+        self.history_: list[Noted] = []
         self.llm_ = self.llm
         labels: TokenLabels | None = None
         for number in range(1, self.rounds + 1):
@@ -110,17 +114,8 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
             labels = new if labels is None else labels + new
             labelled = time.perf_counter()
             self._fit_agent(labels, number)
-            fitted = time.perf_counter()
-            self.history_.append(
-                {
-                    "round": number,
-                    "labels": len(new),
-                    "accept_share": float(new.y.mean()),
-                    "label_seconds": labelled - started,
-                    "fit_seconds": fitted - labelled,
-                    "mean_reward": self._mean_reward(rows[:100]),
-                }
-            )
+            seconds = {"label_seconds": labelled - started, "fit_seconds": time.perf_counter() - labelled}
+            self.history_.append(self._noted(number, new, rows[:100], seconds))
         return self
 
     def predict(self, X: Source) -> list[str]:  # noqa: N803
@@ -176,6 +171,18 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
             origin = {"labeler": self.labeler, "round": number, "labels": len(labels), "accept_share": share}
             tables = {"Labels": {**origin, "rewards": self.rewards_.names}, "Fitting": fitting}
             save_agent(self.agent_, Path(self.output) / f"round-{number}" / "agent", tables)
+
+    def _noted(self, number: int, labels: TokenLabels, rows: Sequence[Row], seconds: dict[str, float]) -> Noted:
+        """The round's entry of the history: of one that was done before, as it was noted then."""
+        file = None if self.output is None else Path(self.output) / f"round-{number}" / "history.json"
+        if file is not None and file.is_file():
+            noted: Noted = json.loads(file.read_text(encoding="utf-8"))
+            return noted
+        found = {"round": number, "labels": len(labels), "accept_share": float(labels.y.mean()), **seconds}
+        found["mean_reward"] = self._mean_reward(rows)
+        if file is not None:
+            write_atomically(file, json.dumps(found, indent=2).encode())
+        return found
 
     def _drawn_pairs(self, rows: Sequence[Row], seed: int) -> list[Row]:
         """The best and the worst of some drawn answers of each prompt, where they differ in reward."""

@@ -1,5 +1,6 @@
 """MaraAligner aligns, round by round, the same way for the same seed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,11 @@ def test_a_fit_goes_on_in_its_folder(demo_llm: MaraLLM, tmp_path: Path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             resumed.fit(PROMPTS)
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "resumed").rglob("*.safetensors")}
+    seconds = json.loads((tmp_path / "resumed" / "round-1" / "history.json").read_text())["label_seconds"]
     assert same(resumed.fit(PROMPTS).agent_, whole.agent_)
+    # Of the round that was done, what it took then, not what looking it up takes.
+    assert [resumed.history_[0][name] for name in ("label_seconds", "round")] == [seconds, 1]
+    assert [one["mean_reward"] for one in resumed.history_] == [one["mean_reward"] for one in whole.history_]
     labels = {file for file in written if "labels" in file.parts}
     assert labels
     assert all(file.stat().st_mtime_ns == written[file] for file in labels)

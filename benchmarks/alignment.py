@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from curve import draw_curve
 from langchain_mara_training import (
     Decoded,
     MaraAligner,
@@ -191,13 +192,15 @@ def ablation(
         [(seed, folder / f"ablation-{seed}.json") for seed in range(first_seed, first_seed + seeds)],
         lambda seed: {**_of_decoding(_bench(count), folder, seed), **_of_fitting(_bench(count), seed)},
     )
+    draw_curve(found, folder / "curve.png")
     columns = {name: COLUMNS[name] for name in ("harmful", "reward", "preference_rate")}
     columns |= {"closeness": "log-probability per token", "labels": "labels", "fit_seconds": "fitting, s"}
     show(found, columns, f"{2 * count} held-out prompts, {seeds} seeds")
 
 
 def _of_decoding(bench: Bench, folder: Path, seed: int) -> Results:
-    found = {"plain": bench.system(None)}
+    table_of_seed: Results = json.loads((folder / f"table-{seed}.json").read_text())
+    found = {name: values for name, values in table_of_seed.items() if name == "plain" or name.startswith("best-of")}
     for name, options in ALIGNERS.items():
         agent, title = _agent(folder / f"seed-{seed}", name, options["rounds"]), _title(name, options["rounds"])
         for threshold in THRESHOLDS:

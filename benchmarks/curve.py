@@ -1,0 +1,57 @@
+"""The curve of reward against closeness to the plain model, over accept thresholds."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+Results = Mapping[str, Mapping[str, float]]
+_OFFSET = (6, 5)  # of a label from its point, in points
+
+
+def draw_curve(seeds: Sequence[Results], file: Path) -> None:
+    """Draws means over seeds, with standard deviations, and saves the picture.
+
+    Args:
+        seeds: Of each seed, the figures of each system; those called `NAME, threshold X` make a line.
+        file: A picture.
+    """
+    figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    lines: dict[str, list[str]] = {}
+    for system in seeds[0]:
+        name, threshold, _ = system.partition(", threshold ")
+        if threshold:
+            lines.setdefault(name, []).append(system)
+    for name, systems in lines.items():
+        _draw(axes, seeds, systems, [one.rpartition(" ")[2] for one in systems], name)
+    for system in [one for one in seeds[0] if one == "plain" or one.startswith("best-of")]:
+        _draw(axes, seeds, [system], [system], None)
+    axes.set_xlabel("mean log-probability of the answers' tokens under the plain model (right: closer to it)")
+    axes.set_ylabel("mean reward")
+    axes.set_title(f"Accept thresholds on held-out topics, {len(seeds)} seeds", loc="left")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.08)
+    axes.legend(frameon=False, loc="lower left")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def _draw(
+    axes: Axes, seeds: Sequence[Results], systems: Sequence[str], labels: Sequence[str], name: str | None
+) -> None:
+    points = [[[one[system][key] for one in seeds] for system in systems] for key in ("closeness", "reward")]
+    (x, y), (spread_x, spread_y) = (
+        [[measure(values) for values in axis] for axis in points] for measure in (statistics.fmean, _spread)
+    )
+    style: dict[str, Any] = {"color": "0.35", "marker": "s"} if name is None else {"marker": "o"}
+    axes.errorbar(x, y, yerr=spread_y, xerr=spread_x, label=name, capsize=2, **style)
+    for place in zip(x, y, labels, strict=True):
+        axes.annotate(place[2], place[:2], xytext=_OFFSET, textcoords="offset points", fontsize=8)
+
+
+def _spread(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0

@@ -138,9 +138,11 @@ class Batch:
         probabilities, candidates, counts = evaluated[0]
         decisions: dict[int, Decision] = {}
         for i, row in enumerate(self.rows):
+            seen = min(len(row.probabilities) + len(probabilities[i]), counts[i])
             index = None if row.request.cancelled else row.examine(probabilities[i], counts[i])
             if index is not None:
-                decisions[i] = row.decide(index, candidates[i][: counts[i]], self.policy.context)
+                kept = self._states[i, :seen].clone() if row.request.keep else None
+                decisions[i] = row.decide(index, candidates[i][: counts[i]], self.policy.context, kept)
         fits = self._fits(partial(self._commit, decisions))
         self._release({i for i, decision in decisions.items() if decision.finish_reason})
         if not fits:
@@ -281,8 +283,7 @@ class Batch:
 
     def _give_back_memory(self) -> None:
         self.prefixes.clear()
-        rows = len(self.rows)
-        if rows:
+        if rows := len(self.rows):
             self.cache.keep_rows(rows)
             self._states = self._states[:rows].clone()
         else:

@@ -198,7 +198,7 @@ class LocalModel(DecodingFields):
 
     def _options(self) -> DecodingOptions:
         options = DecodingOptions.parse(**{name: getattr(self, name) for name in DecodingOptions.model_fields})
-        drawn = (options.order == "sampled" and options.temperature > 0) or options.strategy == "random"
+        drawn = (options.order == "sampled" and options.temperature > 0) or options.strategy in ("random", "sampled")
         if self.n > 1 and not drawn:
             raise OptionsError(
                 f"n={self.n} asks for different answers, but order={options.order!r} with "

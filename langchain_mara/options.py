@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from langchain_mara.candidates import Order
 from langchain_mara.exceptions import OptionsError
 
-Strategy = Literal["first-accept", "max-prob", "random"]
+Strategy = Literal["first-accept", "max-prob", "random", "sampled"]
 
 
 class DecodingFields(BaseModel):
@@ -24,7 +24,8 @@ class DecodingFields(BaseModel):
     temperature: float = Field(default=1.0, ge=0)
     """Of the `sampled` order alone, which is descending at 0: no other order depends on it."""
     strategy: Strategy = "first-accept"
-    """`first-accept`, `max-prob` (highest accept probability) or `random` (uniform over accepted)."""
+    """`first-accept`, `max-prob` (highest accept probability), `random` (uniform over accepted), or `sampled`: the
+    first that a draw accepts, each with its accept probability, whatever the threshold."""
     accept_threshold: float = Field(default=0.5, ge=0, le=1)
     """A candidate is accepted when its accept probability is above this; 0.5 is the paper's argmax."""
     accept_action: Literal[0, 1] = 1
@@ -38,7 +39,7 @@ class DecodingFields(BaseModel):
     min_new_tokens: int = Field(default=0, ge=0)
     """EOS is no candidate before this many tokens."""
     seed: int = 0
-    """Of the `sampled` order and the `random` strategy; a row's draws depend on nothing else."""
+    """Of the `sampled` order and the `random` and `sampled` strategies; a row's draws depend on nothing else."""
 
 
 class DecodingOptions(DecodingFields):

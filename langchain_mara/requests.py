@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -33,6 +33,7 @@ class Request:
         agent: Accepts or rejects; None accepts every candidate, which is plain decoding.
         eos_token_ids: Tokens that end the row; the EOS is emitted.
         logits_processor: Applied to the row's logits before the candidate set is cut.
+        keep: Whether its decisions come with states and log-probabilities, which training needs.
         cancelled: Whether it is to end, or has ended, before its time.
         error: What made it fail, an error of its own agent or logits processor for example.
         reused_tokens: Tokens of the prompt whose keys and values were taken from another prompt.
@@ -43,6 +44,7 @@ class Request:
     agent: MaraAgent | None = None
     eos_token_ids: frozenset[int] = frozenset()
     logits_processor: LogitsProcess | None = None
+    keep: bool = False
     cancelled: bool = field(default=False, init=False)
     error: BaseException | None = field(default=None, init=False)
     reused_tokens: int = field(default=0, init=False)
@@ -75,6 +77,20 @@ class Request:
             self.agent.check_fits(policy.hidden_size, policy.name)
 
 
+class Kept(NamedTuple):
+    """What the model said at a position, on its device.
+
+    Attributes:
+        states: (m, d) in the model's dtype, that the first m candidates produce: all that were examined, and others
+            that went through the model with them.
+        log_probabilities: (candidates,) float32 under the policy model over the whole vocabulary, in order of
+            examination.
+    """
+
+    states: Tensor
+    log_probabilities: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """One emitted token and why it was emitted.
@@ -90,6 +106,7 @@ class Decision:
         accepted: Whether the agent accepted it; False is the fallback. True where it was not asked.
         finish_reason: `stop` (EOS), `length` (token limit or end of the context) or `nonfinite`
             on the last decision of a row, None before.
+        kept: States and log-probabilities, where the request keeps them.
     """
 
     request: Request
@@ -99,3 +116,4 @@ class Decision:
     index: int
     accepted: bool
     finish_reason: FinishReason | None = None
+    kept: Kept | None = None

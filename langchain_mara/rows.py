@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from langchain_mara.requests import Decision, FinishReason, Request
+from langchain_mara.requests import Decision, FinishReason, Kept, Request
 
 
 @dataclass(eq=False)
@@ -21,6 +21,7 @@ class Row:
         scratch: Free cache slots; candidate i of the position stands in `scratch[i]`.
         next_slot: First cache slot of the row never used yet.
         slots: Cache slots of the committed tokens, in order of position.
+        log_probabilities: Of the position's candidates, where the request keeps them.
     """
 
     request: Request
@@ -30,11 +31,14 @@ class Row:
     scratch: list[int] = field(default_factory=list)
     next_slot: int = 0
     slots: list[int] = field(default_factory=list)
+    log_probabilities: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.request.options.seed)
         self._generator: torch.Generator | None = None
         self._noise: Tensor | None = None
+        self._draws: list[float] = []
+        self._fell_back = False
         self.restart()
 
     @property
@@ -91,26 +95,42 @@ class Row:
         self.probabilities += probabilities[: count - start]
         if count <= 1:
             return 0
-        examined = range(len(self.probabilities))
-        accepted = [i for i in examined if self.probabilities[i] > options.accept_threshold]
-        if options.strategy == "first-accept" and accepted:
-            del self.probabilities[accepted[0] + 1 :]
-            return accepted[0]
-        if len(examined) < count:
+        first = next((i for i in range(len(self.probabilities)) if self._accepts(i)), None)
+        if options.strategy in ("first-accept", "sampled") and first is not None:
+            del self.probabilities[first + 1 :]
+            return first
+        if len(self.probabilities) < count:
             return None
-        if not accepted:
+        if first is None:
             return self._fallback(count)
+        accepted = [i for i in range(first, count) if self._accepts(i)]
         if options.strategy == "max-prob":
             return max(accepted, key=self.probabilities.__getitem__)
         return self.random.choice(accepted)
 
+    def _accepts(self, index: int) -> bool:
+        """Whether an examined candidate is accepted; asked in order, so that draws do not depend on chunks."""
+        if self.request.options.strategy != "sampled":
+            return self.probabilities[index] > self.request.options.accept_threshold
+        if index == len(self._draws):
+            self._draws.append(self.random.random())
+        return self.probabilities[index] > self._draws[index]
+
     def _fallback(self, count: int) -> int:
+        self._fell_back = True
         index = self.request.options.fallback
         index = min(index, count - 1) if index >= 0 else max(index + count, 0)
         return count - 1 - index if self.request.options.order == "reversed" else index
 
-    def decide(self, index: int, candidates: list[int], context: int | None) -> Decision:
-        """Emits candidate `index` and prepares the row for its next position."""
+    def decide(self, index: int, candidates: list[int], context: int | None, states: Tensor | None = None) -> Decision:
+        """Emits candidate `index` and prepares the row for its next position.
+
+        Args:
+            index: Of the emitted candidate.
+            candidates: The whole set.
+            context: Most tokens of a row.
+            states: (m, d) of the first candidates, where the request keeps them.
+        """
         request = self.request
         asked = request.agent is not None and len(candidates) > 1
         probabilities = tuple(self.probabilities) if asked else ()
@@ -121,11 +141,17 @@ class Row:
             tuple(candidates),
             probabilities,
             index,
-            not asked or probabilities[index] > request.options.accept_threshold,
+            not (asked and self._fell_back),
             self._advance(token_id, context),
+            self._kept(states, len(candidates)),
         )
-        self.probabilities, self._noise = [], None
+        self.probabilities, self._noise, self._draws, self._fell_back = [], None, [], False
         return decision
+
+    def _kept(self, states: Tensor | None, count: int) -> Kept | None:
+        if states is None or self.log_probabilities is None:
+            return None
+        return Kept(states, self.log_probabilities[:count])
 
     def _advance(self, token_id: int | None, context: int | None) -> FinishReason | None:
         if token_id is None:

@@ -61,6 +61,10 @@ class CandidateTable:
         if options.order == "sampled":
             noise = torch.stack([row.gumbel(sets.scores.shape[1]) for row in rows]).to(logits.device)
         sets = order_candidates(sets, options.order, options.temperature, noise)
+        if any(row.request.keep for row in rows):
+            logs = logits.float().log_softmax(-1).gather(1, sets.token_ids)
+            for i, row in enumerate(rows):
+                row.log_probabilities = logs[i] if row.request.keep else None
         targets = torch.tensor(places).to(self.counts.device)
         self.token_ids[targets, : sets.token_ids.shape[1]] = sets.token_ids.to(targets.device)
         self.counts[targets] = sets.counts.to(targets.device)

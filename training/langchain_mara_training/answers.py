@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,9 @@ class Answered(NamedTuple):
     decisions: list[Decision]
 
 
-def answer(llm: MaraLLM, starts: Sequence[Start], batch_size: int) -> list[Answered]:
+def answer(
+    llm: MaraLLM, starts: Sequence[Start], batch_size: int, *, keep: bool = False, **changes: Any
+) -> list[Answered]:
     """Answers from given beginnings, with the LLM's agent and options; common prefixes are computed once.
 
     The result depends on nothing but the arguments, to the bit on one machine.
@@ -65,13 +67,18 @@ def answer(llm: MaraLLM, starts: Sequence[Start], batch_size: int) -> list[Answe
         llm: Policy model, agent and options.
         starts: Prompts, and what the answers begin with.
         batch_size: Most rows at a time.
+        keep: Whether decisions come with states and log-probabilities (`Decision.kept`).
+        **changes: Decoding options in place of the LLM's own.
 
     Raises:
         PromptError: If a prompt is too long.
     """
     eos = eos_token_ids(llm.model, llm.tokenizer)
-    options = DecodingOptions.parse(**{name: getattr(llm, name) for name in DecodingOptions.model_fields})
+    own = {name: getattr(llm, name) for name in DecodingOptions.model_fields}
+    options = DecodingOptions.parse(**{**own, **changes})
     completions = [_begun(llm, start, options, eos) for start in starts]
+    for one in completions:
+        one.request.keep = keep
     decisions: dict[Request, list[Decision]] = {one.request: [] for one in completions}
     by_request = {one.request: one for one in completions}
     running = [one.request for one in completions if one.finish_reason is None]

@@ -5,6 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families import cache_free, tiny_agent, tiny_model
@@ -228,6 +229,53 @@ def test_random_strategy_is_uniform_over_the_accepted(policy: PolicyModel) -> No
     counts = [sum(d.index == i for d in results) for i in accepted]
     assert sum(counts) == draws
     assert min(counts) > 0.6 * draws / len(accepted)
+
+
+def test_sampled_strategy_accepts_each_candidate_with_its_probability(policy: PolicyModel) -> None:
+    draws = 4000
+    options = [DecodingOptions(top_k=3, top_p=1.0, strategy="sampled", seed=i, max_new_tokens=1) for i in range(draws)]
+    results = [one[0] for one in run(policy, [Request([5, 6, 7], o, AGENTS[1]) for o in options], batch_size=64)]
+    first, second, third = max((d.accept_probabilities for d in results), key=len)
+    refused = (1 - first) * (1 - second) * (1 - third)
+    shares = np.array([first, (1 - first) * second, (1 - first) * (1 - second) * third])
+    counts = np.array([sum(d.index == i and d.accepted for d in results) for i in range(3)])
+    fallbacks = sum(not d.accepted for d in results)
+    assert all(d.index == 0 for d in results if not d.accepted)
+    expected = draws * np.array([*shares, refused])
+    assert expected.min() > 20
+    assert (abs(np.array([*counts, fallbacks]) - expected) < 5 * np.sqrt(expected)).all()
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_kept_states_and_log_probabilities_are_the_model_s(policy: PolicyModel, width: int) -> None:
+    options = DecodingOptions(top_k=6, top_p=0.999, strategy="sampled", temperature=0.7, max_new_tokens=8, seed=3)
+    requests = [Request(prompt, options, AGENTS[0], keep=n != 1) for n, prompt in enumerate(PROMPTS[:3])]
+    answers = run(policy, requests, width=width)
+    whole = run(policy, requests, width=6)
+    assert [[d.token_id for d in ds] for ds in answers] == [[d.token_id for d in ds] for ds in whole]
+    assert all(d.kept is None for d in answers[1])
+    for request, decisions in zip(requests[::2], answers[::2], strict=True):
+        ids = [*request.prompt_ids]
+        for decision in decisions:
+            assert decision.kept is not None
+            states, logs = decision.kept
+            examined = len(decision.accept_probabilities)
+            assert examined <= len(states) <= len(decision.candidates) == len(logs)
+            assert len(states) < examined + width
+            for token, state in zip(decision.candidates, states, strict=False):
+                torch.testing.assert_close(state, state_of(policy, [*ids, token]), atol=1e-5, rtol=1e-4)
+            with torch.inference_mode():
+                full = (policy.logits(state_of(policy, ids)[None])[0].float()).log_softmax(-1)
+            torch.testing.assert_close(logs, full[list(decision.candidates)], atol=1e-5, rtol=1e-4)
+            assert decision.token_id is not None
+            ids.append(decision.token_id)
+
+
+@torch.inference_mode()
+def state_of(policy: PolicyModel, ids: list[int]) -> torch.Tensor:
+    """The state behind a sequence, without cache."""
+    state: torch.Tensor = policy.backbone(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1]
+    return state
 
 
 def test_checks_the_whole_sequence_before_decoding_any(policy: PolicyModel) -> None:

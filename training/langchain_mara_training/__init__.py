@@ -1,4 +1,4 @@
-"""Training of MARA agents: token-level labels, fitting, reward functions, evaluation.
+"""Training of MARA agents: token-level labels, fitting, reinforcement, reward functions, evaluation.
 
 Names are imported when they are first used, so that the `mara` command starts without the training libraries.
 """
@@ -7,8 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from langchain_mara_training.actor_critic import UpdateOptions
     from langchain_mara_training.aligner import MaraAligner
     from langchain_mara_training.classifier import MaraClassifier
+    from langchain_mara_training.environment import EnvironmentOptions
     from langchain_mara_training.evaluation import Decoded, best_of_n, decode_system, preference_rate
     from langchain_mara_training.features import TokenLabels
     from langchain_mara_training.labels import PreferenceLabeler
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
     )
     from langchain_mara_training.rewards import PreferenceReward, WeightedRewards
     from langchain_mara_training.rollouts import RolloutLabeler, RolloutOptions
+    from langchain_mara_training.sac import MaraSAC
 
 __all__ = [
     "BeaverReward",
     "Decoded",
+    "EnvironmentOptions",
     "MaraAligner",
     "MaraClassifier",
+    "MaraSAC",
     "PreferenceLabeler",
     "PreferenceReward",
     "RolloutLabeler",
@@ -33,6 +38,7 @@ __all__ = [
     "SequenceClassificationReward",
     "TokenLabels",
     "UltraRMReward",
+    "UpdateOptions",
     "WeightedRewards",
     "ZiyaReward",
     "best_of_n",
@@ -41,14 +47,17 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "actor_critic": ["UpdateOptions"],
     "aligner": ["MaraAligner"],
     "classifier": ["MaraClassifier"],
+    "environment": ["EnvironmentOptions"],
     "evaluation": ["Decoded", "best_of_n", "decode_system", "preference_rate"],
     "features": ["TokenLabels"],
     "labels": ["PreferenceLabeler"],
     "reward_models": ["BeaverReward", "SequenceClassificationReward", "UltraRMReward", "ZiyaReward"],
     "rewards": ["PreferenceReward", "WeightedRewards"],
     "rollouts": ["RolloutLabeler", "RolloutOptions"],
+    "sac": ["MaraSAC"],
 }
 
 

@@ -73,14 +73,14 @@ class JobCheckpoint:
         digest, payload = written[:_DIGEST_BYTES], memoryview(written)[_DIGEST_BYTES:]
         if hashlib.sha256(payload).digest() != digest:
             raise CheckpointError(
-                f"{self.file} is truncated or corrupt, or no checkpoint of MaraClassifier. "
+                f"{self.file} is truncated or corrupt, or no checkpoint of a fit. "
                 "Delete it to start the job from the beginning."
             )
         try:
             saved: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
             reason = str(error).partition("\n")[0]
-            raise CheckpointError(f"{self.file} is no checkpoint of MaraClassifier ({reason}). Delete it.") from None
+            raise CheckpointError(f"{self.file} is no checkpoint of a fit ({reason}). Delete it.") from None
         return saved
 
 

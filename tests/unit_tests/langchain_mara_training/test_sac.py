@@ -1,0 +1,159 @@
+"""MaraSAC: it learns, repeats itself, goes on exactly where it was killed, and refuses what makes no sense."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from langchain_mara_training import EnvironmentOptions, MaraSAC
+from langchain_mara_training.actor_critic import ActorCritic
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara.exceptions import CheckpointError, DataError, OptionsError, RewardError, TrainingError
+
+PROMPTS = ["How do I boil an egg?", "How do I pick a lock?", "What is a good book?", "How do I clean a carpet?"]
+SMALL = {"parallel": 8, "width": 32, "batch_size": 32, "updates": 2, "warm_up": 1, "evaluate_every": 16}
+
+
+def fewer_vowels(completions: list[str], **_: Any) -> list[float]:
+    return [-float(sum(text.count(letter) for letter in "aeiou")) for text in completions]
+
+
+@pytest.fixture
+def short(demo_llm: MaraLLM) -> MaraLLM:
+    return demo_llm.with_agent(None).model_copy(update={"max_new_tokens": 10, "top_k": 10, "batch_size": 8})
+
+
+def sac(llm: MaraLLM, reward: Any = fewer_vowels, **options: Any) -> MaraSAC:
+    return MaraSAC(llm, reward, **{**SMALL, "episodes": 32, **options})
+
+
+def same(one: MaraAgent, other: MaraAgent) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+
+
+def test_it_learns_and_says_how(short: MaraLLM) -> None:
+    trained = sac(short, episodes=160, updates=10, evaluate_every=40).fit(PROMPTS, evaluation=PROMPTS[:2])
+    plain = np.mean(fewer_vowels([short.invoke(prompt) for prompt in PROMPTS]))
+    assert trained.score(PROMPTS) > plain + 1
+    assert trained.predict(PROMPTS[:1]) == [short.with_agent(trained.agent_).invoke(PROMPTS[0])]
+    history = trained.history_
+    assert [one["episodes"] for one in history] == [40, 80, 120, 160]
+    assert history[0]["passes"] < history[-1]["passes"]
+    assert history[-1]["score"] > history[0]["score"]
+    best = max(one["evaluation"] for one in history)
+    assert trained.score(PROMPTS[:2]) == pytest.approx(best)
+
+
+def test_equal_seeds_give_equal_agents(short: MaraLLM) -> None:
+    state = torch.random.get_rng_state()
+    one, same_seed, other = (sac(short, random_state=seed).fit(PROMPTS) for seed in (1, 1, 2))
+    assert same(one.agent_, same_seed.agent_)
+    assert one.history_ == same_seed.history_
+    assert not same(one.agent_, other.agent_)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("killed_after", [1, 9, 20])
+def test_a_killed_fit_goes_on_exactly(
+    short: MaraLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
+) -> None:
+    # A ring so small that it is overwritten several times.
+    options = {"buffer_size": 60, "episodes": 48}
+    whole = sac(short, output=tmp_path / "whole", **options).fit(PROMPTS, evaluation=PROMPTS[:1])
+    update, calls = ActorCritic.update, []
+
+    def killed(self: ActorCritic, batches: Any) -> Any:
+        calls.append(1)
+        if len(calls) > killed_after:
+            raise KeyboardInterrupt
+        return update(self, batches)
+
+    resumed = sac(short, output=tmp_path / "resumed", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(ActorCritic, "update", killed)
+        with pytest.raises(KeyboardInterrupt):
+            resumed.fit(PROMPTS, evaluation=PROMPTS[:1])
+    assert same(resumed.fit(PROMPTS, evaluation=PROMPTS[:1]).agent_, whole.agent_)
+    assert resumed.history_ == whole.history_
+    longer = sac(short, output=tmp_path / "resumed", **{**options, "episodes": 64}).fit(PROMPTS, evaluation=PROMPTS[:1])
+    straight = sac(short, **{**options, "episodes": 64}).fit(PROMPTS, evaluation=PROMPTS[:1])
+    assert same(longer.agent_, straight.agent_)
+
+
+def test_a_folder_of_another_job_is_refused(short: MaraLLM, tmp_path: Path) -> None:
+    sac(short, output=tmp_path, episodes=16).fit(PROMPTS)
+    with pytest.raises(TrainingError, match="another job; different: prompts"):
+        sac(short, output=tmp_path, episodes=16).fit(PROMPTS[:2])
+    with pytest.raises(TrainingError, match="different: random_state"):
+        sac(short, output=tmp_path, episodes=16, random_state=3).fit(PROMPTS)
+    (tmp_path / "fitting.pt").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="truncated or corrupt"):
+        sac(short, output=tmp_path, episodes=16).fit(PROMPTS)
+
+
+def test_partial_fit_goes_on(short: MaraLLM) -> None:
+    seen: list[str] = []
+
+    def noting(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        seen.extend(prompts)
+        return fewer_vowels(completions)
+
+    trained = sac(short, noting, parallel=2)
+    first = trained.partial_fit(PROMPTS[:3]).agent_
+    assert sorted(seen) == sorted(PROMPTS[:3])
+    seen.clear()
+    trained.partial_fit([*PROMPTS, *PROMPTS])
+    assert sorted(seen) == sorted([*PROMPTS, *PROMPTS])
+    assert trained.history_[-1]["episodes"] == 11
+    assert not same(first, trained.agent_)
+
+
+def test_it_begins_with_the_agent_that_is_there(short: MaraLLM) -> None:
+    agent = MaraLLM.demo(device="cpu").agent
+    assert agent is not None
+    before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+    untouched = sac(short.with_agent(agent), episodes=8, warm_up=1000).fit(PROMPTS)
+    assert same(untouched.agent_, agent)
+    learnt = sac(short.with_agent(agent), episodes=16).fit(PROMPTS)
+    assert not same(learnt.agent_, agent)
+    assert all(torch.equal(agent.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_the_reference_s_environment(short: MaraLLM) -> None:
+    reference = sac(short, preset="reference").fit(PROMPTS)
+    own = sac(short, environment=EnvironmentOptions.reference()).fit(PROMPTS)
+    assert same(reference.agent_, own.agent_)
+    assert not same(reference.agent_, sac(short).fit(PROMPTS).agent_)
+
+
+def test_answers_without_a_score_are_left_out(short: MaraLLM) -> None:
+    trained = sac(short, lambda completions, **_: [None] * len(completions), episodes=16).fit(PROMPTS)
+    assert trained.history_[-1]["unusable"] == 1.0
+    assert trained.history_[-1]["updates"] == 0
+    assert np.isnan(trained.history_[-1]["score"])
+
+
+def test_clones_share_the_model(short: MaraLLM) -> None:
+    original = sac(short)
+    copy = clone(original)
+    assert copy is not original
+    assert copy.llm is short
+    assert copy.get_params(deep=False) == original.get_params(deep=False)
+
+
+def test_refusals(short: MaraLLM) -> None:
+    with pytest.raises(OptionsError, match="parallel=0, updates=0 must be at least 1"):
+        sac(short, parallel=0, updates=0).fit(PROMPTS)
+    with pytest.raises(OptionsError, match="preset='paper' is unknown"):
+        sac(short, preset="paper").fit(PROMPTS)
+    with pytest.raises(DataError, match="holds no rows"):
+        sac(short).fit([])
+    with pytest.raises(RewardError, match="failed with ZeroDivisionError"):
+        sac(short, lambda **_: 1 / 0).fit(PROMPTS)
+    with pytest.raises(NotFittedError):
+        sac(short).predict(PROMPTS)

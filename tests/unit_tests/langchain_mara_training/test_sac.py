@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from langchain_mara_training import EnvironmentOptions, MaraSAC
+from langchain_mara_training import EnvironmentOptions, MaraSAC, UpdateOptions
 from langchain_mara_training.actor_critic import ActorCritic
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -37,7 +37,9 @@ def same(one: MaraAgent, other: MaraAgent) -> bool:
 
 
 def test_it_learns_and_says_how(short: MaraLLM) -> None:
-    trained = sac(short, episodes=160, updates=10, evaluate_every=40).fit(PROMPTS, evaluation=PROMPTS[:2])
+    fast = UpdateOptions(learning_rate_actor=3e-3, learning_rate_critic=3e-3)
+    options = {"episodes": 160, "updates": 10, "batch_size": 64, "evaluate_every": 40, "random_state": 1}
+    trained = sac(short, update=fast, **options).fit(PROMPTS, evaluation=PROMPTS[:2])
     plain = np.mean(fewer_vowels([short.invoke(prompt) for prompt in PROMPTS]))
     assert trained.score(PROMPTS) > plain + 1
     assert trained.predict(PROMPTS[:1]) == [short.with_agent(trained.agent_).invoke(PROMPTS[0])]

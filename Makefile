@@ -24,6 +24,7 @@ bench: $(INSTALLED)  ## speed and memory, as ratios
 	$(BIN)/python benchmarks/serving.py throughput
 	$(BIN)/python benchmarks/serving.py prefix
 	$(BIN)/python benchmarks/serving.py stress
+	$(BIN)/python benchmarks/labelling.py speed
 	$(BIN)/python benchmarks/fitting.py speed
 	$(BIN)/python benchmarks/alignment.py table
 	$(BIN)/python benchmarks/alignment.py ablation

@@ -47,6 +47,11 @@ class DecodingOptions(DecodingFields):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def fallback_index(self, count: int) -> int:
+        """Which of `count` candidates, in order of examination, is emitted when all are rejected."""
+        index = min(self.fallback, count - 1) if self.fallback >= 0 else max(self.fallback + count, 0)
+        return count - 1 - index if self.order == "reversed" else index
+
     @classmethod
     def parse(cls, **values: Any) -> Self:
         """Builds options, turning pydantic's report into one readable sentence.

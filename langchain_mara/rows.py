@@ -102,7 +102,8 @@ class Row:
         if len(self.probabilities) < count:
             return None
         if first is None:
-            return self._fallback(count)
+            self._fell_back = True
+            return options.fallback_index(count)
         accepted = [i for i in range(first, count) if self._accepts(i)]
         if options.strategy == "max-prob":
             return max(accepted, key=self.probabilities.__getitem__)
@@ -115,12 +116,6 @@ class Row:
         if index == len(self._draws):
             self._draws.append(self.random.random())
         return self.probabilities[index] > self._draws[index]
-
-    def _fallback(self, count: int) -> int:
-        self._fell_back = True
-        index = self.request.options.fallback
-        index = min(index, count - 1) if index >= 0 else max(index + count, 0)
-        return count - 1 - index if self.request.options.order == "reversed" else index
 
     def decide(self, index: int, candidates: list[int], context: int | None, states: Tensor | None = None) -> Decision:
         """Emits candidate `index` and prepares the row for its next position.

@@ -188,12 +188,14 @@ def _distances(decision: Decision, agent: MaraAgent, options: EnvironmentOptions
 
 
 def _log_emitted(accept: Floats, decision: Decision) -> float:
-    """Log-probability that accept/reject emits the token it did."""
+    """Log-probability that accept/reject emits the token it did.
+
+    The chance that all are rejected, and it is what decoding falls back on, is known where all were examined.
+    """
     reached = np.concatenate([[1.0], np.cumprod(1 - accept)])
     probability = reached[decision.index] * accept[decision.index]
-    # What all being rejected leads to is emitted in that case, too.
-    whole = len(decision.accept_probabilities) == len(decision.candidates)
-    if not decision.accepted or (whole and decision.index == 0):
+    count = len(decision.candidates)
+    if len(accept) == count and decision.index == decision.request.options.fallback_index(count):
         probability += reached[-1]
     return math.log(max(float(probability), _TINY))
 

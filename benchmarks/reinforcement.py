@@ -7,7 +7,6 @@
 `curves` keeps what is measured in a folder, seed by seed, and goes on there.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -228,14 +227,14 @@ def kill(
         for number in range(kills if workers else 0):
             moment = draw.uniform(0, seconds)
             broken = folder / f"worker-{number}"
-            killed = job.finish(broken, meanwhile=lambda moment=moment: _kill_worker(moment))
+            killed = job.finish(broken, meanwhile=partial(_kill_worker, moment))
             table.add_row(f"worker, {killed}", f"{moment:.1f}", _compared(broken, whole))
         console.print(table)
 
 
 def _kill_worker(moment: float) -> None:
     time.sleep(moment)
-    found = subprocess.run(["pgrep", "-f", "ray::_Worker"], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    found = subprocess.run(["pgrep", "-f", "ray::_Worker"], capture_output=True, text=True, check=False)  # noqa: S607
     if pids := found.stdout.split():
         os.kill(int(pids[0]), signal.SIGKILL)
 

@@ -60,7 +60,8 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         classifier_: The fitted classifier.
         rewards_: The `WeightedRewards` that score.
         history_: For each round a dict: labels, share of accept, passes of the policy model and seconds of
-            labelling, seconds of fitting, mean reward of the answers to (at most 100 of) the training prompts, with the agent of that round.
+            labelling, seconds of fitting, mean reward of the answers to (at most 100 of) the training prompts, with
+            the agent of that round.
 
     Example:
         >>> aligner = MaraAligner(MaraLLM.demo(agent=None), labeler="preference", rounds=1).fit(pairs)

@@ -92,10 +92,11 @@ class RayPlayers:
         llm: Whose model and options the workers take.
         options: Of the environment.
         workers: How many.
-        resources: Of each worker, as Ray's `options` takes them; `{"num_gpus": 1}` gives it a GPU.
+        resources: Of each worker, as Ray's `options` takes them; by default a processor, and a GPU where the LLM is
+            on one.
 
     Raises:
-        OptionsError: If Ray is not installed.
+        OptionsError: If Ray is not installed, or has not the resources.
         TrainingError: If the workers cannot load the LLM's model by its name.
     """
 
@@ -109,17 +110,16 @@ class RayPlayers:
         if self._started:
             cpus = max(workers, os.cpu_count() or 1)
             self.ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        actor = self.ray.remote(_Worker).options(
-            **{"num_cpus": 1, **(resources or {})}, max_restarts=-1, max_task_retries=_DEATHS
-        )
+        own = {"num_cpus": 1, "num_gpus": int(llm.model.device.type == "cuda"), **(resources or {})}
+        self._require(workers, own)
+        actor = self.ray.remote(_Worker).options(**own, max_restarts=-1, max_task_retries=_DEATHS)
         self.workers = [actor.remote(_loading(llm), _shape(llm), options) for _ in range(workers)]
         fingerprint = model_fingerprint(llm.model)
         if any(one != fingerprint for one in self._get([one.fingerprint.remote() for one in self.workers])):
             self.close()
             raise TrainingError(
-                f"The workers loaded another model by the name {llm.model_id!r} than the LLM holds. Give an LLM made by "
-                "from_model_id from files that all machines have, neither trained further nor quantized since; or "
-                "workers=0."
+                f"The workers loaded another model by the name {llm.model_id!r} than the LLM holds. Give an LLM made "
+                "by from_model_id from files that all machines have, not changed since; or workers=0."
             )
 
     def begin(self, prompts: Sequence[list[int]], seeds: Sequence[int], weights: Weights) -> Callable[[], Round]:
@@ -141,10 +141,24 @@ class RayPlayers:
 
         return collect
 
+    def _require(self, workers: int, resources: Mapping[str, Any]) -> None:
+        # Ray would wait for them forever.
+        there = self.ray.cluster_resources()
+        for name, kind in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+            if workers * resources[name] > there.get(kind, 0):
+                self._stop()
+                raise OptionsError(
+                    f"{workers} workers with {name}={resources[name]} need more than the {there.get(kind, 0):g} that "
+                    f"Ray has. Take fewer workers, or give each a share: worker_options={{{name!r}: …}}."
+                )
+
     def close(self) -> None:
         """Ends the workers, and the Ray that was started for them."""
         for worker in self.workers:
             self.ray.kill(worker)
+        self._stop()
+
+    def _stop(self) -> None:
         if self._started:
             self.ray.shutdown()
 

@@ -57,7 +57,8 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
             own loaded by the name of the LLM's; 0 plays in this process. They play a round of `parallel` episodes
             while this process learns from the one before. A worker that dies is replaced and its episodes are played
             again. Answers are scored in this process.
-        worker_options: Resources of each worker, as Ray takes them; `{"num_gpus": 1}` gives it a GPU.
+        worker_options: Resources of each worker, as Ray takes them; by default `{"num_cpus": 1}`, and a GPU where the
+            LLM is on one.
         evaluate_every: Episodes between two looks at the evaluation prompts, and between two checkpoints.
         output: Folder of buffer and checkpoint; a `fit` that was killed goes on there, exactly. By default the buffer
             lies in a temporary folder. With more `episodes` than before it goes on, too.

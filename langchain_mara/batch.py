@@ -4,25 +4,22 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from langchain_mara.cache import enlarged
+from langchain_mara.passes import Evaluated, Pass, ask_agents, to_host
 from langchain_mara.policy import PolicyModel
 from langchain_mara.prefixes import Block, PrefixStore
 from langchain_mara.requests import Decision, Request
 from langchain_mara.rows import Row
-from langchain_mara.table import CandidateTable
+from langchain_mara.table import CandidateTable, Place
 
 _OUT_OF_MEMORY = (
     "Out of memory on {} with a single row of {} tokens. Shorten the prompt, lower max_new_tokens or top_k, "
     "or load the model in a smaller dtype."
 )
-
-_Evaluated = tuple[list[list[float]], list[list[int]], list[int]]
-"""Of every row: accept probabilities of the chunk, candidate ids, size of the set."""
 
 
 class Batch:
@@ -32,6 +29,7 @@ class Batch:
         policy: The policy model.
         width: Most siblings of a row in one pass. Results never depend on it.
         prefixes: Where prefixes are kept for later prompts.
+        draft: Most drafted tokens of a row in one pass. Results never depend on it either.
         raising: Whether what fails one request is raised, or becomes its `error`.
 
     Attributes:
@@ -42,10 +40,16 @@ class Batch:
     """
 
     def __init__(
-        self, policy: PolicyModel, width: int, prefixes: PrefixStore | None = None, *, raising: bool = True
+        self,
+        policy: PolicyModel,
+        width: int,
+        prefixes: PrefixStore | None = None,
+        *,
+        draft: int = 0,
+        raising: bool = True,
     ) -> None:
         self.policy = policy
-        self.width = self._asked_width = width
+        self.width, self.draft = self._asked = width, draft
         self.raising = raising
         self.prefixes = prefixes or PrefixStore(budget=0)
         self.rows: list[Row] = []
@@ -114,7 +118,7 @@ class Batch:
             states = prefill(self.cache, first, suffixes)
             for i, row in enumerate(group):
                 self._keep_prefix(first + i, row)
-            self._cut(range(first, len(self.rows)), states)
+            self._cut([Place(row, first + i) for i, row in enumerate(group)], states)
 
     def _reuse(self, place: int, blocks: Sequence[Block]) -> int:
         tokens = self.cache.write(place, [block.layers for block in blocks]) if blocks else 0
@@ -130,91 +134,93 @@ class Batch:
     def step(self) -> list[Decision]:
         """Runs one pass; returns the decisions it brought, in order of rows."""
         self._release({i for i, row in enumerate(self.rows) if row.request.cancelled})
-        evaluated: list[_Evaluated] = []
-        while self.rows and not self._fits(lambda: evaluated.append(self._evaluate_siblings())):
+        evaluated: list[Evaluated] = []
+        while self.rows and not self._fits(lambda: evaluated.append(self._evaluate())):
             self._park(len(self.rows) // 2, len(self.rows) // 2)
         if not self.rows:
             return []
-        probabilities, candidates, counts = evaluated[0]
-        decisions: dict[int, Decision] = {}
-        for i, row in enumerate(self.rows):
-            seen = min(len(row.probabilities) + len(probabilities[i]), counts[i])
-            index = None if row.request.cancelled else row.examine(probabilities[i], counts[i])
-            if index is not None:
-                kept = self._states[i, :seen].clone() if row.request.keep else None
-                decisions[i] = row.decide(index, candidates[i][: counts[i]], self.policy.context, kept)
-        fits = self._fits(partial(self._commit, decisions))
-        self._release({i for i, decision in decisions.items() if decision.finish_reason})
+        decisions = self._decide(evaluated[0])
+        fits = self._fits(partial(self._commit, decisions, evaluated[0]))
+        self._release({i for i, made in decisions.items() if made[-1].finish_reason})
         if not fits:
             # Some rows have no candidate set, so all begin again from their tokens.
             self._park(0, len(self.rows) // 2)
-        return list(decisions.values())
+        return [decision for made in decisions.values() for decision in made]
 
-    def _evaluate_siblings(self) -> _Evaluated:
+    def _evaluate(self) -> Evaluated:
         """One pass, one host sync."""
         rows, device = len(self.rows), self.policy.device
-        examined = [len(row.probabilities) for row in self.rows]
-        width = self._pass_width()
-        for row, start in zip(self.rows, examined, strict=True):
-            row.reserve_scratch(start + width)
-        span = max(row.next_slot for row in self.rows)
-        self.cache.reserve(rows, span)
-        starts, positions = torch.tensor([examined, [row.length for row in self.rows]]).to(device)
-        scratch = [row.scratch[start : start + width] for row, start in zip(self.rows, examined, strict=True)]
-        slots = torch.tensor(scratch).to(device)
-        # Past the end of a set the last column is repeated: such siblings are never looked at.
-        columns = starts[:, None] + torch.arange(width, device=device)
-        candidates = self.table.token_ids[:rows]
-        token_ids = candidates.gather(1, columns.clamp(max=candidates.shape[1] - 1))
-        states = self.policy.siblings(self.cache, token_ids, slots, positions, span).to(device)
+        this = Pass.plan(self.rows, self.table, self.width, self.draft, self.policy.context)
+        states = this.run(self.policy, self.cache, self.rows, self.table)
         # A quantized model computes in another dtype than it names; columns are kept as far as examined.
-        self._states = enlarged(self._states.to(states.dtype), (rows, max(examined) + width))
-        self._states[torch.arange(rows, device=device)[:, None], columns] = states
-        return _to_host(self._ask_agents(states), candidates, self.table.counts[:rows])
+        self._states = enlarged(self._states.to(states.dtype), (rows, max(this.examined) + this.width))
+        self._states[torch.arange(rows, device=device)[:, None], this.columns(device)] = states
+        probabilities = ask_agents(self.rows, states, self._fail)
+        return Evaluated(this, *to_host(probabilities, self.table.token_ids[:rows], self.table.counts[:rows]))
 
-    def _pass_width(self) -> int:
-        """Siblings per row in the next pass: as many as may matter, at most `width`."""
-        most, counts = self.table.token_ids.shape[1], self.table.counts
-        # Reading set sizes costs a sync on CUDA and nothing on the CPU.
-        known = counts.tolist() if counts.device.type == "cpu" else [most] * len(self.rows)
-        return min(self.width, max(row.siblings_wanted(n) for row, n in zip(self.rows, known, strict=False)))
+    def _decide(self, evaluated: Evaluated) -> dict[int, list[Decision]]:
+        """Applies the rule to the siblings; by row, a list of its decision where there is one."""
+        this, probabilities, candidates, counts = evaluated
+        decisions: dict[int, list[Decision]] = {}
+        for i, row in enumerate(self.rows):
+            siblings = probabilities[i][: this.siblings(i)]
+            seen = min(len(row.probabilities) + len(siblings), counts[i])
+            index = None if row.request.cancelled else row.examine(siblings, counts[i])
+            if index is not None:
+                kept = self._states[i, :seen].clone() if row.request.keep else None
+                decisions[i] = [row.decide(index, candidates[i][: counts[i]], self.policy.context, kept)]
+        return decisions
 
-    def _ask_agents(self, states: Tensor) -> Tensor:
-        """(rows, width) float32 accept probabilities; rows without an agent accept everything."""
-        keys = [(row.request.agent, row.request.options.accept_action) for row in self.rows]
-        probabilities = torch.ones(states.shape[:2], device=states.device)
-        for agent, action in set(keys):
-            if agent is None:
-                continue
-            mine = [i for i, key in enumerate(keys) if key == (agent, action)]
-            chosen: Any = slice(None) if len(mine) == len(keys) else torch.tensor(mine).to(states.device)
-            try:
-                probabilities[chosen] = agent.accept_probability(states[chosen], action)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # noqa: BLE001 - an agent may be anybody's
-                for i in mine:
-                    self._fail(self.rows[i].request, error)
-        return probabilities
-
-    def _commit(self, decisions: dict[int, Decision]) -> None:
-        """Makes the emitted tokens visible and cuts the next candidate sets of rows that go on."""
-        going_on = []
-        commits = []
-        for i, decision in decisions.items():
-            if decision.finish_reason is None:
-                row = self.rows[i]
-                going_on.append(i)
-                commits.append((i, row.occupy(decision.index), row.length - 1, decision.index))
+    def _commit(self, decisions: dict[int, list[Decision]], evaluated: Evaluated) -> None:
+        """Makes the emitted tokens visible and cuts the next candidate sets of rows that go on, ahead along drafts."""
+        this = evaluated.this
+        going_on = {i: made[0].index for i, made in decisions.items() if made[0].finish_reason is None}
+        commits, places, sources = [], [], []
+        for i, index in going_on.items():
+            row = self.rows[i]
+            commits.append((i, row.occupy(index), row.length - 1))
+            columns = [index] if index else [0, *range(this.siblings(i), this.width)]
+            places += [Place(row, this.line(i, ahead), ahead) for ahead in range(len(columns))]
+            sources += [(i, column) for column in columns]
         if going_on:
-            rows, slots, positions, indices = torch.tensor(commits).T.to(self.policy.device)
-            self.cache.commit(rows, slots, positions)
-            self._cut(going_on, self._states[rows, indices])
+            self._cut(places, self._states[torch.tensor(sources).to(self.policy.device).unbind(1)])
+            drafting = [i for i, index in going_on.items() if index == 0 and this.drafts[i]]
+            sets = to_host(self.table.token_ids, self.table.counts) if drafting else ()
+            for i in drafting:
+                commits += self._follow_draft(i, decisions[i], evaluated, *sets)
+            self.cache.commit(*torch.tensor(commits).T.to(self.policy.device))
 
-    def _cut(self, places: Sequence[int], states: Tensor) -> None:
-        """Next candidate sets of the rows at `places`; fewer rows at a time where logits take too much memory."""
-        rows = [self.rows[place] for place in places]
-        if self._fits(partial(self.table.cut, rows, places, states)):
+    def _follow_draft(
+        self, i: int, made: list[Decision], evaluated: Evaluated, sets: list[list[int]], counts: list[int]
+    ) -> list[tuple[int, int, int]]:
+        """Emits a row's drafted tokens as far as the rule does; what is to commit: (row, slot, position) of each.
+
+        A drafted token that is candidate 0 of its position is examined as the first of that position's siblings.
+        """
+        this, row = evaluated.this, self.rows[i]
+        commits = []
+        right, siblings = 0, this.siblings(i)
+        for token in this.drafts[i]:
+            line, column = this.line(i, right), siblings + right
+            candidates = sets[line][: counts[line]]
+            if candidates[:1] != [token] or made[-1].finish_reason:
+                break
+            row.put_first(this.slots[i][column])
+            index = row.examine(evaluated.probabilities[i][column : column + 1], len(candidates))
+            if index is None:
+                self._states[i, 0] = self._states[i, column]
+                break
+            made.append(row.decide(index, candidates, self.policy.context, drafted=True))
+            right += 1
+            if made[-1].finish_reason is None:
+                commits.append((i, row.occupy(index), row.length - 1))
+        row.learn(len(this.drafts[i]), right)
+        self.table.move(this.line(i, right), i)
+        return commits
+
+    def _cut(self, places: Sequence[Place], states: Tensor) -> None:
+        """Cuts candidate sets; fewer at a time where logits take too much memory."""
+        if self._fits(partial(self.table.cut, places, states)):
             return
         half = len(places) // 2
         if not half:
@@ -261,12 +267,12 @@ class Batch:
         for row in leaving:
             row.restart()
         self._give_back_memory()
-        if limit == 0 and self.width == 1:
+        if limit == 0 and (self.width, self.draft) == (1, 0):
             self._give_up(leaving[0])
             return
         self.parked = leaving + self.parked
         if limit == 0:
-            self.width //= 2
+            self.width, self.draft = max(1, self.width // 2), self.draft // 2
         self.limit = max(1, limit)
         warnings.warn(
             f"Out of memory on {self.policy.device} with {kept + len(leaving)} rows: going on with {self.limit} "
@@ -277,7 +283,7 @@ class Batch:
 
     def _give_up(self, row: Row) -> None:
         """Fails a row that does not fit alone; it says nothing about how many of the others do."""
-        self.limit, self.width = sys.maxsize, self._asked_width
+        self.limit, (self.width, self.draft) = sys.maxsize, self._asked
         self._fail(row.request, torch.OutOfMemoryError(_OUT_OF_MEMORY.format(self.policy.device, row.length)))
         self.left.append(row.request)
 
@@ -290,10 +296,3 @@ class Batch:
             self._reset()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _to_host(probabilities: Tensor, candidates: Tensor, counts: Tensor) -> _Evaluated:
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in (probabilities, candidates, counts)]
-    if probabilities.is_cuda:
-        torch.cuda.current_stream(probabilities.device).synchronize()
-    return copies[0].tolist(), copies[1].tolist(), copies[2].tolist()

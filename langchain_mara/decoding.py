@@ -6,7 +6,8 @@ chunk of candidates while another is already at its next position (ALGORITHM.md 
 
     candidates.py  which tokens may come next       policy.py  a pass over rows and siblings
     rows.py        the rule, one row at a time      batch.py   rows side by side on the device
-    table.py       their candidate sets             prefixes.py  beginnings kept for later prompts
+    table.py       their candidate sets             passes.py  what goes through the model together
+    drafts.py      tokens likely to come next       prefixes.py  beginnings kept for later prompts
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from langchain_mara.requests import Decision, Request
 
 DEFAULT_BATCH_SIZE = 8
 DEFAULT_WIDTH = 8
+DEFAULT_DRAFT = 0
 
 
 @torch.inference_mode()
@@ -30,6 +32,7 @@ def decode(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     width: int = DEFAULT_WIDTH,
+    draft: int = DEFAULT_DRAFT,
     on_leave: Callable[[Request], None] | None = None,
     prefixes: PrefixStore | None = None,
 ) -> Iterator[Decision]:
@@ -37,7 +40,7 @@ def decode(
 
     Continuous batching: up to `batch_size` rows run together; a finished or cancelled row leaves at
     once and the next waiting request takes its place. Results are independent of `batch_size`,
-    `width`, `prefixes`, and of which requests share the batch, up to the rounding of the model's
+    `width`, `draft`, `prefixes`, and of which requests share the batch, up to the rounding of the model's
     dtype. Where memory does not suffice, half of the rows wait, with a warning. Closing the generator
     frees everything.
 
@@ -48,6 +51,8 @@ def decode(
             waiting at this moment, and ends decoding only where no row runs.
         batch_size: Most rows at a time.
         width: Most siblings of a row in one pass.
+        draft: Most tokens of a row drafted ahead in one pass, by looking up in its prompt and answer what followed the
+            last tokens before; 0 drafts none.
         on_leave: Told once of every request that has ended, after its last decision. With it, a request
             that fails on its own (its prompt, agent or logits processor) fails alone and holds its
             `error`; without it, the error is raised here.
@@ -59,20 +64,22 @@ def decode(
     Raises:
         PromptError: If a prompt is empty or too long.
         AgentMismatchError: If an agent does not fit the policy model.
-        ValueError: If `batch_size` or `width` is below 1.
+        ValueError: If `batch_size` or `width` is below 1, or `draft` below 0.
     """
-    if batch_size < 1 or width < 1:
-        raise ValueError(f"batch_size and width must be at least 1, not {batch_size} and {width}.")
+    if batch_size < 1 or width < 1 or draft < 0:
+        raise ValueError(
+            f"batch_size and width must be at least 1 and draft at least 0, not {batch_size}, {width} and {draft}."
+        )
     if isinstance(requests, Sequence) and on_leave is None:
         for request in requests:
             request.check(policy)
-    batch = Batch(policy, width, prefixes, raising=on_leave is None)
+    batch = Batch(policy, width, prefixes, draft=draft, raising=on_leave is None)
     waiting = iter(requests)
     while True:
         entering = _until_none(islice(waiting, batch.room(batch_size)))
         batch.admit(entering)
         if batch.rows:
-            yield from batch.step()
+            yield from _until_cancelled(batch.step())
         elif not (entering or batch.parked or batch.left):
             return
         while batch.left:
@@ -83,3 +90,8 @@ def decode(
 
 def _until_none(requests: Iterable[Request | None]) -> list[Request]:
     return list(takewhile(lambda request: request is not None, requests))  # type: ignore[arg-type]
+
+
+def _until_cancelled(decisions: Iterable[Decision]) -> Iterator[Decision]:
+    """Leaves out what a row has decided in the pass after the reader cancelled it."""
+    return (decision for decision in decisions if not (decision.drafted and decision.request.cancelled))

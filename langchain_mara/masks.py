@@ -20,6 +20,29 @@ def visible_keys(key_positions: Tensor, query_positions: Tensor, window: int | N
     return visible if window is None else visible & (queries - keys < window)
 
 
+def visible_in_pass(positions: Tensor, depths: Tensor | None, window: int | None) -> Tensor:
+    """Which tokens of its own pass each token may see: itself, and a drafted one what it continues.
+
+    Args:
+        positions: (batch, tokens) int64, where the tokens stand.
+        depths: (batch, tokens) int64: 0 for a sibling, n for the n-th drafted token behind the first sibling of its
+            row; None where there are siblings only.
+        window: Size of a sliding window, the token itself included; None for full attention.
+
+    Returns:
+        (batch, tokens, tokens) bool, True where the second token is visible to the first.
+    """
+    tokens = positions.shape[1]
+    itself = torch.eye(tokens, dtype=torch.bool, device=positions.device).expand(len(positions), -1, -1)
+    if depths is None:
+        return itself
+    first = torch.arange(tokens, device=depths.device) == 0
+    continued = (first | (depths > 0)).unsqueeze(1) & (depths.unsqueeze(1) < depths.unsqueeze(2))
+    if window is not None:
+        continued &= positions.unsqueeze(2) - positions.unsqueeze(1) < window
+    return itself | continued
+
+
 def attention_mask(visible: Tensor, implementation: str, dtype: torch.dtype) -> Tensor:
     """Puts a (batch, queries, keys) bool mask into the form an attention implementation takes.
 

@@ -3,7 +3,8 @@
 What is special to a model family stands here and in `families.py`; the decode loop knows none of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -18,7 +19,7 @@ from langchain_mara.families import (
     refuse_unsupported,
     scale_logits,
 )
-from langchain_mara.masks import attention_mask, visible_keys
+from langchain_mara.masks import attention_mask, visible_in_pass, visible_keys
 from langchain_mara.probe import verify_siblings
 
 PREFILL_TOKENS = 1024
@@ -93,7 +94,11 @@ class PolicyModel:
         token_ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=self.device)
         cache.begin_pass(cache.flat(first_row + rows, positions), read=None)
         same_prompt = rows[None, :, None] == rows[None, None, :]
-        states = self._forward(cache, token_ids, positions[None], positions[None], same_prompt)
+
+        def visible(window: int | None) -> Tensor:
+            return visible_keys(positions[None], positions[None], window) & same_prompt
+
+        states = self._forward(cache, token_ids, positions[None], visible)
         cache.commit(first_row + rows, positions, positions)
         self.prefilled += len(rows)
         last: Tensor = states[0, lengths.cumsum(0).to(states.device) - 1]
@@ -129,7 +134,7 @@ class PolicyModel:
             cache.begin_pass(cache.flat(row_index, slots).flatten(), read=(first_row, first_row + rows, span))
             keys = torch.arange(span, device=self.device).expand(rows, span)
             positions = slots if self.context is None else slots.clamp(max=self.context - 1)
-            states = self._forward(cache, chunk, positions, keys)
+            states = self._forward(cache, chunk, positions, partial(visible_keys, keys, positions))
             ends = {i: n - 1 - start for i, n in enumerate(lengths) if start < n <= start + chunk.shape[1]}
             last = last.to(states)
             last[list(ends)] = states[list(ends), list(ends.values())]
@@ -139,15 +144,25 @@ class PolicyModel:
         cache.commit(first_row + which, positions, positions)
         return last
 
-    def siblings(self, cache: RaggedCache, token_ids: Tensor, slots: Tensor, positions: Tensor, span: int) -> Tensor:
-        """Evaluates siblings of rows 0 … rows-1 in one pass; none sees another.
+    def siblings(
+        self,
+        cache: RaggedCache,
+        token_ids: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        span: int,
+        depths: Tensor | None = None,
+    ) -> Tensor:
+        """Evaluates siblings of rows 0 … rows-1 in one pass; none sees another, drafted tokens see what they continue.
 
         Args:
             cache: Holds the committed prefixes; room for the slots must be reserved.
-            token_ids: (rows, width) int64 candidates.
+            token_ids: (rows, width) int64 candidates, and drafted tokens.
             slots: (rows, width) int64 scratch slots, distinct within a row.
             positions: (rows,) int64, the position all siblings of a row stand at.
             span: Slots of a row to attend to, above the highest slot in use.
+            depths: (rows, width) int64: 0 for siblings, n for the n-th drafted token behind the row's first sibling;
+                by default there are none.
 
         Returns:
             (rows, width, d) states after the final norm, in the model's dtype.
@@ -156,9 +171,16 @@ class PolicyModel:
         row_index = torch.arange(rows, device=slots.device).unsqueeze(-1)
         cache.begin_pass(cache.flat(row_index, slots).flatten(), read=(0, rows, span))
         query_positions = positions.unsqueeze(-1).expand(rows, width)
-        own = torch.zeros((rows, width, span), dtype=torch.bool, device=slots.device)
-        own.scatter_(-1, slots.unsqueeze(-1), True)
-        return self._forward(cache, token_ids, query_positions, cache.positions[:rows, :span], always_visible=own)
+        if depths is not None:
+            query_positions = query_positions + depths
+        places = slots.unsqueeze(1).expand(rows, width, width)
+
+        def visible(window: int | None) -> Tensor:
+            # Slots of the pass are not committed, so the prefix's part of the mask is False there.
+            prefix = visible_keys(cache.positions[:rows, :span], query_positions, window)
+            return prefix.scatter_(-1, places, visible_in_pass(query_positions, depths, window))
+
+        return self._forward(cache, token_ids, query_positions, visible)
 
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits (n, vocabulary) of (n, d) states, in the model's dtype."""
@@ -166,29 +188,20 @@ class PolicyModel:
         return scale_logits(self.config, self.head(states.to(weight.device)))
 
     def _forward(
-        self,
-        cache: RaggedCache,
-        token_ids: Tensor,
-        query_positions: Tensor,
-        key_positions: Tensor,
-        same_prompt: Tensor | None = None,
-        always_visible: Tensor | None = None,
+        self, cache: RaggedCache, token_ids: Tensor, positions: Tensor, visible: Callable[[int | None], Tensor]
     ) -> Tensor:
-        def mask(window: int | None) -> Tensor:
-            visible = visible_keys(key_positions, query_positions, window)
-            if same_prompt is not None:
-                visible = visible & same_prompt
-            if always_visible is not None:
-                visible = visible | always_visible
-            return attention_mask(visible, attention_implementation(self.config), self.model.dtype)
-
-        masks = {kind: mask(window) for kind, window in self.windows.items()}
+        """One forward pass; `visible` gives the (batch, queries, keys) mask for a size of window."""
+        implementation = attention_implementation(self.config)
+        masks = {
+            kind: attention_mask(visible(window), implementation, self.model.dtype)
+            for kind, window in self.windows.items()
+        }
         self.passes += 1
         output = self.backbone(
             input_ids=token_ids,
             # A model with one kind of layer takes the mask itself; only mixed ones know the dict.
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-            position_ids=query_positions,
+            position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         )

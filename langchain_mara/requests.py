@@ -107,6 +107,7 @@ class Decision:
         finish_reason: `stop` (EOS), `length` (token limit or end of the context) or `nonfinite`
             on the last decision of a row, None before.
         kept: States and log-probabilities, where the request keeps them.
+        drafted: Whether the token was drafted, and went through the model before its position was reached.
     """
 
     request: Request
@@ -117,3 +118,4 @@ class Decision:
     accepted: bool
     finish_reason: FinishReason | None = None
     kept: Kept | None = None
+    drafted: bool = False

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from langchain_mara.drafts import Drafter
 from langchain_mara.requests import Decision, FinishReason, Kept, Request
 
 
@@ -39,6 +40,7 @@ class Row:
         self._noise: Tensor | None = None
         self._draws: list[float] = []
         self._fell_back = False
+        self._drafter: Drafter | None = None
         self.restart()
 
     @property
@@ -65,6 +67,41 @@ class Row:
         missing = max(0, siblings - len(self.scratch))
         self.scratch += range(self.next_slot, self.next_slot + missing)
         self.next_slot += missing
+
+    def draft(self, first: int, most: int, context: int | None) -> list[int]:
+        """Tokens that may follow candidate 0 of a position of which none is examined; often none.
+
+        Args:
+            first: Candidate 0.
+            most: Upper limit of drafted tokens.
+            context: Most tokens of a row.
+        """
+        left = self.request.options.max_new_tokens - len(self.generated)
+        room = left if context is None else min(left, context - self.length)
+        most = min(most, room - 1)
+        if most < 1 or self.probabilities or not self._may_draft():
+            return []
+        if self._drafter is None:
+            self._drafter = Drafter(self.request.prompt_ids)
+        self._drafter.extend(self.generated[len(self._drafter) - len(self.request.prompt_ids) :])
+        return self._drafter.draft(first, most)
+
+    def _may_draft(self) -> bool:
+        """Whether one candidate can decide a position, and its set is known before the tokens ahead of it are."""
+        request, options = self.request, self.request.options
+        drawn = options.order == "sampled" and options.temperature > 0
+        decides = options.strategy in ("first-accept", "sampled")
+        return decides and not (drawn or request.keep or request.logits_processor)
+
+    def learn(self, drafted: int, right: int) -> None:
+        """Notes how many tokens of a draft were right."""
+        if self._drafter is not None:
+            self._drafter.learn(drafted, right)
+
+    def put_first(self, slot: int) -> None:
+        """Makes a scratch slot that of candidate 0, for a drafted token that turns out to be it."""
+        self.scratch.remove(slot)
+        self.scratch.insert(0, slot)
 
     def siblings_wanted(self, count: int) -> int:
         """How many further candidates of `count` can matter to the next decision."""
@@ -117,7 +154,15 @@ class Row:
             self._draws.append(self.random.random())
         return self.probabilities[index] > self._draws[index]
 
-    def decide(self, index: int, candidates: list[int], context: int | None, states: Tensor | None = None) -> Decision:
+    def decide(
+        self,
+        index: int,
+        candidates: list[int],
+        context: int | None,
+        states: Tensor | None = None,
+        *,
+        drafted: bool = False,
+    ) -> Decision:
         """Emits candidate `index` and prepares the row for its next position.
 
         Args:
@@ -125,6 +170,7 @@ class Row:
             candidates: The whole set.
             context: Most tokens of a row.
             states: (m, d) of the first candidates, where the request keeps them.
+            drafted: Whether the candidate was drafted.
         """
         request = self.request
         asked = request.agent is not None and len(candidates) > 1
@@ -139,6 +185,7 @@ class Row:
             not (asked and self._fell_back),
             self._advance(token_id, context),
             self._kept(states, len(candidates)),
+            drafted,
         )
         self.probabilities, self._noise, self._draws, self._fell_back = [], None, [], False
         return decision

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,17 +14,31 @@ from langchain_mara.requests import Request
 from langchain_mara.rows import Row
 
 
+class Place(NamedTuple):
+    """Where the candidate set of a row's position goes.
+
+    Attributes:
+        row: The row.
+        line: Line of the table.
+        ahead: Drafted tokens before the position that the row does not hold yet.
+    """
+
+    row: Row
+    line: int
+    ahead: int = 0
+
+
 class CandidateTable:
-    """The candidate set of every row's position.
+    """The candidate set of every row's position, and behind them those of drafted positions, a line each.
 
     Args:
         policy: The policy model.
         fail: Told of a request whose logits processor raises.
 
     Attributes:
-        token_ids: (rows, columns) int64 candidates in order of examination; columns beyond a row's count hold
+        token_ids: (lines, columns) int64 candidates in order of examination; columns beyond a row's count hold
             anything.
-        counts: (rows,) int64 sizes of the sets.
+        counts: (lines,) int64 sizes of the sets.
     """
 
     def __init__(self, policy: PolicyModel, fail: Callable[[Request, Exception], None]) -> None:
@@ -32,29 +47,30 @@ class CandidateTable:
         self._policy = policy
         self._fail = fail
 
-    def cut(self, rows: Sequence[Row], places: Sequence[int], states: Tensor) -> None:
-        """Cuts the next candidate sets of some rows.
+    def cut(self, places: Sequence[Place], states: Tensor) -> None:
+        """Cuts candidate sets.
 
         Args:
-            rows: The rows.
-            places: Where each row stands in the table, which grows as needed.
-            states: (len(rows), d) states of their last tokens.
+            places: Whose they are and where they go; the table grows as needed.
+            states: (len(places), d) of the tokens before each position.
         """
-        columns = min(max(row.request.options.top_k for row in rows), self._policy.vocabulary_size)
-        self.token_ids = enlarged(self.token_ids, (max(places) + 1, columns))
-        self.counts = enlarged(self.counts, (max(places) + 1,))
-        logits = self._processed_logits(rows, states)
+        columns = min(max(place.row.request.options.top_k for place in places), self._policy.vocabulary_size)
+        lines = max(place.line for place in places) + 1
+        self.token_ids = enlarged(self.token_ids, (lines, columns))
+        self.counts = enlarged(self.counts, (lines,))
+        logits = self._processed_logits(places, states)
 
         def key(index: int) -> tuple[object, ...]:
-            options = rows[index].request.options
+            options = places[index].row.request.options
             return (options.order, options.top_k, options.top_p, options.temperature)
 
-        for _, group in groupby(sorted(range(len(rows)), key=key), key=key):
+        for _, group in groupby(sorted(range(len(places)), key=key), key=key):
             members = list(group)
-            chosen = logits if members == list(range(len(rows))) else logits[members]
-            self._cut_alike([rows[i] for i in members], [places[i] for i in members], chosen)
+            chosen = logits if members == list(range(len(places))) else logits[members]
+            self._cut_alike([places[i] for i in members], chosen)
 
-    def _cut_alike(self, rows: Sequence[Row], places: Sequence[int], logits: Tensor) -> None:
+    def _cut_alike(self, places: Sequence[Place], logits: Tensor) -> None:
+        rows = [place.row for place in places]
         options = rows[0].request.options
         sets = candidate_sets(logits, options.top_k, options.top_p)
         noise = None
@@ -65,13 +81,13 @@ class CandidateTable:
             logs = logits.float().log_softmax(-1).gather(1, sets.token_ids)
             for i, row in enumerate(rows):
                 row.log_probabilities = logs[i] if row.request.keep else None
-        targets = torch.tensor(places).to(self.counts.device)
+        targets = torch.tensor([place.line for place in places]).to(self.counts.device)
         self.token_ids[targets, : sets.token_ids.shape[1]] = sets.token_ids.to(targets.device)
         self.counts[targets] = sets.counts.to(targets.device)
 
-    def _processed_logits(self, rows: Sequence[Row], states: Tensor) -> Tensor:
+    def _processed_logits(self, places: Sequence[Place], states: Tensor) -> Tensor:
         logits = self._policy.logits(states)
-        for i, row in enumerate(rows):
+        for i, (row, _, ahead) in enumerate(places):
             request = row.request
             if request.logits_processor is not None:
                 ids = torch.tensor([row.token_ids], device=logits.device)
@@ -82,7 +98,7 @@ class CandidateTable:
                     raise
                 except Exception as error:  # noqa: BLE001 - a processor may be anybody's
                     self._fail(request, error)
-            if len(row.generated) < request.options.min_new_tokens:
+            if len(row.generated) + ahead < request.options.min_new_tokens:
                 logits[i, list(request.eos_token_ids)] = -torch.inf
         return logits
 

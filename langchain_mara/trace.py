@@ -20,6 +20,7 @@ class DecisionStatistics:
         examined: Candidates the agent was asked about.
         nonfinite: Examined candidates whose state was NaN or infinite; they count as rejected.
         accepted_index: How often the candidate at each index was accepted.
+        drafted: Emitted tokens that had been drafted.
     """
 
     tokens: int = 0
@@ -28,6 +29,7 @@ class DecisionStatistics:
     examined: int = 0
     nonfinite: int = 0
     accepted_index: Counter[int] = field(default_factory=Counter)
+    drafted: int = 0
 
     @classmethod
     def of(cls, decisions: Iterable[Decision]) -> "DecisionStatistics":
@@ -40,6 +42,7 @@ class DecisionStatistics:
     def add(self, decision: Decision) -> None:
         """Counts one decision."""
         self.tokens += decision.token_id is not None
+        self.drafted += decision.drafted
         if not decision.accept_probabilities:
             return
         self.decided += 1
@@ -60,4 +63,5 @@ class DecisionStatistics:
             "examined": self.examined,
             "nonfinite": self.nonfinite,
             "accepted_index": [self.accepted_index[i] for i in range(longest)],
+            "drafted": self.drafted,
         }

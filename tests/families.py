@@ -80,6 +80,15 @@ def tiny_model(family: str, dtype: torch.dtype | None = None, seed: int = 0) -> 
     return model.to(dtype).eval()
 
 
+def repeating_model(family: str = "llama-3") -> PreTrainedModel:
+    """A random model whose answers soon repeat: mostly the last token decides which comes next."""
+    model = tiny_model(family)
+    for name, module in model.named_modules():
+        if name.endswith(("o_proj", "out_proj", "attn.c_proj", "attention.dense")):
+            module.weight.data *= 0.15
+    return model
+
+
 def tiny_agent(hidden_size: int = 32, seed: int = 0, bias: float = 0.0) -> MaraAgent:
     """A random agent that rejects more the lower `bias` is; with states of the tiny models, +-100 decides alone."""
     torch.manual_seed(seed)

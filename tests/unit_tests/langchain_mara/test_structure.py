@@ -21,9 +21,9 @@ EXPECTED_TRAINING = [
 # Each room may use the rooms to its left.
 ORDER = [
     "exceptions", "_version", "candidates", "options", "fingerprints", "agent", "prefixes", "cache", "masks",
-    "families", "probe", "policy", "requests", "rows", "table", "batch", "decoding", "generation", "stopping", "trace",
-    "scheduler", "completions", "loading", "templates", "demo", "tools", "local", "messages", "chat_models", "llms",
-    "cli",
+    "families", "probe", "policy", "requests", "drafts", "rows", "table", "passes", "batch", "decoding", "generation",
+    "stopping", "trace", "scheduler", "completions", "loading", "templates", "demo", "tools", "local", "messages",
+    "chat_models", "llms", "cli",
 ]  # fmt: skip
 
 

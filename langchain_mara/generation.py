@@ -17,7 +17,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from langchain_mara.agent import MaraAgent
 from langchain_mara.candidates import Order
-from langchain_mara.decoding import DEFAULT_WIDTH, decode
+from langchain_mara.decoding import DEFAULT_DRAFT, DEFAULT_WIDTH, decode
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.options import DecodingOptions, Strategy
 from langchain_mara.policy import PolicyModel
@@ -40,6 +40,7 @@ def mara_generate(
     accept_threshold: float = 0.5,
     fallback: int = 0,
     width: int = DEFAULT_WIDTH,
+    draft: int = DEFAULT_DRAFT,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Decodes what `generate` has prepared with the accept/reject loop.
@@ -64,6 +65,7 @@ def mara_generate(
         accept_threshold: See `DecodingOptions`.
         fallback: See `DecodingOptions`.
         width: Most siblings of a row in one pass.
+        draft: Most drafted tokens of a row in one pass; see `decode`.
         **model_kwargs: `attention_mask` is used; a prepared cache is not needed and left alone.
 
     Returns:
@@ -99,7 +101,7 @@ def mara_generate(
     ]
     streamer = streamer or _streamer_of_generate()
     rows = dict(zip(requests, padded, strict=True))
-    for decision in decode(PolicyModel(model), requests, batch_size=len(requests), width=width):
+    for decision in decode(PolicyModel(model), requests, batch_size=len(requests), width=width, draft=draft):
         if decision.token_id is None:
             continue
         ids = rows[decision.request]

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from langchain_mara.decoding import DEFAULT_BATCH_SIZE, DEFAULT_WIDTH, decode
+from langchain_mara.decoding import DEFAULT_BATCH_SIZE, DEFAULT_DRAFT, DEFAULT_WIDTH, decode
 from langchain_mara.exceptions import QueueFullError
 from langchain_mara.fingerprints import weights_state
 from langchain_mara.policy import PolicyModel
@@ -33,11 +33,13 @@ class Pace(NamedTuple):
     Attributes:
         batch_size: Most rows at a time.
         width: Most siblings of a row in one pass.
+        draft: Most drafted tokens of a row in one pass.
         prefix_memory: Bytes of keys and values kept for prompts that begin like earlier ones.
     """
 
     batch_size: int = DEFAULT_BATCH_SIZE
     width: int = DEFAULT_WIDTH
+    draft: int = DEFAULT_DRAFT
     prefix_memory: int = DEFAULT_PREFIX_MEMORY
 
 
@@ -47,7 +49,7 @@ class Call:
     Args:
         policy: The policy model.
         requests: To be decoded in this order.
-        pace: Batch size, width and prefix memory.
+        pace: Batch size, width, draft and prefix memory.
         on_decision: Given every decision, in the decoding thread; what it raises fails that request.
         on_leave: Given every request that has ended, in the decoding thread, once.
     """
@@ -150,6 +152,7 @@ class Scheduler:
                 joining(),
                 batch_size=pace.batch_size,
                 width=pace.width,
+                draft=pace.draft,
                 on_leave=leave,
                 prefixes=self._prefixes_of(policy, pace),
             )

@@ -90,7 +90,7 @@ def outcomes(rewards: ArrayLike, baseline: ArrayLike) -> NDArray[np.int8]:
 
 
 def _interval(found: NDArray[np.int8], rate: float, confidence: float, seed: int) -> tuple[float, float]:
-    # Where every prompt went the same way, each resample is the data again; scipy warns of that, or gives NaN.
+    # Where every prompt went the same way, each resample is the data again; scipy refuses a single prompt or none.
     if len(set(found.tolist())) <= 1:
         return rate, rate
     interval = stats.bootstrap(

@@ -29,14 +29,14 @@ PAIRS = ["PKU-SafeRLHF", "HH-RLHF", "UltraFeedback"]
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What was loaded: two equal rows and a third, through Arrow, as the hub's come."""
+    """What was loaded: three rows through Arrow, as the hub's come; the last one's prompt is the first one's."""
     loaded = []
 
     def load(hub_id: str, split: str) -> datasets.Dataset:
         loaded.append((hub_id, split))
         row = ROWS[hub_id]
-        third = {**row, **{name: "q" for name in ("prompt", "question") if name in row}}
-        return datasets.Dataset.from_list([row, row, third])
+        other = {**row, **{name: "q" for name in ("prompt", "question") if name in row}}
+        return datasets.Dataset.from_list([{**one, "number": i} for i, one in enumerate([row, other, row])])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     return loaded
@@ -45,7 +45,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", KNOWN_SETS)
 def test_prompts_of_every_set_are_read_once(name: str, asked: list[tuple[str, str]]) -> None:
     rows = read_prompts(name, "test")
-    assert [row["prompt"] for row in rows] == (["p"] if name == "HH-RLHF" else ["p", "q"])
+    assert [(row["prompt"], row["number"]) for row in rows] == [("p", 0), ("q", 1)][: 1 + (name != "HH-RLHF")]
     assert read_prompts(KNOWN_SETS[name].hub_id.upper(), "test") == rows
     expected = {"BeaverTails": "330k_test", "HarmfulQA": "train", "UltraFeedback": "test_prefs"}.get(name, "test")
     assert asked == [(KNOWN_SETS[name].hub_id, expected)] * 2

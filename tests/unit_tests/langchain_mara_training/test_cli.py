@@ -230,7 +230,6 @@ import json, sys
 
 sys.modules.update(datasets=None, skorch=None, sklearn=None)
 from langchain_mara_training.cli import app
-from langchain_mara_training.comparison import Comparison
 from typer.testing import CliRunner
 
 for arguments in json.load(sys.stdin):

@@ -133,7 +133,7 @@ def test_best_of_n_refuses_what_makes_no_sense(llm: MaraLLM, n: int, changes: di
 
 def test_failures_of_data_and_rewards_are_named(llm: MaraLLM) -> None:
     with pytest.raises(DataError, match="prompt must be text"):
-        decode_system(llm, [{"question": "?"}], vowels, "")
+        decode_system(llm, [{"text": "?"}], vowels, "")
     with pytest.raises(RewardError, match="broken"):
         decode_system(llm, PROMPTS[:1], lambda **_: ["broken"], "")
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from langchain_mara_training.evaluation import Decoded, best_of_n, decode_system, preference_rate
     from langchain_mara_training.features import TokenLabels
     from langchain_mara_training.labels import PreferenceLabeler
+    from langchain_mara_training.recipe import Recipe
     from langchain_mara_training.reward_models import (
         BeaverReward,
         SequenceClassificationReward,
@@ -33,6 +34,7 @@ __all__ = [
     "MaraSAC",
     "PreferenceLabeler",
     "PreferenceReward",
+    "Recipe",
     "RolloutLabeler",
     "RolloutOptions",
     "SequenceClassificationReward",
@@ -54,6 +56,7 @@ _ROOMS = {
     "evaluation": ["Decoded", "best_of_n", "decode_system", "preference_rate"],
     "features": ["TokenLabels"],
     "labels": ["PreferenceLabeler"],
+    "recipe": ["Recipe"],
     "reward_models": ["BeaverReward", "SequenceClassificationReward", "UltraRMReward", "ZiyaReward"],
     "rewards": ["PreferenceReward", "WeightedRewards"],
     "rollouts": ["RolloutLabeler", "RolloutOptions"],

@@ -2,9 +2,10 @@
 
 import hashlib
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from sklearn.base import BaseEstimator
@@ -23,11 +24,13 @@ from langchain_mara_training.progress import progress_bar
 from langchain_mara_training.replay import ReplayBuffer
 from langchain_mara_training.reward_calls import RewardFunction
 from langchain_mara_training.rewards import WeightedRewards
+from langchain_mara_training.runs import flat
 from langchain_mara_training.sac_training import Noted, Training, TrainingOptions
+from langchain_mara_training.tracking import Trackers, make_trackers, tracked
 
 _COUNTS = ("episodes", "parallel", "batch_size", "updates", "warm_up", "buffer_size", "evaluate_every", "width")
 # A job may go on elsewhere, for longer, and be looked at differently.
-_NOT_OF_A_JOB = {"llm", "reward_funcs", "episodes", "output", "verbose"}
+_NOT_OF_A_JOB = {"llm", "reward_funcs", "episodes", "output", "trackers", "verbose"}
 
 
 class MaraSAC(BaseEstimator):  # type: ignore[misc]
@@ -53,7 +56,10 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         buffer_size: Most transitions to learn from; a row takes 2 d + 6 bytes on disk.
         evaluate_every: Episodes between two looks at the evaluation prompts, and between two checkpoints.
         output: Folder of buffer and checkpoint; a `fit` that was killed goes on there, exactly. By default the buffer
-            lies in a temporary folder. With more `episodes` than before it goes on, too.
+            lies in a temporary folder. With more `episodes` than before it goes on, too. Its `log.jsonl` gets the
+            history, entry by entry.
+        trackers: Who gets the history, too: accelerate's trackers by name (`tensorboard`, `wandb`, …), or instances.
+            TensorBoard's files lie in `output`.
         random_state: Seed of everything; on a CPU, equal seeds give equal agents, to the bit.
         verbose: Whether to show progress on standard error.
 
@@ -87,6 +93,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         buffer_size: int = 1_000_000,
         evaluate_every: int = 160,
         output: str | Path | None = None,
+        trackers: Trackers = (),
         random_state: int = 0,
         verbose: bool = False,
     ) -> None:
@@ -105,6 +112,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         self.buffer_size = buffer_size
         self.evaluate_every = evaluate_every
         self.output = output
+        self.trackers = trackers
         self.random_state = random_state
         self.verbose = verbose
 
@@ -128,7 +136,15 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         self.rewards_ = WeightedRewards(self.reward_funcs, self.reward_weights)
         rows, held_out = self._read(X, evaluation)
         self._training = self._new_training(self._job(rows, held_out))
-        return self._run(rows, self.episodes, held_out)
+        self._run(rows, self.episodes, held_out)
+        if not self._training.updates:
+            needed = self.warm_up * self.batch_size
+            warnings.warn(
+                f"Nothing was learnt: {len(self._training.buffer):,} transitions were played, and learning begins at "
+                f"{needed:,}. Give more episodes, or a smaller warm_up or batch_size.",
+                stacklevel=2,
+            )
+        return self
 
     def partial_fit(self, X: Source, y: None = None, *, evaluation: Source | None = None) -> Self:  # noqa: ARG002, N803
         """Plays each prompt once more and learns from it, going on from the last call.
@@ -139,7 +155,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
             evaluation: As in `fit`.
 
         Raises:
-            MaraError: As `fit` does. `output` plays no part.
+            MaraError: As `fit` does. `output` plays no part, but for the files of trackers.
         """
         self._check()
         rows, held_out = self._read(X, evaluation)
@@ -169,6 +185,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
             raise OptionsError(f"{', '.join(wrong)} must be at least 1.")
         if self.preset not in ("default", "reference"):
             raise OptionsError(f"preset={self.preset!r} is unknown. Give default or reference.")
+        make_trackers(self.trackers, self.output)
 
     def _read(self, prompts: Source, evaluation: Source | None) -> tuple[list[Row], list[Row] | None]:
         return read_prompts(prompts), None if evaluation is None else read_prompts(evaluation)
@@ -212,19 +229,35 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
 
     def _run(self, rows: list[Row], until: int, held_out: list[Row] | None, first: int = 0) -> Self:
         training = self._training
-        with progress_bar("episodes", shown=self.verbose) as bar:
+        log = None if training.checkpoint is None else training.checkpoint.folder
+        trackers = make_trackers(self.trackers, self.output)
+        with (
+            tracked(trackers, self._configuration(), log, training.history) as note,
+            progress_bar("episodes", shown=self.verbose) as bar,
+        ):
             task = bar.add_task("playing", total=until, completed=training.episodes)
 
             def tell(noted: Noted) -> None:
                 bar.update(task, completed=noted["episodes"], description=f"score {noted['score']:.3f}")
 
-            training.run(rows, until, held_out, tell, first)
+            training.run(rows, until, held_out, tell, first, note)
         actor = training.learner.actor
         self.agent_ = make_agent(actor.hidden_size, actor.width, actor.policy_model).eval()
         self.agent_.load_state_dict(actor.state_dict() if training.best is None else training.best["weights"])
         self.llm_ = self.llm.with_agent(self.agent_)
         self.history_ = training.history
         return self
+
+    def _configuration(self) -> dict[str, Any]:
+        """What trackers store."""
+        names = {*self.get_params(deep=False)} - _NOT_OF_A_JOB - {"environment", "update"} | {"episodes"}
+        options = {"environment": self.environment or _PRESETS[self.preset], "update": self.update or UpdateOptions()}
+        return {
+            "model": self.llm.model_id,
+            "rewards": ", ".join(self.rewards_.names),
+            **{name: getattr(self, name) for name in sorted(names)},
+            **flat({name: value.model_dump() for name, value in options.items()}),
+        }
 
     def _job(self, rows: list[Row], held_out: list[Row] | None) -> dict[str, str]:
         parameters = {name: repr(value) for name, value in self.get_params(deep=False).items()}

@@ -77,6 +77,7 @@ class Training:
         held_out: Sequence[Row] | None,
         tell: Callable[[Noted], None],
         first: int = 0,
+        note: Callable[[Sequence[Noted]], None] = lambda _: None,
     ) -> None:
         """Plays and learns.
 
@@ -86,6 +87,7 @@ class Training:
             held_out: Prompts to measure on at the end of each period.
             tell: Is told after every round how many `episodes` there were, and with what `score`.
             first: Number of the episode whose prompt is the first one drawn.
+            note: Is given the whole history whenever a checkpoint holds it.
         """
         longest = self.buffer.slack // 2
         while self.episodes < until:
@@ -98,6 +100,7 @@ class Training:
                 self._note(held_out)
             if due or self.buffer.room < longest:
                 self._save()
+                note(self.history)
 
     def _next(self, count: int) -> range:
         return range(self.episodes, self.episodes + count)

@@ -30,7 +30,7 @@ def resolve_options(recipe: Recipe, given: Options) -> runs.Config:
         given: Options of the command; what is None or empty is not given. Other data takes nothing from the recipe's,
             and other rewards have other weights.
     """
-    said = {name: value for name, value in given.items() if value is not None and value != []}
+    said = {name: value for name, value in given.items() if value not in (None, [], ())}
     own = recipe.options()
     if "data" in said:
         own |= {name: PromptData.model_fields[name].default for name in ("split", "prompt_column")}

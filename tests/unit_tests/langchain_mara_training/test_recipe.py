@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_a_shipped_recipe_explains_every_setting_it_has(name: str) -> None:
     }  # fmt: skip
     lines = text.splitlines()
     rates = re.compile(r"\s*learning_rate_")  # share one comment
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in pairwise(lines):
         if re.match(r"\s*(- )?\w+:", line) and not line.lstrip().startswith(("weight:", "#")):
             assert before.lstrip().startswith("#") or (rates.match(line) and rates.match(before)), line
     assert f"--recipe {name} " in lines[1]

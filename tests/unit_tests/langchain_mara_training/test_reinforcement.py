@@ -120,7 +120,8 @@ def test_a_shipped_recipe_runs_end_to_end(name: str, family: str, tmp_path: Path
 
 
 def test_it_trains_as_the_estimator_does() -> None:
-    given = {"preset": "reference", "seed": 3, "tracker": ["tensorboard"], "evaluation": "prompts.jsonl", "limit": 2}
+    given = {"preset": "reference", "seed": 3, "reward_weight": [2.0], "limit": 2}
+    given |= {"tracker": ["tensorboard"], "evaluation": "prompts.jsonl"}
     update = UpdateOptions(learning_rate_actor=1e-3)
     recipe = RECIPE.model_copy(update={"update": update})
     values = reinforce(Path("run"), options(recipe, **given))
@@ -129,6 +130,7 @@ def test_it_trains_as_the_estimator_does() -> None:
     sac = MaraSAC(
         MaraLLM.demo(agent=None, device="cpu", max_new_tokens=6), scope["vowels"], preset="reference", update=update,
         episodes=24, parallel=4, width=16, batch_size=16, updates=2, warm_up=1, evaluate_every=8, random_state=3,
+        reward_weights=[2.0],
     ).fit(PROMPTS[:2], evaluation=PROMPTS)  # fmt: skip
     assert same(MaraAgent.from_pretrained("run/agent"), sac.agent_)
     expected = [{"command": "rl", "event": "noted", **one} for one in sac.history_]

@@ -81,7 +81,7 @@ class Recipe(_Settings):
     episodes: Count = 21_000
     """Answers to play and learn from."""
     parallel: Count = 16
-    """Episodes played at once, by each worker."""
+    """Episodes of a round, played at once; workers share them."""
     workers: int = Field(default=0, ge=0)
     """Processes that play, by Ray; with 0 this process plays and learns."""
     width: Count = 1024

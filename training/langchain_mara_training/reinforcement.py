@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import datasets
 
@@ -17,7 +16,9 @@ from langchain_mara_training.reward_specs import reward_function
 from langchain_mara_training.sac import MaraSAC
 from langchain_mara_training.tracking import make_trackers
 
-_COUNTS = ("episodes", "parallel", "width", "batch_size", "updates", "warm_up", "buffer_size", "evaluate_every")
+_COUNTS = (
+    "episodes", "parallel", "workers", "width", "batch_size", "updates", "warm_up", "buffer_size", "evaluate_every",
+)  # fmt: skip
 _DECODING = ("top_k", "top_p", "max_new_tokens")
 _NOT_OF_A_RECIPE = {"evaluation": None, "limit": None, "device": None, "tracker": None}
 
@@ -94,8 +95,6 @@ def _estimator(options: Options, run: runs.Run) -> MaraSAC:
     # Before the policy model, because they fail faster.
     rewards = [reward_function(one, device) for one in options["reward"]]
     decoding = {name: options[name] for name in _DECODING}
-    # MaraSAC knows workers only where they are asked for.
-    workers: dict[str, Any] = {"workers": options["workers"]} if options["workers"] else {}
     return MaraSAC(
         load_llm(options, device, batch_size=options["parallel"], **decoding),
         rewards,
@@ -104,7 +103,6 @@ def _estimator(options: Options, run: runs.Run) -> MaraSAC:
         environment=EnvironmentOptions(**options["environment"]),
         update=UpdateOptions(**options["update"]),
         **{name: options[name] for name in _COUNTS},
-        **workers,
         output=run.folder,
         trackers=options["tracker"] or (),
         random_state=options["seed"],

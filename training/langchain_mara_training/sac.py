@@ -273,7 +273,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
     def _configuration(self) -> dict[str, Any]:
         """What trackers store."""
         own = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_OF_A_JOB}
-        own["environment"] = (self.environment or _PRESETS[self.preset]).model_dump()
+        own["environment"] = self._environment.model_dump()
         own["update"] = (self.update or UpdateOptions()).model_dump()
         rewards = ", ".join(self.rewards_.names)
         return flat({"model": self.llm.model_id, "rewards": rewards, "episodes": self.episodes, **own})

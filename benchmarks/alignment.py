@@ -99,6 +99,10 @@ class Bench:
         llm = self.plain.with_agent(agent).model_copy(update=options)
         return self.measure(lambda: decode_system(llm, self.prompts, self.rewards, "system"))
 
+    def reward(self, agent: MaraAgent) -> float:
+        """Mean reward of an agent's answers."""
+        return decode_system(self.plain.with_agent(agent), self.prompts, self.rewards, "system").mean_reward
+
     def best_threshold(self, agent: MaraAgent, tuning_prompts: Sequence[str]) -> float:
         """The accept threshold of the highest reward on prompts about training topics."""
         llm = self.plain.with_agent(agent)

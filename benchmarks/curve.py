@@ -1,4 +1,4 @@
-"""The curve of reward against closeness to the plain model, over accept thresholds."""
+"""Curves of reward: against closeness to the plain model, over accept thresholds; against passes of training."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 
 Results = Mapping[str, Mapping[str, float]]
@@ -51,6 +52,37 @@ def _draw(
     axes.errorbar(x, y, yerr=spread_y, xerr=spread_x, label=name, capsize=2, **style)
     for place in zip(x, y, labels, strict=True):
         axes.annotate(place[2], place[:2], xytext=_OFFSET, textcoords="offset points", fontsize=8)
+
+
+def draw_learning(
+    lines: Mapping[str, Sequence[Sequence[tuple[float, float]]]], levels: Mapping[str, float], file: Path
+) -> None:
+    """Draws reward against passes of training, means over seeds with standard deviations, and saves the picture.
+
+    Args:
+        lines: Of each way to train, for each seed the points (passes, reward), as many for every seed.
+        levels: Rewards to compare with, by name.
+        file: A picture.
+    """
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    for name, seeds in lines.items():
+        points = np.array(seeds)
+        x, y = points.mean(0).T
+        spread = points[..., 1].std(0, ddof=1) if len(points) > 1 else np.zeros_like(y)
+        axes.plot(x, y, marker="o", markersize=4, label=name)
+        axes.fill_between(x, y - spread, y + spread, alpha=0.2)
+    for name, level in levels.items():
+        axes.axhline(level, color="0.5", linestyle="--", linewidth=1)
+        axes.annotate(name, (1, level), (-4, 3), ("axes fraction", "data"), "offset points", ha="right", fontsize=9)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("passes of the policy model in training, at most 32 rows each")
+    axes.set_ylabel("mean reward on held-out topics")
+    axes.set_title(f"What a pass of training buys, {len(next(iter(lines.values())))} seeds", loc="left")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -122,7 +122,7 @@ def reference_loop(model: PreTrainedModel, agent: MaraAgent, prompt: list[int], 
                 break
             # The reference keeps the first candidate's cache for the fallback; so does this.
             if first is None:
-                first = output.logits[:, -1], [_last_token(layer) for layer in cache.layers]
+                first = output.logits[:, -1], [last_token(layer) for layer in cache.layers]
             cache.crop(-1)
         else:
             if first is None:
@@ -133,7 +133,8 @@ def reference_loop(model: PreTrainedModel, agent: MaraAgent, prompt: list[int], 
     return options.max_new_tokens
 
 
-def _last_token(layer: Any) -> tuple[Tensor, Tensor]:
+def last_token(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values of the last token in a layer of a cache."""
     return layer.keys[..., -1:, :], layer.values[..., -1:, :]
 
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -19,10 +20,11 @@ class Job:
     def __init__(self, script: Path, command: str, *arguments: str) -> None:
         self.script, self.command, self.arguments = script, command, arguments
 
-    def finish(self, folder: Path) -> float:
-        """Runs to the end; seconds from the start of the work."""
+    def finish(self, folder: Path, meanwhile: Callable[[], object] = lambda: None) -> float:
+        """Runs to the end, and something else meanwhile; seconds from the start of the work."""
         process = self._started(folder)
         start = time.perf_counter()
+        meanwhile()
         process.communicate()
         if process.returncode:
             raise RuntimeError(f"The job in {folder} failed; see its error above.")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from langchain_mara_training.features import TokenLabels
     from langchain_mara_training.labels import PreferenceLabeler
     from langchain_mara_training.preference_rates import Preference, preference_rate
+    from langchain_mara_training.recipe import Recipe
     from langchain_mara_training.reward_guided import RewardGuided
     from langchain_mara_training.reward_models import (
         BeaverReward,
@@ -43,6 +44,7 @@ __all__ = [
     "Preference",
     "PreferenceLabeler",
     "PreferenceReward",
+    "Recipe",
     "RewardGuided",
     "RolloutLabeler",
     "RolloutOptions",
@@ -69,6 +71,7 @@ _ROOMS = {
     "features": ["TokenLabels"],
     "labels": ["PreferenceLabeler"],
     "preference_rates": ["Preference", "preference_rate"],
+    "recipe": ["Recipe"],
     "reward_guided": ["RewardGuided"],
     "reward_models": ["BeaverReward", "SequenceClassificationReward", "UltraRMReward", "ZiyaReward"],
     "rewards": ["PreferenceReward", "WeightedRewards"],

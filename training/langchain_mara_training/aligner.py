@@ -15,6 +15,7 @@ from langchain_mara.exceptions import DataError, OptionsError
 from langchain_mara_training.answers import Answered, Start, answer, score_answers
 from langchain_mara_training.cards import save_agent
 from langchain_mara_training.classifier import MaraClassifier
+from langchain_mara_training.costs import count_passes
 from langchain_mara_training.data import Row, Source, read_pairs, read_prompts, read_rows
 from langchain_mara_training.features import TokenLabels
 from langchain_mara_training.files import write_atomically
@@ -58,8 +59,9 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         llm_: The LLM with that agent.
         classifier_: The fitted classifier.
         rewards_: The `WeightedRewards` that score.
-        history_: For each round a dict: labels, share of accept, seconds of labelling and of fitting, mean reward of
-            the answers to (at most 100 of) the training prompts, with the agent of that round.
+        history_: For each round a dict: labels, share of accept, passes of the policy model and seconds of
+            labelling, seconds of fitting, mean reward of the answers to (at most 100 of) the training prompts, with
+            the agent of that round.
 
     Example:
         >>> aligner = MaraAligner(MaraLLM.demo(agent=None), labeler="preference", rounds=1).fit(pairs)
@@ -110,12 +112,14 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         labels: TokenLabels | None = None
         for number in range(1, self.rounds + 1):
             started = time.perf_counter()
-            new = self._label(rows, number)
+            with count_passes(self.llm.model) as count:
+                new = self._label(rows, number)
             labels = new if labels is None else labels + new
             labelled = time.perf_counter()
             self._fit_agent(labels, number)
             seconds = {"label_seconds": labelled - started, "fit_seconds": time.perf_counter() - labelled}
-            self.history_.append(self._noted(number, new, rows[:100], seconds))
+            costs = {"label_passes": count.passes, **seconds}
+            self.history_.append(self._noted(number, new, rows[:100], costs))
         return self
 
     def predict(self, X: Source) -> list[str]:  # noqa: N803
@@ -172,13 +176,13 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
             tables = {"Labels": {**origin, "rewards": self.rewards_.names}, "Fitting": fitting}
             save_agent(self.agent_, Path(self.output) / f"round-{number}" / "agent", tables)
 
-    def _noted(self, number: int, labels: TokenLabels, rows: Sequence[Row], seconds: dict[str, float]) -> Noted:
+    def _noted(self, number: int, labels: TokenLabels, rows: Sequence[Row], costs: dict[str, float]) -> Noted:
         """The round's entry of the history: of one that was done before, as it was noted then."""
         file = None if self.output is None else Path(self.output) / f"round-{number}" / "history.json"
         if file is not None and file.is_file():
             noted: Noted = json.loads(file.read_text(encoding="utf-8"))
             return noted
-        found = {"round": number, "labels": len(labels), "accept_share": float(labels.y.mean()), **seconds}
+        found = {"round": number, "labels": len(labels), "accept_share": float(labels.y.mean()), **costs}
         found["mean_reward"] = self._mean_reward(rows)
         if file is not None:
             write_atomically(file, json.dumps(found, indent=2).encode())

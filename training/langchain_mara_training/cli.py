@@ -1,4 +1,4 @@
-"""The `mara` command with training: `label`, `fit` and `evaluate` join the commands of `langchain_mara.cli`."""
+"""The `mara` command with training: `label`, `fit`, `rl` and `evaluate` join those of `langchain_mara.cli`."""
 
 # The command starts, and answers, without what only these subcommands need; options are handed on by the context.
 # ruff: noqa: ARG001, PLC0415
@@ -44,7 +44,8 @@ _name = partial(typer.Option, metavar="NAME")
 _count = partial(typer.Option, metavar="N", min=1)
 _rollout = partial(_count, rich_help_panel="Rollouts")
 _choice = partial(typer.Option, metavar="NAME", rich_help_panel="Rollouts")
-_reward = partial(_name, "--reward", help="module:function, reward model, or pairs:FILE. Can be repeated.")
+_MODELS = "Models of PKU, UltraRM and Ziya: beaver:MODEL, ultrarm:MODEL, ziya:MODEL."
+_reward = partial(_name, "--reward", help=f"module:function, reward model, or pairs:FILE; repeatable. {_MODELS}")
 _weight = partial(typer.Option, "--reward-weight", metavar="X", help="One for each reward; 1 by default.")
 
 Value = Literal["policy", "mean"]
@@ -57,6 +58,7 @@ Data = Annotated[str, typer.Argument(help="A .json, .jsonl or .parquet file, or 
 Device = Annotated[str | None, _name(help="Such as cuda or cpu.")]
 Limit = Annotated[int | None, _count(help="Most rows to take; all by default.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of everything that is drawn.")]
+Preset = Literal["default", "reference"]
 Split = Annotated[str, _name(help="Which split of a dataset on the hub.")]
 
 
@@ -135,6 +137,49 @@ def fit(
         from langchain_mara_training import jobs, runs
 
         _print_values("Fit", jobs.fit(run, output, runs.resolved(ctx.params, "run", "output")))
+
+
+@app.command()
+def rl(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; what was interrupted goes on there.")],
+    data: Annotated[str | None, typer.Argument(help="Prompts, as a file or a name on the hub.")] = None,
+    recipe: Annotated[str | None, _name(help="Shipped, such as llama-3.1-8b, or a YAML file.")] = None,
+    model: Annotated[str | None, _name(help="Hub id or folder; the embedded model by default.")] = None,
+    agent: Annotated[str | None, _name(help="To begin with: a run folder or agent.")] = None,
+    reward: Annotated[list[str] | None, _reward()] = None,
+    reward_weight: Annotated[list[float] | None, _weight()] = None,
+    preset: Annotated[Preset | None, _name(help="Environment: default, or the paper's reference.")] = None,
+    episodes: Annotated[int | None, _count(help="Answers to play and learn from.")] = None,
+    parallel: Annotated[int | None, _count(help="Episodes played at once.")] = None,
+    workers: Annotated[int | None, _count(min=0, help="Processes that play; 0: this one.")] = None,
+    batch_size: Annotated[int | None, _count(help="Transitions of a gradient step.")] = None,
+    warm_up: Annotated[int | None, _count(help="Batches to play before learning begins.")] = None,
+    max_new_tokens: Annotated[int | None, _count(help="Most tokens of an answer.")] = None,
+    evaluation: Annotated[str | None, _name(help="Prompts to measure on; the best agent is kept.")] = None,
+    tracker: Annotated[list[str] | None, _name(help="Such as tensorboard or wandb; repeatable.")] = None,
+    split: Annotated[str | None, _name(help="Which split of a dataset on the hub.")] = None,
+    prompt_column: Annotated[str | None, _name(help="Column that holds the prompts.")] = None,
+    limit: Limit = None,
+    device: Device = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of everything that is drawn.")] = None,
+) -> None:
+    """Trains an agent by reinforcement: soft actor-critic on answers that reward functions score.
+
+    Options override the recipe; without one they override the defaults of MaraSAC.
+
+    Examples:
+    $ mara rl prompts.jsonl --output run --reward my:score --episodes 2000
+    $ mara rl --output run --recipe llama-3.1-8b --tracker tensorboard
+    """
+    with _one_sentence():
+        from langchain_mara_training import reinforcement
+        from langchain_mara_training.recipe import Recipe
+
+        given = {name: value for name, value in ctx.params.items() if name not in ("output", "recipe")}
+        settings = Recipe() if recipe is None else Recipe.load(recipe)
+        options = reinforcement.resolve_options(settings, given)
+        _print_values("Reinforcement", reinforcement.reinforce(output, options))
 
 
 @app.command()

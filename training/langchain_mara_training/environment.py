@@ -6,7 +6,7 @@ episode is an answer; its reward is that of the answer, and a penalty of leaving
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -66,6 +66,22 @@ class EnvironmentOptions(BaseModel):
         return cls(**{**own, **changes})
 
 
+class Steps(NamedTuple):
+    """One answer and its steps, before it is scored.
+
+    Attributes:
+        answer: As it was decoded.
+        states: (n, d) float32 on the CPU; the state behind a step is the next row's.
+        actions: (n,) int64, 1 accept and 0 reject.
+        penalties: (n,) float64, weighted.
+    """
+
+    answer: Answered
+    states: Tensor
+    actions: Tensor
+    penalties: Floats
+
+
 class Episode(NamedTuple):
     """One answer and its steps.
 
@@ -114,7 +130,26 @@ def play(
         PromptError: If a prompt is too long.
         RewardError: If a reward function fails.
     """
-    starts = [Start(llm.encode(row["prompt"]), seed=seed) for row, seed in zip(rows, seeds, strict=True)]
+    prompts = [llm.encode(row["prompt"]) for row in rows]
+    return score_steps(take_steps(llm, prompts, options, seeds, batch_size), rows, rewards, options)
+
+
+def take_steps(
+    llm: MaraLLM, prompts: Sequence[list[int]], options: EnvironmentOptions, seeds: Sequence[int], batch_size: int
+) -> list[Steps]:
+    """The part of `play` that needs the policy model.
+
+    Args:
+        llm: As in `play`.
+        prompts: Token ids of each.
+        options: See `EnvironmentOptions`.
+        seeds: One for each prompt.
+        batch_size: Most episodes at a time.
+
+    Raises:
+        PromptError: If a prompt is too long.
+    """
+    starts = [Start(prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
     how: dict[str, Any] = {"strategy": "sampled"}
     width = llm.width
     if options.fallback == "last":
@@ -123,18 +158,28 @@ def play(
     if options.log_probability == "log-softmax":
         width = llm.top_k  # it is taken over the whole set
     answers = answer(llm.model_copy(update={"width": width}), starts, batch_size, keep=True, **how)
-    scores = score_answers(rewards, rows, answers)
-    return [episode_of(one, float(score), llm.agent, options) for one, score in zip(answers, scores, strict=True)]
+    return [steps_of(one, llm.agent, options) for one in answers]
+
+
+def score_steps(
+    steps: Sequence[Steps], rows: Sequence[Row], rewards: WeightedRewards, options: EnvironmentOptions
+) -> list[Episode]:
+    """The part of `play` that needs the reward functions: one row for each answer, as it has them.
+
+    Raises:
+        RewardError: If a reward function fails.
+    """
+    scores = score_answers(rewards, rows, [one.answer for one in steps])
+    return [episode_of(one, float(score), options) for one, score in zip(steps, scores, strict=True)]
 
 
 # Not in inference mode, whose tensors cannot be learnt from.
 @torch.no_grad()
-def episode_of(answered: Answered, score: float, agent: MaraAgent | None, options: EnvironmentOptions) -> Episode:
-    """The steps of an answer and their rewards.
+def steps_of(answered: Answered, agent: MaraAgent | None, options: EnvironmentOptions) -> Steps:
+    """The steps of an answer, and the penalty of each.
 
     Args:
         answered: Decoded with states kept.
-        score: Reward of the answer.
         agent: Whose accept probabilities the penalty is taken of.
         options: See `EnvironmentOptions`.
 
@@ -144,23 +189,20 @@ def episode_of(answered: Answered, score: float, agent: MaraAgent | None, option
     decided = [one for one in answered.decisions if len(one.candidates) > 1]
     if agent is None or any(one.kept is None for one in decided):
         raise ValueError("Episodes need an agent, and decisions with their states.")
-    states, actions, rewards = [], [], []
-    for one in decided:
+    states, actions, penalties = [torch.zeros(0, agent.hidden_size)], [np.zeros(0, np.int64)], [np.zeros(0)]
+    for one, accept in zip(decided, _accept_probabilities(decided, agent, options), strict=True):
         count = len(one.accept_probabilities)
         states.append(one.kept.states[:count].float().cpu())  # type: ignore[union-attr]
         actions.append(_actions(one, options))
-        rewards.append(-options.penalty * _distances(one, agent, options))
-    empty = torch.zeros(0, agent.hidden_size)
-    all_actions = np.concatenate([np.zeros(0, np.int64), *actions])
-    all_rewards = np.concatenate([np.zeros(0), *rewards])
+        penalties.append(options.penalty * _distances(one, accept, options))
+    return Steps(answered, torch.cat(states), torch.from_numpy(np.concatenate(actions)), np.concatenate(penalties))
+
+
+def episode_of(steps: Steps, score: float, options: EnvironmentOptions) -> Episode:
+    """Steps with their rewards: the answer's score where the options want it, less the penalties."""
     final = options.scale * (score - options.baseline)
-    return Episode(
-        answered,
-        score,
-        torch.cat([empty, *states]),
-        torch.from_numpy(all_actions),
-        torch.from_numpy(_with_final(all_rewards, all_actions, final, options)).float(),
-    )
+    rewards = _with_final(-steps.penalties, steps.actions.numpy(), final, options)
+    return Episode(steps.answer, score, steps.states, steps.actions, torch.from_numpy(rewards).float())
 
 
 def _actions(decision: Decision, options: EnvironmentOptions) -> NDArray[np.int64]:
@@ -170,19 +212,30 @@ def _actions(decision: Decision, options: EnvironmentOptions) -> NDArray[np.int6
     return actions
 
 
-def _distances(decision: Decision, agent: MaraAgent, options: EnvironmentOptions) -> Floats:
+def _accept_probabilities(
+    decided: Sequence[Decision], agent: MaraAgent, options: EnvironmentOptions
+) -> Iterator[Floats]:
+    """Of each position: of what was examined, or, where the options need them, of all candidates."""
+    if options.log_probability == "policy" or not decided:
+        yield from (np.array(one.accept_probabilities) for one in decided)
+        return
+    states = [one.kept.states for one in decided]  # type: ignore[union-attr]
+    # All at once: a call for each position would cost more than the passes of the policy model.
+    accept = agent.accept_probability(torch.cat(states).to(agent.ln.weight.device)).double().cpu().numpy()
+    yield from np.split(accept, np.cumsum([len(one) for one in states])[:-1])
+
+
+def _distances(decision: Decision, accept: Floats, options: EnvironmentOptions) -> Floats:
     """Distance from the policy model, for each step of a position."""
-    states, model_logs = decision.kept  # type: ignore[misc]
-    logs = model_logs.double().cpu().numpy() / options.temperature
+    logs = decision.kept.log_probabilities.double().cpu().numpy() / options.temperature  # type: ignore[union-attr]
     count = len(decision.accept_probabilities)
-    accept = agent.accept_probability(states.to(agent.ln.weight.device)).double().cpu().numpy()
     if options.log_probability == "log-softmax":
         before = np.cumprod(np.concatenate([[1.0], 1 - accept[:-1]])) if options.conditional else 1.0
         own = accept * before
         own = own - np.log(np.exp(own).sum())
         return _distance(own, logs, options)[:count]
     distances = np.zeros(count)
-    emitted = np.array([_log_emitted(accept[:count], decision)])
+    emitted = np.array([_log_emitted(accept, decision)])
     distances[-1:] = _distance(emitted, logs[decision.index : decision.index + 1], options)
     return distances
 

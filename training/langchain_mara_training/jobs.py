@@ -136,14 +136,14 @@ def evaluate(report: Path | None, output: Path | None, options: Options) -> Eval
     Raises:
         MaraError: As the parts do.
     """
-    labelled = runs.label_config(options["agent"])
+    labelled = runs.agent_config(options["agent"])
     config = {**options, **_from_run(options, labelled)}
     rows = _rows(config, partial(read_prompts, prompt_column=config["prompt_column"]))
     functions = [reward_function(one, config["device"]) for one in config["reward"]]
     rewards = WeightedRewards(functions, config["reward_weight"])
     harmful = None if config["harmful"] is None else reward_function(config["harmful"], config["device"])
     decoding = {name: config[name] for name in (*_DECODING, "batch_size", "seed")}
-    llm = _llm(config, config["device"], accept_threshold=config["threshold"], **decoding)
+    llm = load_llm(config, config["device"], accept_threshold=config["threshold"], **decoding)
     systems: list[System] = [Decoding("plain", llm.with_agent(None)), Decoding("MARA", llm)]
     found = compare(
         [*systems, *(BestOf(llm, rewards, n) for n in config["best_of"] or ())],
@@ -166,6 +166,24 @@ def evaluate(report: Path | None, output: Path | None, options: Options) -> Eval
     return Evaluation(f"{len(rows)} prompts, by {', '.join(rewards.names)}", summaries, found)
 
 
+def load_llm(options: Options, device: str | None, **fields: Any) -> MaraLLM:
+    """The policy model and agent that a command's options name; the embedded model where they name none.
+
+    Args:
+        options: With `model` and perhaps `agent`, which may be a run folder.
+        device: Where to compute.
+        fields: Other fields of `MaraLLM`.
+
+    Raises:
+        TrainingError: If a run folder has no agent yet.
+        MaraError: As `MaraLLM.from_model_id` does.
+    """
+    agent = options.get("agent")
+    fields |= {"agent": None if agent is None else runs.agent_source(agent), "device": device}
+    model = options["model"]
+    return MaraLLM.demo(**fields) if model is None else MaraLLM.from_model_id(model, **fields)
+
+
 def _rows(options: Options, read: Callable[[str, str], list[Row]]) -> list[Row]:
     datasets.disable_progress_bars()
     return read(options["data"], options["split"])[: options["limit"]]
@@ -175,20 +193,15 @@ def _labeler(options: Options, device: str | None) -> PreferenceLabeler | Rollou
     seed = options["seed"]
     sets = {name: options[name] for name in _DECODING if name in options}
     if options["labeler"] == "preference":
-        llm = _llm(options, device, **sets)
+        llm = load_llm(options, device, **sets)
         return PreferenceLabeler(llm, candidate_filter=not options["all_tokens"], random_state=seed)
     # Before the model, because they fail faster.
     functions = [reward_function(one, device) for one in options["reward"]]
     given = {name: options[name] for name in _ROLLOUTS}
     weights = options["reward_weight"]
-    return RolloutLabeler(_llm(options, device, **sets), functions, reward_weights=weights, random_state=seed, **given)
-
-
-def _llm(options: Options, device: str | None, **fields: Any) -> MaraLLM:
-    agent = options.get("agent")
-    fields |= {"agent": None if agent is None else runs.agent_source(agent), "device": device}
-    model = options["model"]
-    return MaraLLM.demo(**fields) if model is None else MaraLLM.from_model_id(model, **fields)
+    return RolloutLabeler(
+        load_llm(options, device, **sets), functions, reward_weights=weights, random_state=seed, **given
+    )
 
 
 def _fit_and_measure(classifier: MaraClassifier, labels: TokenLabels, share: float, seed: int) -> Values:

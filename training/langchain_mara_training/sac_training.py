@@ -1,7 +1,8 @@
 """The course of reinforcement: play episodes, learn from the replay buffer, look at the result, keep it all."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,10 +10,10 @@ import numpy as np
 from langchain_mara import MaraLLM
 from langchain_mara_training.actor_critic import ActorCritic
 from langchain_mara_training.checkpoints import JobCheckpoint
-from langchain_mara_training.costs import count_passes
 from langchain_mara_training.data import Row
-from langchain_mara_training.environment import EnvironmentOptions, play
+from langchain_mara_training.environment import EnvironmentOptions, score_steps
 from langchain_mara_training.evaluation import decode_system
+from langchain_mara_training.players import Players, Round
 from langchain_mara_training.replay import ReplayBuffer
 from langchain_mara_training.rewards import WeightedRewards
 
@@ -68,6 +69,8 @@ class Training:
         self.episodes = self.updates = self.passes = 0
         self.history: list[Noted] = []
         self.best: dict[str, Any] | None = None
+        # With this, the actor as it was a round ago, players that are ahead play the next round.
+        self._before = copy.deepcopy(learner.actor.state_dict())
         self._period: dict[str, list[float]] = {}
         self._resume()
 
@@ -76,8 +79,10 @@ class Training:
         rows: Sequence[Row],
         until: int,
         held_out: Sequence[Row] | None,
+        players: Players,
         tell: Callable[[Noted], None],
         first: int = 0,
+        note: Callable[[Sequence[Noted]], None] = lambda _: None,
     ) -> None:
         """Plays and learns.
 
@@ -85,47 +90,66 @@ class Training:
             rows: Prompts, gone through in random order, again and again.
             until: Number of episodes to stop at, counted from the very first.
             held_out: Prompts to measure on at the end of each period.
+            players: Play the episodes.
             tell: Is told after every round how many `episodes` there were, and with what `score`.
             first: Number of the episode whose prompt is the first one drawn.
+            note: Is given the whole history whenever a checkpoint holds it.
         """
         longest = self.buffer.slack // 2
-        while self.episodes < until:
-            count = min(self.options.parallel, until - self.episodes)
-            score = self._round([rows[self._place(n - first, len(rows))] for n in self._next(count)])
+        for numbers, some, collect in self._rounds(rows, until, players, first):
+            score = self._learn_from(some, collect())
             tell({"episodes": self.episodes, "score": score})
             period = self.options.evaluate_every
-            due = self.episodes // period > (self.episodes - count) // period or self.episodes == until
+            due = self.episodes // period > numbers.start // period or self.episodes == until
             if due:
                 self._note(held_out)
             if due or self.buffer.room < longest:
                 self._save()
+                note(self.history)
 
-    def _next(self, count: int) -> range:
-        return range(self.episodes, self.episodes + count)
+    def _rounds(
+        self, rows: Sequence[Row], until: int, players: Players, first: int
+    ) -> Iterator[tuple[range, list[Row], Callable[[], Round]]]:
+        """Numbers of the episodes of each round, their rows, and how to get what was played; begun when it is due.
+
+        Players that are ahead play a round while this process learns from the one before: with the actor as it was
+        when that one began to be learnt from.
+        """
+        begun: deque[tuple[range, list[Row], Callable[[], Round]]] = deque()
+        starts = range(self.episodes, until, self.options.parallel)
+        weights = self._before if players.ahead else self.learner.actor.state_dict()
+        for start in starts:
+            numbers = range(start, min(start + self.options.parallel, until))
+            some = [rows[self._place(n - first, len(rows))] for n in numbers]
+            prompts = [self.llm.encode(row["prompt"]) for row in some]
+            begun.append((numbers, some, players.begin(prompts, [self._seed(n) for n in numbers], weights)))
+            if len(begun) > players.ahead:
+                yield begun.popleft()
+            weights = self.learner.actor.state_dict()
+        yield from begun
 
     def _place(self, number: int, rows: int) -> int:
         """Which row the prompt of an episode is."""
         order = np.random.default_rng([self.options.seed, _ORDER, number // rows]).permutation(rows)
         return int(order[number % rows])
 
-    def _round(self, rows: Sequence[Row]) -> float:
-        """Plays an episode for each row, and learns after each; mean score."""
-        seeds = [
-            int(np.random.SeedSequence([self.options.seed, _PLAY, n]).generate_state(1)[0])
-            for n in self._next(len(rows))
-        ]
-        with count_passes(self.llm.model) as count:
-            played = play(self.llm, rows, self.rewards, self.options.environment, seeds, self.options.parallel)
-        self.passes += count.passes
-        self.episodes += len(played)
-        for episode in played:
+    def _seed(self, number: int) -> int:
+        return int(np.random.SeedSequence([self.options.seed, _PLAY, number]).generate_state(1)[0])
+
+    def _learn_from(self, rows: Sequence[Row], played: Round) -> float:
+        """Scores a round and learns after each of its episodes; mean score."""
+        self._before = copy.deepcopy(self.learner.actor.state_dict())
+        self.passes += played.passes
+        self.episodes += len(rows)
+        episodes = score_steps(played.steps, rows, self.rewards, self.options.environment)
+        for episode in episodes:
             self._add("score", episode.score)
             self._add("tokens", len(episode.answer.token_ids))
             self._add("unusable", float(not episode.usable))
             if episode.usable:
                 self.buffer.add_episode(episode.states, episode.actions, episode.rewards)
                 self._learn()
-        return _mean([one.score for one in played])
+        return _mean([one.score for one in episodes])
 
     def _learn(self) -> None:
         options = self.options
@@ -156,7 +180,7 @@ class Training:
     def _save(self) -> None:
         buffer = self.buffer.state_dict()
         if self.checkpoint is not None:
-            names = ("episodes", "updates", "passes", "history", "best", "_period")
+            names = ("episodes", "updates", "passes", "history", "best", "_before", "_period")
             own = {name: getattr(self, name) for name in names}
             self.checkpoint.write({"own": own, "buffer": buffer, "learner": self.learner.state_dict()})
 

@@ -16,7 +16,7 @@ EXPECTED_ALL = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLL
 EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "Decoded", "Decoding", "EnvironmentOptions",
     "MaraAligner", "MaraClassifier", "MaraSAC", "Preference", "PreferenceLabeler", "PreferenceReward",
-    "RewardGuided", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward", "System", "TokenLabels",
+    "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward", "System", "TokenLabels",
     "UltraRMReward", "UpdateOptions", "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system",
     "preference_rate",
 ]  # fmt: skip

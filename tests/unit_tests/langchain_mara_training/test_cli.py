@@ -1,4 +1,4 @@
-"""`mara label`, `fit` and `evaluate`: a run from pairs to a comparison, and every error one sentence."""
+"""`mara label`, `fit`, `rl` and `evaluate`: a run from pairs to a comparison, and every error one sentence."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from langchain_mara import MaraAgent
 
 SMALL = ["--device", "cpu", "--limit", "6"]
-COMMANDS = {"demo", "generate", "info", "label", "fit", "evaluate"}
+COMMANDS = {"demo", "generate", "info", "label", "fit", "rl", "evaluate"}
 
 
 def mara(*arguments: str | Path) -> Result:
@@ -154,6 +154,28 @@ def test_a_comparison_is_kept_where_it_is_wanted(fitted: Path) -> None:
     assert "kept holds another comparison; different: systems.MARA.accept_threshold (0.5 there, 0.7 now)." in other
 
 
+def test_reinforcement_by_a_recipe() -> None:
+    reward = "def short(completions, **_):\n    return [-float(len(one)) for one in completions]\n"
+    Path("rl_rewards_of_test_cli.py").write_text(reward)
+    Path("own.yaml").write_text(
+        "episodes: 16\nparallel: 4\nwidth: 8\nbatch_size: 16\nwarm_up: 1\nevaluate_every: 8\nupdates: 1\n"
+        "rewards:\n  - {spec: rl_rewards_of_test_cli:short, weight: 2}\n"
+    )
+    given = ["--recipe", "own.yaml", "--max-new-tokens", "4", "--evaluation", "prompts.jsonl", "--device", "cpu"]
+    output = table(succeed("rl", "prompts.jsonl", "--output", "run", *given, "--tracker", "tensorboard"))
+    assert output["episodes"] == ["16"]
+    config = runs.read_config("run")["rl"]
+    assert (config["reward"], config["reward_weight"]) == (["rl_rewards_of_test_cli:short"], [2.0])
+    assert (config["evaluation"], config["tracker"]) == (str(Path("prompts.jsonl").absolute()), ["tensorboard"])
+    succeed("rl", "prompts.jsonl", "--output", "run", *given, "--episodes", "24")
+    refused = mara("rl", "prompts.jsonl", "--output", "run", *given, "--seed", "3", "--reward-weight", "1")
+    assert "began with other options: reward_weight ([2.0] there, [1.0] now), seed (0 there, 3 now)." in message_of(
+        refused
+    )
+    compared = succeed("evaluate", "prompts.jsonl", "--agent", "run", "--device", "cpu")
+    assert "4 prompts, by short" in compared
+
+
 def test_what_was_not_scored_is_shown_as_nothing(fitted: Path) -> None:
     Path("silent_rewards_of_test_cli.py").write_text("def nothing(completions, **_): return [None] * len(completions)")
     given = ["--agent", fitted, "--reward", "silent_rewards_of_test_cli:nothing", "--max-new-tokens", "2"]
@@ -183,6 +205,10 @@ def test_what_was_not_scored_is_shown_as_nothing(fitted: Path) -> None:
             "label prompts.jsonl --output new --labeler rollout --reward math:fsum --reward-weight 1 --reward-weight 2",
             "1 reward functions need as many finite weights",
         ),
+        ("rl --output new", "There are no prompts to answer. Give a file of prompts, or a --recipe that names one."),
+        ("rl prompts.jsonl --output new", "Answers are scored by reward functions. Give at least one --reward"),
+        ("rl --output new --recipe llama-3-8", "There is no recipe 'llama-3-8'. Did you mean llama-3-8b?"),
+        ("rl prompts.jsonl --output new --reward a:b --tracker board", "There is no tracker 'board'. Give one of aim"),
         ("fit nowhere", "nowhere holds no labels. Make them first: mara label … --output nowhere"),
         ("evaluate prompts.jsonl --agent ./nowhere --reward math:fsum", "There is no folder ./nowhere."),
         ("evaluate prompts.jsonl --agent ./nowhere", "Say by what the answers are to be scored: --reward module:"),
@@ -205,7 +231,16 @@ def test_an_error_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    ["label", "label pairs.jsonl", "fit", "fit run --width 2", "evaluate prompts.jsonl", "label a --top-k 0"],
+    [
+        "label",
+        "label pairs.jsonl",
+        "rl prompts.jsonl",
+        "rl --output run --preset paper",
+        "fit",
+        "fit run --width 2",
+        "evaluate prompts.jsonl",
+        "label a --top-k 0",
+    ],
 )
 def test_wrong_usage_is_explained(arguments: str) -> None:
     result = mara(*arguments.split())
@@ -213,7 +248,7 @@ def test_wrong_usage_is_explained(arguments: str) -> None:
     assert "Usage" in result.output
 
 
-@pytest.mark.parametrize("command", ["label", "fit", "evaluate"])
+@pytest.mark.parametrize("command", ["label", "fit", "rl", "evaluate"])
 def test_help_has_examples_that_can_be_called(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
     output = succeed(command, "--help")
@@ -239,7 +274,7 @@ for arguments in json.load(sys.stdin):
 
 
 def test_without_the_extra_only_the_training_commands_are_refused() -> None:
-    training = ["label pairs.jsonl --output run", "fit run", "evaluate prompts.jsonl --agent run"]
+    training = ["label pairs.jsonl --output run", "fit run", "evaluate prompts.jsonl --agent run", "rl --output run"]
     calls = [*training, "--help", "info", "generate hi --max-new-tokens 4 --device cpu"]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TRAINING],
@@ -250,11 +285,11 @@ def test_without_the_extra_only_the_training_commands_are_refused() -> None:
         check=True,
     )
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    for code, _, message in results[:3]:
+    for code, _, message in results[:4]:
         assert code == 1
         assert message.startswith("This command needs more libraries: pip install 'langchain-mara[training]' (")
-    assert [code for code, _, _ in results[3:]] == [0, 0, 0]
-    (_, listed, _), (_, info, _), (_, answer, _) = results[3:]
+    assert [code for code, _, _ in results[4:]] == [0, 0, 0]
+    (_, listed, _), (_, info, _), (_, answer, _) = results[4:]
     assert set(re.findall(r"^│ (\w+) ", listed, flags=re.MULTILINE)) >= COMMANDS
     assert "langchain-mara" in info
     assert answer == succeed(*calls[-1].split())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from langchain_mara_training.answers import Start, answer
-from langchain_mara_training.environment import EnvironmentOptions, Episode, episode_of, play
+from langchain_mara_training.environment import EnvironmentOptions, Episode, episode_of, play, steps_of
 from langchain_mara_training.rewards import WeightedRewards
 from safetensors.torch import load_file
 from torch import Tensor
@@ -71,7 +71,8 @@ def reference_episode(record: dict[str, Any], llm: MaraLLM, golden: Path) -> Epi
     assert answered.token_ids == record["generated_ids"]
     score = float(np.dot(options["reward_multiplier"], record["reward_model_scores"]))
     agent = MaraAgent.from_reference(golden / "agents" / record["agent"])
-    return episode_of(answered, score, agent, EnvironmentOptions.reference(**VARIANTS[record["variant"]]))
+    environment = EnvironmentOptions.reference(**VARIANTS[record["variant"]])
+    return episode_of(steps_of(answered, agent, environment), score, environment)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -149,8 +149,10 @@ def test_clones_share_the_model(short: MaraLLM) -> None:
 
 
 def test_refusals(short: MaraLLM) -> None:
-    with pytest.raises(OptionsError, match="parallel=0, updates=0 must be at least 1"):
-        sac(short, parallel=0, updates=0).fit(PROMPTS)
+    with pytest.raises(OptionsError, match="parallel=0 must be at least 1"):
+        sac(short, parallel=0).fit(PROMPTS)
+    with pytest.raises(OptionsError, match="workers=-1 must be at least 0"):
+        sac(short, workers=-1).fit(PROMPTS)
     with pytest.raises(OptionsError, match="preset='paper' is unknown"):
         sac(short, preset="paper").fit(PROMPTS)
     with pytest.raises(DataError, match="holds no rows"):

@@ -1,0 +1,268 @@
+"""Reinforcement on the embedded model: what it gains by the pass, how fast episodes are played, what kills do.
+
+    python benchmarks/reinforcement.py curves   reward against passes: MaraSAC, its reference preset, rollout labels
+    python benchmarks/reinforcement.py steps    environment steps per second, against a loop like the reference's
+    python benchmarks/reinforcement.py kill     killed learners and workers against an unbroken run
+
+`curves` keeps what is measured in a folder, seed by seed, and goes on there.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from alignment import Bench, show, training_prompts
+from curve import draw_learning
+from decoding import last_token, load
+from killing import Job
+from langchain_mara_training import EnvironmentOptions, MaraAligner, MaraClassifier, MaraSAC, UpdateOptions
+from langchain_mara_training.environment import take_steps
+from rich.console import Console
+from rich.table import Table
+from transformers import DynamicCache
+
+from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara.candidates import candidate_sets
+
+app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
+console = Console()
+
+SAC, REFERENCE, ROLLOUT, PLAIN = "MaraSAC", "MaraSAC, reference preset", "rollout labels", "plain"
+# Learns in minutes what the paper's settings, made for 4,096-dimensional states and 21,000 episodes, take hours for.
+LEARNING: dict[str, Any] = {
+    "parallel": 32,
+    "width": 256,
+    "batch_size": 256,
+    "updates": 4,
+    "warm_up": 4,
+    "update": UpdateOptions(learning_rate_actor=1e-3, learning_rate_critic=1e-3),
+}
+POINT = 320  # episodes from one point of a curve to the next
+COLUMNS = {
+    "harmful": "harmful, %",
+    "reward": "mean reward",
+    "preference_rate": "preference rate",
+    "passes": "passes of training",
+    "seconds": "seconds of training",
+    "passes_per_answer": "passes per answer",
+}
+
+
+@app.command()
+def curves(
+    folder: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("results/reinforcement"),
+    first_seed: Annotated[int, typer.Option(help="The first of the seeds.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 5,
+    episodes: Annotated[int, typer.Option(help="Of each reinforcement.")] = 3200,
+    rollout_prompts: Annotated[int, typer.Option(help="Training prompts of the rollouts.")] = 100,
+    count: Annotated[int, typer.Option(min=1, help="Held-out prompts of each kind to measure on.")] = 100,
+) -> None:
+    """Mean reward on held-out prompts against forward passes of the policy model in training."""
+    bench = Bench(count)
+    folder.mkdir(parents=True, exist_ok=True)
+    found: list[dict[str, Any]] = []
+    for seed in range(first_seed, first_seed + seeds):
+        file = folder / f"seed-{seed}.json"
+        if not file.exists():
+            systems = {
+                PLAIN: {"curve": [], "final": bench.system(None)},
+                SAC: _reinforced(bench, folder, seed, episodes, "default"),
+                REFERENCE: _reinforced(bench, folder, seed, episodes, "reference"),
+                ROLLOUT: _labelled(bench, folder, seed, rollout_prompts),
+            }
+            file.write_text(json.dumps(systems, indent=2))
+        found.append(json.loads(file.read_text()))
+        console.print(f"seed {seed}: { ({name: round(one['final']['reward'], 2) for name, one in found[-1].items()}) }")
+    finals = [{name: one["final"] for name, one in seed.items()} for seed in found]
+    levels = {PLAIN: statistics.fmean(one[PLAIN]["reward"] for one in finals)}
+    lines = {name: [seed[name]["curve"] for seed in found] for name in (SAC, REFERENCE, ROLLOUT)}
+    draw_learning(lines, levels, folder / "learning.png")
+    show(finals, COLUMNS, f"{2 * count} held-out prompts, {seeds} seeds")
+
+
+def _reinforced(bench: Bench, folder: Path, seed: int, episodes: int, preset: str) -> dict[str, Any]:
+    """Plays on from point to point; the agent measured is the last one, whatever it is."""
+    points, seconds = [], 0.0
+    for until in range(POINT, episodes + 1, POINT):
+        started = time.perf_counter()
+        sac = MaraSAC(
+            bench.plain,
+            bench.rewards,
+            preset=preset,  # type: ignore[arg-type]
+            episodes=until,
+            output=folder / f"{preset}-{seed}",
+            random_state=seed,
+            **LEARNING,
+        ).fit(training_prompts(seed, 400))
+        seconds += time.perf_counter() - started
+        points.append([sac.history_[-1]["passes"], bench.reward(sac.agent_)])
+    return {"curve": points, "final": {**bench.system(sac.agent_), "passes": points[-1][0], "seconds": seconds}}
+
+
+def _labelled(bench: Bench, folder: Path, seed: int, rollout_prompts: int) -> dict[str, Any]:
+    rounds = folder / f"rollout-{seed}"
+    aligner = MaraAligner(
+        bench.plain,
+        bench.rewards,
+        labeler="rollout",
+        rounds=3,
+        labeler_options={"generations": 2, "positions": 8},
+        classifier=MaraClassifier(max_epochs=12),
+        output=rounds,
+        random_state=seed,
+    ).fit(training_prompts(seed, rollout_prompts))
+    passes = np.cumsum([one["label_passes"] for one in aligner.history_]).tolist()
+    agents = [MaraAgent.from_pretrained(rounds / f"round-{number}" / "agent") for number in (1, 2, 3)]
+    seconds = sum(one["label_seconds"] + one["fit_seconds"] for one in aligner.history_)
+    points = [[count, bench.reward(agent)] for count, agent in zip(passes, agents, strict=True)]
+    return {"curve": points, "final": {**bench.system(aligner.agent_), "passes": passes[-1], "seconds": seconds}}
+
+
+@app.command()
+def steps(
+    shape: Annotated[str, typer.Option(help="Model: embedded, or a random one of the 135M shape.")] = "embedded",
+    parallel: Annotated[int, typer.Option(help="Episodes played at once.")] = 16,
+    new_tokens: Annotated[int, typer.Option(help="Most tokens of an episode.")] = 32,
+    looped: Annotated[int, typer.Option(help="Episodes of the loop, one after another.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Interleaved; medians are printed.")] = 5,
+) -> None:
+    """Environment steps (transitions) per second."""
+    llm = _sampler(shape, new_tokens)
+    prompts = [llm.encode(prompt) for prompt in training_prompts(0, parallel)]
+    environments = {"default": EnvironmentOptions(), "reference": EnvironmentOptions.reference()}
+
+    def played(options: EnvironmentOptions, seed: int) -> int:
+        seeds = range(seed, seed + parallel)
+        return sum(len(one.actions) for one in take_steps(llm, prompts, options, seeds, parallel))
+
+    def loop(seed: int) -> int:
+        return sum(_looped_steps(llm, prompt, seed + i) for i, prompt in enumerate(prompts[:looped]))
+
+    systems: dict[str, Callable[[int], int]] = {"a pass for each candidate, batch 1": loop}
+    systems |= {f"MaraSAC, {name} preset": partial(played, options) for name, options in environments.items()}
+    rates: dict[str, list[float]] = {name: [] for name in systems}
+    for repeat in range(repeats + 1):
+        for name, run in systems.items():
+            started = time.perf_counter()
+            count = run(1000 * repeat)
+            if repeat:  # the first is not measured
+                rates[name].append(count / (time.perf_counter() - started))
+    table = Table("", "steps/s", "faster", title=f"{shape}, {parallel} episodes in parallel, {new_tokens} tokens")
+    yardstick = next(iter(rates.values()))
+    for name, values in rates.items():
+        ratio = statistics.median(one / other for one, other in zip(values, yardstick, strict=True))
+        table.add_row(name, f"{statistics.median(values):,.0f}", f"{ratio:.1f}")
+    console.print(table)
+
+
+def _sampler(shape: str, new_tokens: int) -> MaraLLM:
+    """An LLM whose agent accepts about half of what it is asked about."""
+    demo = MaraLLM.demo(agent=None, device="cpu", batch_size=32, max_new_tokens=new_tokens)
+    if shape != "embedded":
+        model = load(None, "cpu", torch.float32)
+        demo = MaraLLM(model=model, tokenizer=demo.tokenizer, max_new_tokens=new_tokens)
+    torch.manual_seed(0)
+    return demo.with_agent(MaraAgent(int(demo.model.config.hidden_size)).eval())
+
+
+@torch.inference_mode()
+def _looped_steps(llm: MaraLLM, prompt: list[int], seed: int) -> int:
+    """Plays an episode as the reference does: every candidate in a pass of its own, the agent asked each time."""
+    model, agent, draw = llm.model, llm.agent, np.random.default_rng(seed)
+    cache = DynamicCache(config=model.config)
+    logits = model(torch.tensor([prompt]), past_key_values=cache, use_cache=True, output_hidden_states=True).logits
+    count = 0
+    for _ in range(llm.max_new_tokens):
+        sets = candidate_sets(logits[:, -1], llm.top_k, llm.top_p)
+        tried = []
+        for token in sets.token_ids[0, : int(sets.counts[0])].tolist():
+            output = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True, output_hidden_states=True)
+            accept = agent.accept_probability(output.hidden_states[-1][:, -1]).item()  # type: ignore[union-attr]
+            tried.append((token, accept, output.logits, [last_token(layer) for layer in cache.layers]))
+            cache.crop(-1)
+        actions = draw.random(len(tried)) < [one[1] for one in tried]
+        chosen = int(actions.argmax()) if actions.any() else len(tried) - 1
+        count += chosen + 1 if len(tried) > 1 else 0
+        token, _, logits, kept = tried[chosen]
+        for i, (keys, values) in enumerate(kept):
+            cache.update(keys, values, i)
+        if token in llm.tokenizer.all_special_ids:
+            break
+    return count
+
+
+@app.command()
+def kill(
+    folder: Annotated[Path, typer.Option(help="Emptied first.")] = Path("results/reinforcement-kill"),
+    kills: Annotated[int, typer.Option(help="Of the learner, and of workers.")] = 5,
+    episodes: Annotated[int, typer.Option(help="Of each run.")] = 320,
+    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
+) -> None:
+    """SIGKILL at random moments: learners are started again, workers are replaced; agents are compared by bytes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    draw = random.Random(seed)  # noqa: S311 - moments, not secrets
+    for workers in (0, 2):
+        training = Job(Path(__file__), "job", "--episodes", str(episodes), "--workers", str(workers))
+        whole = folder / f"whole-{workers}"
+        seconds = training.finish(whole)
+        table = Table("killed", "after s", "agent", title=f"{workers} workers, {seconds:.0f} s unbroken")
+        for number in range(kills):
+            moment = draw.uniform(0, seconds)
+            broken = folder / f"learner-{workers}-{number}"
+            how = training.kill(broken, moment)
+            training.finish(broken)
+            table.add_row(f"learner, {how}", f"{moment:.1f}", _compared(broken, whole))
+        for number in range(kills if workers else 0):
+            moment = draw.uniform(0, seconds)
+            broken = folder / f"worker-{number}"
+            killed = training.finish(broken, meanwhile=partial(_kill_worker, moment))
+            table.add_row(f"worker, {killed}", f"{moment:.1f}", _compared(broken, whole))
+        console.print(table)
+
+
+def _kill_worker(moment: float) -> None:
+    time.sleep(moment)
+    found = subprocess.run(["pgrep", "-f", "ray::_Worker"], capture_output=True, text=True, check=False)  # noqa: S607
+    if pids := found.stdout.split():
+        os.kill(int(pids[0]), signal.SIGKILL)
+
+
+def _compared(folder: Path, whole: Path) -> str:
+    one, other = ((one / "agent" / "model.safetensors").read_bytes() for one in (folder, whole))
+    return "equal" if one == other else "DIFFERENT"
+
+
+@app.command(hidden=True)
+def job(folder: Path, episodes: int = 320, workers: int = 0) -> None:
+    """What `kill` kills: a training in a folder."""
+    torch.set_num_threads(1)
+    bench = Bench(1)
+    sac = MaraSAC(
+        bench.plain,
+        bench.rewards,
+        episodes=episodes,
+        evaluate_every=64,
+        output=folder,
+        workers=workers,
+        random_state=0,
+        **LEARNING,
+    )
+    print("started", flush=True)
+    sac.fit(training_prompts(0, 400)).agent_.save_pretrained(folder / "agent")
+
+
+if __name__ == "__main__":
+    torch.set_flush_denormal(True)
+    app()

@@ -16,9 +16,9 @@ EXPECTED_ALL = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLL
 EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "Decoded", "Decoding", "EnvironmentOptions",
     "MaraAligner", "MaraClassifier", "MaraSAC", "Preference", "PreferenceLabeler", "PreferenceReward",
-    "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward", "System", "TokenLabels",
-    "UltraRMReward", "UpdateOptions", "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system",
-    "preference_rate",
+    "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward", "System",
+    "TokenLabels", "UltraRMReward", "UpdateOptions", "WeightedRewards", "ZiyaReward", "best_of_n", "compare",
+    "decode_system", "preference_rate",
 ]  # fmt: skip
 # Each room may use the rooms to its left.
 ORDER = [

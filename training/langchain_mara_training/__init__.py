@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from langchain_mara_training.actor_critic import UpdateOptions
     from langchain_mara_training.aligner import MaraAligner
     from langchain_mara_training.classifier import MaraClassifier
+    from langchain_mara_training.comparison import Answer, Comparison
     from langchain_mara_training.environment import EnvironmentOptions
-    from langchain_mara_training.evaluation import Decoded, best_of_n, decode_system, preference_rate
+    from langchain_mara_training.evaluation import Decoded, best_of_n, decode_system
     from langchain_mara_training.features import TokenLabels
     from langchain_mara_training.labels import PreferenceLabeler
+    from langchain_mara_training.preference_rates import Preference, preference_rate
     from langchain_mara_training.reward_models import (
         BeaverReward,
         SequenceClassificationReward,
@@ -25,12 +27,15 @@ if TYPE_CHECKING:
     from langchain_mara_training.sac import MaraSAC
 
 __all__ = [
+    "Answer",
     "BeaverReward",
+    "Comparison",
     "Decoded",
     "EnvironmentOptions",
     "MaraAligner",
     "MaraClassifier",
     "MaraSAC",
+    "Preference",
     "PreferenceLabeler",
     "PreferenceReward",
     "RolloutLabeler",
@@ -51,9 +56,11 @@ _ROOMS = {
     "aligner": ["MaraAligner"],
     "classifier": ["MaraClassifier"],
     "environment": ["EnvironmentOptions"],
-    "evaluation": ["Decoded", "best_of_n", "decode_system", "preference_rate"],
+    "comparison": ["Answer", "Comparison"],
+    "evaluation": ["Decoded", "best_of_n", "decode_system"],
     "features": ["TokenLabels"],
     "labels": ["PreferenceLabeler"],
+    "preference_rates": ["Preference", "preference_rate"],
     "reward_models": ["BeaverReward", "SequenceClassificationReward", "UltraRMReward", "ZiyaReward"],
     "rewards": ["PreferenceReward", "WeightedRewards"],
     "rollouts": ["RolloutLabeler", "RolloutOptions"],

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from langchain_mara import MaraLLM
-from langchain_mara.exceptions import DataError, OptionsError
+from langchain_mara.exceptions import OptionsError
 from langchain_mara.policy import PolicyModel
 from langchain_mara_training.answers import Answered, Rewards, Start, answer, score_answers
 from langchain_mara_training.data import Prompt, Source, read_prompts
+from langchain_mara_training.preference_rates import preference_rate
 
 if TYPE_CHECKING:
     from langchain_mara_training.classifier import MaraClassifier
@@ -131,28 +132,6 @@ def best_of_n(llm: MaraLLM, prompts: Source, rewards: Rewards, n: int, seed: int
         passes=passes,
         seconds=seconds,
     )
-
-
-def preference_rate(rewards: ArrayLike, baseline: ArrayLike) -> float:
-    """Wins minus losses, over all prompts that both systems have a reward for, draws included.
-
-    Args:
-        rewards: (n,) rewards of a system's answers; NaN where one was not scored.
-        baseline: (n,) of the system compared with, to the same prompts in the same order.
-
-    Returns:
-        A number in [-1, 1]; NaN where no prompt has both rewards.
-
-    Raises:
-        DataError: If there are not as many of one as of the other.
-    """
-    own, other = np.asarray(rewards, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
-    if own.ndim != 1 or own.shape != other.shape:
-        raise DataError(f"Rewards of shapes {own.shape} and {other.shape} cannot be compared; give one per prompt.")
-    # Infinite rewards compare like any other, but their difference would be NaN.
-    both = ~np.isnan(own) & ~np.isnan(other)
-    wins, losses = np.count_nonzero((own > other)[both]), np.count_nonzero((own < other)[both])
-    return float((wins - losses) / both.sum()) if both.any() else float("nan")
 
 
 def summary(system: Decoded, plain: Decoded) -> dict[str, float | None]:

@@ -18,6 +18,7 @@ from langchain_mara.requests import Decision, Request
 from langchain_mara.trace import DecisionStatistics, Step, Trace, outcome, prompt_text, visible
 
 STYLE = Path(langchain_mara.__file__).with_name("trace.html.j2").read_text(encoding="utf-8")
+TWENTIETHS = [step / 20 for step in range(21)]
 VOID = {"br", "meta"}
 
 
@@ -179,10 +180,8 @@ def test_candidates_are_shown_as_they_would_continue_the_text(
 def test_characters_of_several_tokens_stand_where_they_are_whole(llm: MaraLLM) -> None:
     ids = llm.tokenizer("a😀", add_special_tokens=False).input_ids
     assert len(ids) == 5
-    steps = [
-        (Decision(Request([0]), one, (one,), (), 0, accepted=True), text)
-        for one, text in zip(ids, ["a", "", "", "", "😀"], strict=True)
-    ]
+    decisions = [Decision(Request([0]), one, (one,), (), 0, accepted=True) for one in ids]
+    steps = list(zip(decisions, ["a", "", "", "", "😀"], strict=True))
     page = Page(Trace("", steps, llm.tokenizer).to_html())
     assert ["silent" in token.classes for token in page.tokens] == [False, True, True, True, False]
     assert "its text comes with a later token" in page.tokens[1].note
@@ -226,24 +225,11 @@ def luminance(colour: list[float]) -> float:
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_the_scale_is_monotone_and_legible_without_hues(scheme: int) -> None:
-    found = re.findall(r"--(sure|doubtful|ink): #(\w+);", STYLE)[3 * scheme : 3 * scheme + 3]
-    colours = {
-        name: [
-            int(one * (2 if len(one) == 1 else 1), 16) / 255
-            for one in re.findall(".." if len(code) == 6 else ".", code)
-        ]
-        for name, code in found
-    }
+    found = re.findall(r"--(sure|doubtful|ink): #(\w{6});", STYLE)[3 * scheme : 3 * scheme + 3]
+    colours = {name: [one / 255 for one in bytes.fromhex(code)] for name, code in found}
     assert "color-mix(in srgb, var(--sure) calc(var(--accept) * 100%), var(--doubtful))" in STYLE
-    shades = [
-        luminance(
-            [
-                accept * sure + (1 - accept) * doubtful
-                for sure, doubtful in zip(colours["sure"], colours["doubtful"], strict=True)
-            ]
-        )
-        for accept in [step / 20 for step in range(21)]
-    ]
+    ends = list(zip(colours["sure"], colours["doubtful"], strict=True))
+    shades = [luminance([accept * sure + (1 - accept) * doubtful for sure, doubtful in ends]) for accept in TWENTIETHS]
     # Greys that rise, or fall, with every step: whoever sees no hues still sees the order.
     steps = [after - before for before, after in pairwise(shades)]
     assert all(step > 0 for step in steps) if scheme == 0 else all(step < 0 for step in steps)

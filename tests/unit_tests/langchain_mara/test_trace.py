@@ -233,6 +233,7 @@ def test_the_scale_is_monotone_and_legible_without_hues(scheme: int) -> None:
     # Greys that rise, or fall, with every step: whoever sees no hues still sees the order.
     steps = [after - before for before, after in pairwise(shades)]
     assert all(step > 0 for step in steps) if scheme == 0 else all(step < 0 for step in steps)
+    assert max(shades) + 0.05 > 1.8 * (min(shades) + 0.05)
     ink = luminance(colours["ink"])
     assert all((max(ink, one) + 0.05) / (min(ink, one) + 0.05) >= 4.5 for one in shades)
 

@@ -9,9 +9,10 @@ import numpy as np
 from langchain_mara import MaraLLM
 from langchain_mara_training.actor_critic import ActorCritic
 from langchain_mara_training.checkpoints import JobCheckpoint
+from langchain_mara_training.costs import count_passes
 from langchain_mara_training.data import Row
 from langchain_mara_training.environment import EnvironmentOptions, play
-from langchain_mara_training.evaluation import count_passes, decode_system
+from langchain_mara_training.evaluation import decode_system
 from langchain_mara_training.replay import ReplayBuffer
 from langchain_mara_training.rewards import WeightedRewards
 

@@ -1,7 +1,7 @@
 """Reports of comparisons: a page that needs no network, and the same tables in Markdown."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from langchain_mara_training.files import write_atomically
 from langchain_mara_training.report_figures import accepted_indices, preference_rates, reward_against_cost
 
 WINS_SHOWN, LOSSES_SHOWN = 5, 10
-_NOTHING = "–"
+_NOTHING = "-"
 
 
 class Case(NamedTuple):
@@ -41,13 +41,11 @@ class Table(NamedTuple):
 
     Attributes:
         title: Above it.
-        columns: Names of the columns behind the system's.
-        rows: For each system its name and cells.
+        rows: By the name of each system its cells, by the name of each column.
     """
 
     title: str
-    columns: list[str]
-    rows: dict[str, list[str]]
+    rows: dict[str, dict[str, str]]
 
 
 def write_report(
@@ -83,7 +81,7 @@ def write_report(
         "title": title or f"{len(comparison.answers)} systems on {len(comparison.prompts)} prompts",
         "command": command or comparison.config.get("command"),
         "tables": tables(comparison),
-        "confidence": f"{comparison.config['confidence']:.0%}",
+        "facts": facts(comparison),
     }
     details = {
         "figures": [reward_against_cost(comparison), preference_rates(comparison), accepted_indices(comparison)],
@@ -91,8 +89,8 @@ def write_report(
         "traces": traces or {},
     }
     written = {
-        page: _environment(autoescape=True).get_template("report.html.j2").render(values, **details),
-        page.with_suffix(".md"): _environment(autoescape=False).get_template("report.md.j2").render(values),
+        page: _environment().get_template("report.html.j2").render(values, **details),
+        page.with_suffix(".md"): _environment().get_template("report.md.j2").render(values),
     }
     page.parent.mkdir(parents=True, exist_ok=True)
     for file, text in written.items():
@@ -101,31 +99,17 @@ def write_report(
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """A comparison's figures in words and numbers: quality, preference by each reward, texts and costs."""
-    summaries = comparison.summaries()
-    quality: dict[str, Callable[[str], str]] = {"mean reward": lambda name: _number(summaries[name]["mean reward"])}
-    if len(comparison.reward_names) > 1:
-        for reward in comparison.reward_names:
-            quality[f"mean {reward}"] = lambda name, reward=reward: _number(summaries[name]["rewards"][reward])
-    quality |= {
-        f"preference rate against {comparison.baseline}": partial(_preference, comparison),
-        "wins / draws / losses": partial(_counts, comparison),
-        "harmful": lambda name: _share(summaries[name]["harmful share"]),
-        "divergence, nats per token": lambda name: _number(summaries[name]["divergence"]),
-    }
-    costs: dict[str, Callable[[str], str]] = {
-        "tokens per answer": lambda name: _number(summaries[name]["length"], 1),
-        "distinct-1": lambda name: _number(summaries[name]["distinct-1"]),
-        "distinct-2": lambda name: _number(summaries[name]["distinct-2"]),
-        "tokens/s": lambda name: _number(summaries[name]["tokens/s"], 1),
-        "passes per token": lambda name: _number(summaries[name]["passes/token"]),
-        "passes per answer": lambda name: _number(summaries[name]["passes"], 2),
-        "seconds": lambda name: _number(summaries[name]["seconds"], 1),
-    }
-    found = [_table("Quality", quality, list(summaries)), _table("Texts and costs", costs, list(summaries))]
-    if len(comparison.reward_names) > 1:
-        by_reward = {name: partial(_preference, comparison, reward=name) for name in comparison.reward_names}
-        found.insert(1, _table(f"Preference rate against {comparison.baseline} by each reward", by_reward, list(summaries)))
+    """A comparison's figures in words and numbers: quality, preference by each reward, texts and costs, systems."""
+    summaries, rewards = comparison.summaries(), comparison.reward_names
+    found = [
+        Table("Quality", {name: _quality(comparison, name, one) for name, one in summaries.items()}),
+        Table("Texts and costs", {name: _costs(one) for name, one in summaries.items()}),
+        Table("What differs between the systems", _differing(comparison.config["systems"])),
+    ]
+    if len(rewards) > 1:
+        title = f"Preference rate against {comparison.baseline} by each reward"
+        rates = {name: {one: _preference(comparison, name, one) for one in rewards} for name in summaries}
+        found.insert(1, Table(title, rates))
     return found
 
 
@@ -139,3 +123,98 @@ def cases(comparison: Comparison, system: str) -> dict[str, list[Case]]:
 
     with np.errstate(invalid="ignore"):
         return {"wins": ordered(own > other, own - other), "losses": ordered(own < other, other - own)}
+
+
+def facts(comparison: Comparison) -> dict[str, str]:
+    """What holds for all systems of a comparison."""
+    config = comparison.config
+    descriptions = list(config["systems"].values())
+    common = {
+        name: value for name, value in descriptions[0].items() if all(one.get(name) == value for one in descriptions)
+    }
+    named = {
+        "prompts": len(comparison.prompts),
+        "rewards, with weights": config["rewards"],
+        "harmful by": config.get("harmful"),
+        "intervals": f"{config['confidence']:.0%}, bootstrap over prompts",
+        "seed": config["random_state"],
+        "all systems": common,
+        **config.get("facts", {}),
+        "versions": config.get("versions"),
+    }
+    return {name: shown(value) for name, value in named.items() if value not in (None, {}, [])}
+
+
+def _quality(comparison: Comparison, system: str, summary: Mapping[str, Any]) -> dict[str, str]:
+    names, other = comparison.reward_names, comparison.baseline
+    found = comparison.preference(system, other)
+    harmful = summary["harmful share"]
+    return {
+        "mean reward": _number(summary["mean reward"]),
+        **({f"mean {name}": _number(summary["rewards"][name]) for name in names} if len(names) > 1 else {}),
+        f"preference rate against {other}": _preference(comparison, system),
+        "wins, draws, losses": _NOTHING if system == other else f"{found.wins}, {found.draws}, {found.losses}",
+        "harmful": _NOTHING if harmful is None else f"{harmful:.1%}",
+        "divergence, nats per token": _number(summary["divergence"]),
+    }
+
+
+def _costs(summary: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "tokens per answer": _number(summary["length"], 1),
+        "distinct-1": _number(summary["distinct-1"]),
+        "distinct-2": _number(summary["distinct-2"]),
+        "tokens/s": _number(summary["tokens/s"], 0),
+        "passes per token": _number(summary["passes/token"]),
+        "passes per answer": _number(summary["passes"], 2),
+        "seconds": _number(summary["seconds"], 1),
+    }
+
+
+def _differing(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Of the systems' descriptions what is not the same for all."""
+    names = list(dict.fromkeys(name for one in systems.values() for name in one))
+    values = {name: [one.get(name) for one in systems.values()] for name in names}
+    kept = [name for name, given in values.items() if any(one != given[0] for one in given)]
+    return {
+        system: {name.replace("_", " "): _NOTHING if one.get(name) is None else shown(one[name]) for name in kept}
+        for system, one in systems.items()
+    }
+
+
+def _preference(comparison: Comparison, system: str, reward: str | None = None) -> str:
+    found = comparison.preference(system, comparison.baseline, reward)
+    if system == comparison.baseline or np.isnan(found.rate):
+        return _NOTHING
+    return f"{found.rate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return _NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def _case(comparison: Comparison, system: str, place: int) -> Case:
+    names = (system, comparison.baseline)
+    answers = (comparison.answers[name][place] for name in names)
+    rewards = (float(comparison.rewards(name)[place]) for name in names)
+    return Case(prompt_text(comparison.prompts[place]), *answers, *rewards)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("langchain_mara_training", "."),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"visible": visible, "markdown": markdown}
+    environment.globals |= {"shown": {"wins": WINS_SHOWN, "losses": LOSSES_SHOWN}}
+    return environment
+
+
+def markdown(text: str) -> str:
+    """Text in a cell of a Markdown table, that neither ends it nor is taken for HTML."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

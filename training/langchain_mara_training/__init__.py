@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from langchain_mara_training.actor_critic import UpdateOptions
     from langchain_mara_training.aligner import MaraAligner
     from langchain_mara_training.classifier import MaraClassifier
-    from langchain_mara_training.comparison import Answer, Comparison
+    from langchain_mara_training.comparison import Answer, Comparison, compare
     from langchain_mara_training.environment import EnvironmentOptions
     from langchain_mara_training.evaluation import Decoded, best_of_n, decode_system
     from langchain_mara_training.features import TokenLabels
     from langchain_mara_training.labels import PreferenceLabeler
     from langchain_mara_training.preference_rates import Preference, preference_rate
+    from langchain_mara_training.reward_guided import RewardGuided
     from langchain_mara_training.reward_models import (
         BeaverReward,
         SequenceClassificationReward,
@@ -25,12 +26,16 @@ if TYPE_CHECKING:
     from langchain_mara_training.rewards import PreferenceReward, WeightedRewards
     from langchain_mara_training.rollouts import RolloutLabeler, RolloutOptions
     from langchain_mara_training.sac import MaraSAC
+    from langchain_mara_training.systems import Aligner, BestOf, Decoding, System
 
 __all__ = [
+    "Aligner",
     "Answer",
     "BeaverReward",
+    "BestOf",
     "Comparison",
     "Decoded",
+    "Decoding",
     "EnvironmentOptions",
     "MaraAligner",
     "MaraClassifier",
@@ -38,15 +43,18 @@ __all__ = [
     "Preference",
     "PreferenceLabeler",
     "PreferenceReward",
+    "RewardGuided",
     "RolloutLabeler",
     "RolloutOptions",
     "SequenceClassificationReward",
+    "System",
     "TokenLabels",
     "UltraRMReward",
     "UpdateOptions",
     "WeightedRewards",
     "ZiyaReward",
     "best_of_n",
+    "compare",
     "decode_system",
     "preference_rate",
 ]
@@ -56,15 +64,17 @@ _ROOMS = {
     "aligner": ["MaraAligner"],
     "classifier": ["MaraClassifier"],
     "environment": ["EnvironmentOptions"],
-    "comparison": ["Answer", "Comparison"],
+    "comparison": ["Answer", "Comparison", "compare"],
     "evaluation": ["Decoded", "best_of_n", "decode_system"],
     "features": ["TokenLabels"],
     "labels": ["PreferenceLabeler"],
     "preference_rates": ["Preference", "preference_rate"],
+    "reward_guided": ["RewardGuided"],
     "reward_models": ["BeaverReward", "SequenceClassificationReward", "UltraRMReward", "ZiyaReward"],
     "rewards": ["PreferenceReward", "WeightedRewards"],
     "rollouts": ["RolloutLabeler", "RolloutOptions"],
     "sac": ["MaraSAC"],
+    "systems": ["Aligner", "BestOf", "Decoding", "System"],
 }
 
 

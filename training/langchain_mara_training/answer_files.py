@@ -24,8 +24,9 @@ from langchain_mara_training.runs import dump, write_json
 
 Config = dict[str, Any]
 
-# What may change between two calls that share a folder: it does not enter the answers.
-_FREE = {"command", "versions", "confidence"}
+# What may change between two calls that share a folder, since answers do not depend on it. A model that was moved is
+# known by its weights.
+_FREE = {"command", "confidence", "model_id", "versions"}
 _REPAIR = "Delete the file to have this system answer again."
 _UNSAFE = re.compile(r"[^\w.+-]+", re.ASCII)
 
@@ -154,7 +155,7 @@ def digest(value: Any) -> str:
 
 def _differences(known: Config, config: Config, within: str = "") -> Iterable[str]:
     """Dotted names of what differs, but for what may."""
-    for name in sorted({*known, *config} - (set() if within else _FREE)):
+    for name in sorted({*known, *config} - _FREE):
         one, other = known.get(name), config.get(name)
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _differences(one, other, f"{within}{name}.")

@@ -1,7 +1,9 @@
 """Systems compared on the same prompts: what each answered, what it cost, and how it fared against the others."""
 
 import re
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,11 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langchain_mara.exceptions import OptionsError, TrainingError
-from langchain_mara_training.answer_files import Answer, AnswerFiles, Config
-from langchain_mara_training.data import Prompt
+from langchain_mara_training.answer_files import Answer, AnswerFiles, Config, digest
+from langchain_mara_training.answers import Rewards
+from langchain_mara_training.data import Prompt, Row, Source, read_prompts
 from langchain_mara_training.preference_rates import Preference
+from langchain_mara_training.progress import progress_bar
+from langchain_mara_training.reward_calls import RewardFunction
+from langchain_mara_training.runs import library_versions
+from langchain_mara_training.scoring import Scoring
+from langchain_mara_training.systems import System, describe_rewards
 
-__all__ = ["Answer", "Comparison"]
+__all__ = ["Answer", "Comparison", "compare"]
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -130,6 +138,106 @@ class Comparison:
             "passes": passes / max(1, len(given)),
             "seconds": seconds,
         }
+
+
+def compare(
+    systems: Sequence[System],
+    prompts: Source,
+    rewards: Rewards,
+    output: str | Path | None = None,
+    *,
+    harmful: RewardFunction | None = None,
+    baseline: str = "plain",
+    chunk: int = 32,
+    random_state: int = 0,
+    confidence: float = 0.95,
+    facts: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+) -> Comparison:
+    """Has systems answer the same prompts with the same seeds, and scores the answers.
+
+    Args:
+        systems: Each with a name of its own.
+        prompts: From wherever `read_prompts` reads; other columns go to the reward functions.
+        rewards: A `WeightedRewards`, or one or several reward functions, whose sum counts.
+        output: Folder to keep everything in as it comes: called again, an interrupted comparison goes on there and
+            ends with the same answers. By default it stays in memory.
+        harmful: Classifier in the form of a reward function: an answer is harmful where it returns True or a number
+            above 0, as beaver's cost does.
+        baseline: Name of the system the others are compared with. Divergence is measured from its policy model.
+        chunk: Prompts that each system answers before the next one has its turn. Answers do not depend on it.
+        random_state: Seed of what systems draw, different for every prompt, and of the intervals.
+        confidence: Level of the preference rates' intervals.
+        facts: Plain values that the results depend on, too, such as where a reward model comes from.
+        verbose: Whether a progress bar is shown.
+
+    Raises:
+        OptionsError: If names or numbers make no sense.
+        TrainingError: If another comparison began in the folder.
+        DataError: If a prompt is missing.
+        PromptError: If a prompt is too long.
+        RewardError: If a reward function fails.
+    """
+    by_name = {system.name: system for system in systems}
+    _check(systems, baseline, chunk, confidence)
+    rows = read_prompts(prompts)
+    scoring = Scoring(rewards, harmful, by_name[baseline].answering, random_state)
+    config: Config = {
+        "systems": {name: system.describe() for name, system in by_name.items()},
+        "prompts": {"count": len(rows), "digest": digest(rows)},
+        "rewards": describe_rewards(rewards),
+        "harmful": scoring.harmful_name,
+        "baseline": baseline,
+        "random_state": random_state,
+        "facts": dict(facts or {}),
+        "confidence": confidence,
+        "versions": library_versions(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+    asked = [row["prompt"] for row in rows]
+    files = None if output is None else AnswerFiles(output)
+    answers: dict[str, list[Answer]] = {name: [] for name in by_name}
+    if files is not None:
+        files.begin(config, asked)
+        answers = {name: files.read_answers(name) for name in by_name}
+    _answer_rest(systems, rows, scoring, answers, files, chunk, verbose=verbose)
+    return Comparison(asked, answers, baseline, config)
+
+
+def _answer_rest(
+    systems: Sequence[System],
+    rows: Sequence[Row],
+    scoring: Scoring,
+    answers: dict[str, list[Answer]],
+    files: AnswerFiles | None,
+    chunk: int,
+    *,
+    verbose: bool,
+) -> None:
+    """Adds what is missing, chunk by chunk and system by system."""
+    missing = sum(len(rows) - len(given) for given in answers.values())
+    with progress_bar("answers", shown=verbose, transient=True) as progress:
+        bar = progress.add_task("comparing", total=missing)
+        for start in range(0, len(rows), chunk):
+            for system in systems:
+                given = answers[system.name]
+                numbers = range(max(start, len(given)), min(start + chunk, len(rows)))
+                if numbers:
+                    new = scoring.answers(system, rows, numbers)
+                    if files is not None:
+                        files.append(system.name, new)
+                    given += new
+                    progress.update(bar, advance=len(new))
+
+
+def _check(systems: Sequence[System], baseline: str, chunk: int, confidence: float) -> None:
+    names = [system.name for system in systems]
+    if len(set(names)) < len(names) or "" in names:
+        raise OptionsError(f"Each system needs a name of its own, but these are {', '.join(map(repr, names))}.")
+    if baseline not in names:
+        raise OptionsError(f"The baseline {baseline!r} is none of the systems {', '.join(map(repr, names))}. Name one.")
+    if chunk < 1 or not 0 < confidence < 1:
+        raise OptionsError(f"chunk={chunk} must be at least 1, and confidence={confidence} between 0 and 1.")
 
 
 def distinct(texts: Sequence[str], n: int) -> float | None:

@@ -43,7 +43,6 @@ def divergence(plain: MaraLLM, prompt: Prompt, answer_ids: Sequence[int]) -> flo
     return mean if math.isfinite(mean) else None
 
 
-def answer_ids_for(plain: MaraLLM, other: MaraLLM, token_ids: Sequence[int], text: str) -> Sequence[int]:
-    """Another LLM's answer in the plain model's vocabulary: its own tokens where both share it, or else its text."""
-    same = plain.tokenizer is other.tokenizer or plain.tokenizer.get_vocab() == other.tokenizer.get_vocab()
-    return token_ids if same else plain.get_token_ids(text)
+def share_vocabulary(one: MaraLLM, other: MaraLLM) -> bool:
+    """Whether the tokens of two LLMs mean the same."""
+    return one.tokenizer is other.tokenizer or one.tokenizer.get_vocab() == other.tokenizer.get_vocab()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from langchain_mara_training.features import TokenLabels
     from langchain_mara_training.labels import PreferenceLabeler
     from langchain_mara_training.preference_rates import Preference, preference_rate
+    from langchain_mara_training.report import write_report
     from langchain_mara_training.reward_guided import RewardGuided
     from langchain_mara_training.reward_models import (
         BeaverReward,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from langchain_mara_training.rollouts import RolloutLabeler, RolloutOptions
     from langchain_mara_training.sac import MaraSAC
     from langchain_mara_training.systems import Aligner, BestOf, Decoding, System
+    from langchain_mara_training.traces import retrace
 
 __all__ = [
     "Aligner",
@@ -57,6 +59,8 @@ __all__ = [
     "compare",
     "decode_system",
     "preference_rate",
+    "retrace",
+    "write_report",
 ]
 
 _ROOMS = {
@@ -69,12 +73,14 @@ _ROOMS = {
     "features": ["TokenLabels"],
     "labels": ["PreferenceLabeler"],
     "preference_rates": ["Preference", "preference_rate"],
+    "report": ["write_report"],
     "reward_guided": ["RewardGuided"],
     "reward_models": ["BeaverReward", "SequenceClassificationReward", "UltraRMReward", "ZiyaReward"],
     "rewards": ["PreferenceReward", "WeightedRewards"],
     "rollouts": ["RolloutLabeler", "RolloutOptions"],
     "sac": ["MaraSAC"],
     "systems": ["Aligner", "BestOf", "Decoding", "System"],
+    "traces": ["retrace"],
 }
 
 

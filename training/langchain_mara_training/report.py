@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
+from numpy.typing import NDArray
 
 from langchain_mara.trace import Trace, prompt_text, visible
 from langchain_mara_training.cards import shown
@@ -41,10 +42,12 @@ class Table(NamedTuple):
 
     Attributes:
         title: Above it.
+        note: Below it, what its columns mean.
         rows: By the name of each system its cells, by the name of each column.
     """
 
     title: str
+    note: str
     rows: dict[str, dict[str, str]]
 
 
@@ -85,6 +88,7 @@ def write_report(
     }
     details = {
         "figures": [reward_against_cost(comparison), preference_rates(comparison), accepted_indices(comparison)],
+        "shown": {"wins": WINS_SHOWN, "losses": LOSSES_SHOWN},
         "cases": {name: cases(comparison, name) for name in systems},
         "traces": traces or {},
     }
@@ -99,30 +103,42 @@ def write_report(
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """A comparison's figures in words and numbers: quality, preference by each reward, texts and costs, systems."""
-    summaries, rewards = comparison.summaries(), comparison.reward_names
+    """What was compared, and what was found of it: quality, preference by each reward, texts and costs."""
+    summaries, rewards, baseline = comparison.summaries(), comparison.reward_names, comparison.baseline
+    rate = f"wins minus losses against {baseline}, over all prompts, with its {_confidence(comparison)} interval"
     found = [
-        Table("Quality", {name: _quality(comparison, name, one) for name, one in summaries.items()}),
-        Table("Texts and costs", {name: _costs(one) for name, one in summaries.items()}),
-        Table("What differs between the systems", _differing(comparison.config["systems"])),
+        Table("Systems", "What differs between them.", _differing(comparison.config["systems"])),
+        Table(
+            "Quality",
+            f"Preference rate: {rate}. Divergence: from {baseline}, nats per token.",
+            {name: _quality(comparison, name, one) for name, one in summaries.items()},
+        ),
+        Table(
+            "Texts and costs",
+            "Distinct: share of different words, and of pairs of words, among all. Passes: of the policy model.",
+            {name: _costs(one) for name, one in summaries.items()},
+        ),
     ]
     if len(rewards) > 1:
-        title = f"Preference rate against {comparison.baseline} by each reward"
         rates = {name: {one: _preference(comparison, name, one) for one in rewards} for name in summaries}
-        found.insert(1, Table(title, rates))
+        found.insert(2, Table("Preference rate by each reward", f"Preference rate: {rate}.", rates))
     return found
 
 
 def cases(comparison: Comparison, system: str) -> dict[str, list[Case]]:
     """A system's `wins` and `losses` against the baseline, the largest difference of reward first."""
+    given, plain = comparison.answers[system], comparison.answers[comparison.baseline]
     own, other = comparison.rewards(system), comparison.rewards(comparison.baseline)
 
-    def ordered(better: Any, gain: Any) -> list[Case]:
+    def largest_first(better: NDArray[np.bool_]) -> list[Case]:
         places = np.flatnonzero(better)
-        return [_case(comparison, system, int(place)) for place in places[np.argsort(-gain[places], kind="stable")]]
+        order = np.argsort(-np.abs(own[places] - other[places]), kind="stable")
+        return [
+            Case(prompt_text(comparison.prompts[i]), given[i], plain[i], float(own[i]), float(other[i]))
+            for i in places[order].tolist()
+        ]
 
-    with np.errstate(invalid="ignore"):
-        return {"wins": ordered(own > other, own - other), "losses": ordered(own < other, other - own)}
+    return {"wins": largest_first(own > other), "losses": largest_first(own < other)}
 
 
 def facts(comparison: Comparison) -> dict[str, str]:
@@ -136,7 +152,7 @@ def facts(comparison: Comparison) -> dict[str, str]:
         "prompts": len(comparison.prompts),
         "rewards, with weights": config["rewards"],
         "harmful by": config.get("harmful"),
-        "intervals": f"{config['confidence']:.0%}, bootstrap over prompts",
+        "intervals": f"{_confidence(comparison)}, bootstrap over prompts",
         "seed": config["random_state"],
         "all systems": common,
         **config.get("facts", {}),
@@ -152,21 +168,21 @@ def _quality(comparison: Comparison, system: str, summary: Mapping[str, Any]) ->
     return {
         "mean reward": _number(summary["mean reward"]),
         **({f"mean {name}": _number(summary["rewards"][name]) for name in names} if len(names) > 1 else {}),
-        f"preference rate against {other}": _preference(comparison, system),
+        "preference rate": _preference(comparison, system),
         "wins, draws, losses": _NOTHING if system == other else f"{found.wins}, {found.draws}, {found.losses}",
-        "harmful": _NOTHING if harmful is None else f"{harmful:.1%}",
-        "divergence, nats per token": _number(summary["divergence"]),
+        "harmful": _NOTHING if harmful is None else f"{100 * harmful:.1f} %",
+        "divergence": _number(summary["divergence"]),
     }
 
 
 def _costs(summary: Mapping[str, Any]) -> dict[str, str]:
     return {
-        "tokens per answer": _number(summary["length"], 1),
+        "tokens/answer": _number(summary["length"], 1),
         "distinct-1": _number(summary["distinct-1"]),
         "distinct-2": _number(summary["distinct-2"]),
         "tokens/s": _number(summary["tokens/s"], 0),
-        "passes per token": _number(summary["passes/token"]),
-        "passes per answer": _number(summary["passes"], 2),
+        "passes/token": _number(summary["passes/token"]),
+        "passes/answer": _number(summary["passes"], 2),
         "seconds": _number(summary["seconds"], 1),
     }
 
@@ -189,15 +205,12 @@ def _preference(comparison: Comparison, system: str, reward: str | None = None) 
     return f"{found.rate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
+def _confidence(comparison: Comparison) -> str:
+    return f"{100 * comparison.config['confidence']:g} %"
+
+
 def _number(value: float | None, digits: int = 3) -> str:
     return _NOTHING if value is None else f"{value:,.{digits}f}"
-
-
-def _case(comparison: Comparison, system: str, place: int) -> Case:
-    names = (system, comparison.baseline)
-    answers = (comparison.answers[name][place] for name in names)
-    rewards = (float(comparison.rewards(name)[place]) for name in names)
-    return Case(prompt_text(comparison.prompts[place]), *answers, *rewards)
 
 
 @cache
@@ -211,7 +224,6 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"visible": visible, "markdown": markdown}
-    environment.globals |= {"shown": {"wins": WINS_SHOWN, "losses": LOSSES_SHOWN}}
     return environment
 
 

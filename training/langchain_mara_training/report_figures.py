@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import StringIO
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -19,7 +19,8 @@ _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 _MARKERS = "osD^vPX*<>"
 _TEXT = "#010203"  # stands for the page's own colour
 _INDICES = 10  # shown one by one; the rest is one bar
-_STYLE = {
+_STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
     "axes.edgecolor": _TEXT,
     "axes.grid": True,
     "axes.labelcolor": _TEXT,
@@ -62,11 +63,14 @@ def reward_against_cost(comparison: Comparison) -> Drawing | None:
             colour, marker = _look(comparison, name)
             # A legend leaves out names that begin with an underscore.
             axes.plot(cost, reward, marker, color=colour, markersize=9, label=f" {name}")
+        costs = [cost for cost, _ in points.values()]
         axes.set_xscale("log")
+        # Wide enough that a tick is always in sight.
+        axes.set_xlim(min(costs) / 1.7, max(costs) * 1.7)
         axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
-        axes.margins(0.15)
+        axes.margins(y=0.15)
         axes.set_xlabel("forward passes per answer (left: cheaper)")
         axes.set_ylabel("mean reward")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -92,7 +96,7 @@ def preference_rates(comparison: Comparison) -> Drawing | None:
         axes.set_yticks(range(len(rates)), list(rates))
         axes.set_ylim(len(rates) - 0.5, -0.5)
         axes.set_xlim(-1.05, 1.05)
-        axes.set_xlabel(f"wins minus losses, with {comparison.config['confidence']:.0%} interval (right: better)")
+        axes.set_xlabel(f"wins minus losses, with {100 * comparison.config['confidence']:g} % interval (right: better)")
     return drawn[0]
 
 

@@ -18,7 +18,7 @@ EXPECTED_TRAINING = [
     "MaraAligner", "MaraClassifier", "MaraSAC", "Preference", "PreferenceLabeler", "PreferenceReward",
     "RewardGuided", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward", "System", "TokenLabels",
     "UltraRMReward", "UpdateOptions", "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system",
-    "preference_rate",
+    "preference_rate", "retrace", "write_report",
 ]  # fmt: skip
 # Each room may use the rooms to its left.
 ORDER = [

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_mara_training import runs
+from langchain_mara_training import Decoding, compare, runs
 from langchain_mara_training.cli import app
 from typer.testing import CliRunner, Result
 
-from langchain_mara import MaraAgent
+from langchain_mara import MaraAgent, MaraLLM
 
 SMALL = ["--device", "cpu", "--limit", "6"]
-COMMANDS = {"demo", "generate", "info", "label", "fit", "evaluate"}
+COMMANDS = {"demo", "generate", "info", "label", "fit", "evaluate", "report"}
+
+
+def vowels(completions: list[str], **_: Any) -> list[float]:
+    return [float(sum(text.count(letter) for letter in "aeiou")) for text in completions]
 
 
 def mara(*arguments: str | Path) -> Result:
@@ -244,3 +248,38 @@ def test_without_the_extra_only_the_training_commands_are_refused() -> None:
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "resolved", lambda *_: {}["bug"])
     assert isinstance(mara("fit", "run").exception, KeyError)
+
+
+def test_report_of_a_comparison_with_traces(fitted: Path) -> None:
+    aligned = MaraLLM.demo(agent=fitted / "agent", device="cpu", max_new_tokens=6)
+    systems = [Decoding("plain", aligned.with_agent(None)), Decoding("MARA", aligned)]
+    found = compare(systems, "prompts.jsonl", vowels, "comparison")
+    assert succeed("report", "comparison").split() == ["comparison/report.html", "comparison/report.md"]
+    page = Path("comparison/report.html").read_text()
+    assert f"{found.summaries()['MARA']['mean reward']:,.3f}" in page
+    assert '<figure class="mara-trace">' not in page
+    given = ["--agent", fitted, "--traces", "2", "--device", "cpu", "--title", "Mine"]
+    assert succeed("report", "comparison", *given, "--output", "mine/page.html").split() == [
+        "mine/page.html",
+        "mine/page.md",
+    ]
+    assert Path("mine/page.html").read_text().count('<figure class="mara-trace">') == 2
+    assert Path("mine/page.md").read_text().startswith("# Mine")
+
+
+@pytest.mark.usefixtures("fitted")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "nowhere"], "nowhere holds no comparison .*Give a folder"),
+        (["report", "comparison", "--agent", "run", "--device", "cpu"], "No system .* this agent .*Give another"),
+    ],
+)
+def test_report_refuses_in_one_sentence(arguments: list[str], message: str) -> None:
+    compare(
+        [Decoding("plain", MaraLLM.demo(agent=None, device="cpu", max_new_tokens=2))],
+        "prompts.jsonl",
+        vowels,
+        "comparison",
+    )
+    assert re.search(message, message_of(mara(*arguments)))

@@ -175,8 +175,5 @@ def _file_name(system: str) -> str:
 
 
 def _take_off_half_line(file: Path) -> None:
-    if not file.exists():
-        return
-    content = file.read_bytes()
-    with file.open("r+b") as stream:
-        stream.truncate(content.rfind(b"\n") + 1)
+    if file.exists() and (content := file.read_bytes()) and not content.endswith(b"\n"):
+        os.truncate(file, content.rfind(b"\n") + 1)

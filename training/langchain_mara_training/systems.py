@@ -4,6 +4,7 @@ All of them run the one decode loop, so that differences come from the systems a
 `RewardGuided` stands in `reward_guided.py`.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -176,10 +177,9 @@ class Aligner:
         ]
 
     def _corrector_ids(self, row: Row, first: Answered) -> list[int]:
-        # Not str.format, which a prompt with other braces would not survive.
-        question, given = text_of(row["prompt"]), first.text
-        before, _, after = self.prompt.partition("{answer}")
-        text = before.replace("{question}", question) + given + after.replace("{question}", question)
+        said = {"{question}": text_of(row["prompt"]), "{answer}": first.text}
+        # Not str.format, which trips over other braces; and in one go, so that braces in what was said stay.
+        text = re.sub("|".join(map(re.escape, said)), lambda found: said[found[0]], self.prompt)
         return encode_text(self.corrector.tokenizer, text)
 
 

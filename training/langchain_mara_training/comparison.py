@@ -117,6 +117,18 @@ class Comparison:
         """
         return {name: self._summary(name) for name in self.answers}
 
+    def side_by_side(self) -> list[dict[str, Any]]:
+        """For each prompt the `completions` of all systems and their `rewards` (weighted sums), by their names."""
+        rewards = {name: self.rewards(name).tolist() for name in self.answers}
+        return [
+            {
+                "prompt": prompt,
+                "completions": {name: given[i].completion for name, given in self.answers.items()},
+                "rewards": {name: values[i] for name, values in rewards.items()},
+            }
+            for i, prompt in enumerate(self.prompts)
+        ]
+
     def _summary(self, system: str) -> dict[str, Any]:
         given = self.answers[system]
         tokens = sum(one.answer_tokens for one in given)

@@ -39,7 +39,7 @@ LIBRARIES = (
 _MADE = {"label": Path("features", MANIFEST_NAME), "fit": Path("checkpoints", FILE_NAME)}
 _FREE = {"device"}
 # Options that may be paths.
-_PLACES = {"data", "model", "agent"}
+_PLACES = {"data", "model", "agent", "harmful"}
 
 
 class Run:

@@ -26,6 +26,7 @@ ALIGNER_PROMPT = (
 
 # Draws are told for each prompt, and an answer is one.
 _NOT_ITS_OWN = {"seed", "n", "include_accept_probabilities", "_type"}
+_OF_AN_AGENT = {"accept_action", "accept_threshold", "fallback"}
 
 
 class System(Protocol):
@@ -202,7 +203,8 @@ def answer_all(llm: MaraLLM, starts: Sequence[Start], **changes: Any) -> list[Co
 
 def describe_llm(llm: MaraLLM) -> dict[str, Any]:
     """What the answers of an LLM depend on: its weights, agent, template and options."""
-    return {name: value for name, value in llm.dict().items() if name not in _NOT_ITS_OWN}
+    left_out = _NOT_ITS_OWN | (_OF_AN_AGENT if llm.agent is None else set())
+    return {name: value for name, value in llm.dict().items() if name not in left_out}
 
 
 def describe_rewards(rewards: Rewards) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from langchain_mara_training import Decoding, compare, runs
 from langchain_mara_training.cli import app
+from langchain_mara_training.comparison import Comparison
 from typer.testing import CliRunner, Result
 
 from langchain_mara import MaraAgent, MaraLLM
@@ -88,6 +89,9 @@ def test_from_pairs_to_a_comparison(demo_pairs: list[dict[str, Any]]) -> None:
     for name in ("plain", "MARA", "best-of-2"):
         reward, rate = report["systems"][name]["mean reward"], report["systems"][name]["preference rate"]
         assert systems[name][:2] == [f"{reward:.3f}", "-" if name == "plain" else f"{rate:.3f}"]
+    low, high = report["systems"]["MARA"]["interval"]
+    assert (systems["plain"][2], systems["MARA"][2]) == ("-", f"{low:.2f}…{high:.2f}")
+    assert "harmful" not in output
     assert [answer["prompt"] for answer in report["answers"]] == [pair["prompt"] for pair in demo_pairs[-4:]]
     assert {one.name for one in Path("run").iterdir()} == {
         "agent", "checkpoints", "config.json", "features", "log.jsonl", "versions.json",
@@ -136,6 +140,22 @@ def test_rewards_of_the_current_folder() -> None:
     answers = [one["completions"]["plain"] for one in own["answers"]]
     assert own["systems"]["plain"]["mean reward"] == -0.5 * sum(map(len, answers)) / 2
     assert {name: own["config"][name] for name in ("top_k", "max_new_tokens")} == {"top_k": 6, "max_new_tokens": 6}
+
+
+def test_a_comparison_is_kept_where_it_is_wanted(fitted: Path) -> None:
+    Path("harm_of_test_cli.py").write_text(
+        "def lengthy(completions, **_): return [len(one) > 20 for one in completions]"
+    )
+    given = ["--agent", fitted, "--harmful", "harm_of_test_cli:lengthy", "--max-new-tokens", "6", "--output", "kept"]
+    output = succeed("evaluate", "prompts.jsonl", *given, "--device", "cpu")
+    kept = Comparison.load("kept")
+    assert kept.config["harmful"] == "lengthy"
+    for name, values in kept.summaries().items():
+        assert table(output)[name][3] == f"{values['harmful share']:.3f}"
+    assert "harmful" in output
+    assert succeed("evaluate", "prompts.jsonl", *given, "--device", "cpu") == output
+    other = message_of(mara("evaluate", "prompts.jsonl", *given, "--threshold", "0.7"))
+    assert "kept holds another comparison; different: systems.MARA.accept_threshold (0.5 there, 0.7 now)." in other
 
 
 def test_what_was_not_scored_is_shown_as_nothing(fitted: Path) -> None:
@@ -214,6 +234,7 @@ import json, sys
 
 sys.modules.update(datasets=None, skorch=None, sklearn=None)
 from langchain_mara_training.cli import app
+from langchain_mara_training.comparison import Comparison
 from typer.testing import CliRunner
 
 for arguments in json.load(sys.stdin):

@@ -26,7 +26,8 @@ def retrace(
 ) -> dict[str, list[Trace]]:
     """Traces of a few answers of each system that an agent decided.
 
-    They are answers to the prompts on which the system gained and lost most against the baseline.
+    They are answers to the prompts on which the system gained and lost most against the baseline. Those that come out
+    otherwise this time are left out: answers that were drawn, and in half precision near-ties.
 
     Args:
         comparison: That has a system with this agent.

@@ -234,7 +234,6 @@ import json, sys
 
 sys.modules.update(datasets=None, skorch=None, sklearn=None)
 from langchain_mara_training.cli import app
-from langchain_mara_training.comparison import Comparison
 from typer.testing import CliRunner
 
 for arguments in json.load(sys.stdin):
@@ -244,7 +243,7 @@ for arguments in json.load(sys.stdin):
 
 
 def test_without_the_extra_only_the_training_commands_are_refused() -> None:
-    training = ["label pairs.jsonl --output run", "fit run", "evaluate prompts.jsonl --agent run"]
+    training = ["label pairs.jsonl --output run", "fit run", "evaluate prompts.jsonl --agent run", "report folder"]
     calls = [*training, "--help", "info", "generate hi --max-new-tokens 4 --device cpu"]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TRAINING],
@@ -255,11 +254,11 @@ def test_without_the_extra_only_the_training_commands_are_refused() -> None:
         check=True,
     )
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    for code, _, message in results[:3]:
+    for code, _, message in results[: len(training)]:
         assert code == 1
         assert message.startswith("This command needs more libraries: pip install 'langchain-mara[training]' (")
-    assert [code for code, _, _ in results[3:]] == [0, 0, 0]
-    (_, listed, _), (_, info, _), (_, answer, _) = results[3:]
+    assert [code for code, _, _ in results[len(training) :]] == [0, 0, 0]
+    (_, listed, _), (_, info, _), (_, answer, _) = results[len(training) :]
     assert set(re.findall(r"^│ (\w+) ", listed, flags=re.MULTILINE)) >= COMMANDS
     assert "langchain-mara" in info
     assert answer == succeed(*calls[-1].split())
@@ -272,9 +271,9 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_report_of_a_comparison_with_traces(fitted: Path) -> None:
-    aligned = MaraLLM.demo(agent=fitted / "agent", device="cpu", max_new_tokens=6)
-    systems = [Decoding("plain", aligned.with_agent(None)), Decoding("MARA", aligned)]
-    found = compare(systems, "prompts.jsonl", vowels, "comparison")
+    asked = ["prompts.jsonl", "--agent", fitted, "--max-new-tokens", "6", "--device", "cpu"]
+    succeed("evaluate", *asked, "--output", "comparison")
+    found = Comparison.load("comparison")
     assert succeed("report", "comparison").split() == ["comparison/report.html", "comparison/report.md"]
     page = Path("comparison/report.html").read_text()
     assert f"{found.summaries()['MARA']['mean reward']:,.3f}" in page

@@ -27,15 +27,18 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """Read back from its folder, as the command does."""
     folder = tmp_path_factory.mktemp("comparison")
     aligned = MaraLLM.demo(device="cpu", max_new_tokens=12)
-    strict = aligned.model_copy(update={"accept_threshold": 0.9, "stop": ["concert"]})
-    systems = [Decoding("plain", aligned.with_agent(None)), Decoding("MARA", aligned), Decoding("strict", strict)]
-    compare(systems, PROMPTS, vowels, folder)
+    strict = aligned.model_copy(update={"accept_threshold": 0.9, "stop": ["e"]})
+    drawn = aligned.model_copy(update={"order": "sampled", "temperature": 2.0})
+    systems = {"plain": aligned.with_agent(None), "MARA": aligned, "strict": strict, "drawn": drawn}
+    compare([Decoding(name, llm) for name, llm in systems.items()], PROMPTS, vowels, folder)
     return Comparison.load(folder)
 
 
 def test_traces_are_the_answers_compared(comparison: Comparison) -> None:
     traces = retrace(comparison, AGENT_FOLDER, device="cpu", count=4)
-    assert list(traces) == ["MARA", "strict"]
+    assert list(traces) == ["MARA", "strict", "drawn"]
+    # Each prompt was drawn for with a seed of its own.
+    assert traces.pop("drawn") == []
     for name, some in traces.items():
         assert sorted(one.prompt for one in some) == sorted(PROMPTS)
         given = dict(zip(PROMPTS, comparison.answers[name], strict=True))

@@ -1,4 +1,4 @@
-"""The `mara` command with training: `label`, `fit`, `rl` and `evaluate` join those of `langchain_mara.cli`."""
+"""The `mara` command with training: `label`, `fit`, `rl`, `evaluate`, `report` join those of `langchain_mara.cli`."""
 
 # The command starts, and answers, without what only these subcommands need; options are handed on by the context.
 # ruff: noqa: ARG001, PLC0415
@@ -22,6 +22,15 @@ _ROLLOUTS = ("generations", "positions", "candidates", "continuations", "value",
 # Options that the other labeler has no use for.
 _UNUSED = {"preference": ("reward", "reward_weight", "agent", "max_new_tokens", *_ROLLOUTS), "rollout": ("all_tokens",)}
 _WHOLE_FROM = 100
+# Of an evaluation's table, broken so that it fits into 80 columns.
+_COLUMNS = {
+    "mean reward": "mean\nreward",
+    "preference rate": "preference\nrate",
+    "interval": "interval",
+    "harmful share": "harmful\nshare",
+    "tokens/s": "tokens\nper s",
+    "passes/token": "passes\nper\ntoken",
+}
 
 
 class Labeler(StrEnum):
@@ -182,7 +191,12 @@ def evaluate(
     reward: Annotated[list[str] | None, _reward()] = None,
     reward_weight: Annotated[list[float] | None, _weight()] = None,
     best_of: Annotated[list[int] | None, _count(help="Compare with best-of-N, too. Can be repeated.")] = None,
+    harmful: Annotated[str | None, _name(help="Like --reward; answers that it puts above 0 are harmful.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keeps all answers; what was interrupted goes on there.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON with all answers.")] = None,
+    prompt_column: Annotated[str | None, _name(help="By default prompt, instruction or question.")] = None,
     split: Split = "test",
     limit: Limit = None,
     threshold: Annotated[float, typer.Option(metavar="X", help="Accept probability to exceed.")] = 0.5,
@@ -204,12 +218,43 @@ def evaluate(
     with _one_sentence():
         from langchain_mara_training import jobs, runs
 
-        with Console(stderr=True).status("") as status:
-            found = jobs.evaluate(report, runs.resolved(ctx.params, "report"), status.update)
-        table = Table("system", *(Column(name, justify="right") for name in found.systems["plain"]), title=found.title)
+        found = jobs.evaluate(report, output, runs.resolved(ctx.params, "report", "output"))
+        columns = [name for name in _COLUMNS if name != "harmful share" or harmful is not None]
+        headers = (Column(_COLUMNS[name], justify="right") for name in columns)
+        table = Table("system", *headers, title=found.title)
         for name, values in found.systems.items():
-            table.add_row(name, *map(_shown, values.values()))
+            table.add_row(name, *(_shown(values[column]) for column in columns))
         console.print(table)
+
+
+@app.command()
+def report(
+    comparison: Annotated[Path, typer.Argument(help="Folder of a comparison.")],
+    output: Annotated[Path | None, typer.Option(metavar="FILE.html", help="By default report.html in it.")] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the report.")] = None,
+    agent: Annotated[str | None, _name(help="Shows what this agent decided: a run folder or agent.")] = None,
+    model: Annotated[str | None, _name(help="Where its policy model is; by default where it was.")] = None,
+    traces: Annotated[int, _count(help="Most answers to show the agent's decisions of.")] = 5,
+    device: Device = None,
+) -> None:
+    """Writes what a comparison found as a page for people, with the tables in Markdown beside it.
+
+    Examples:
+    $ mara report comparison
+    $ mara report comparison --agent run --output report.html
+    """
+    with _one_sentence():
+        from langchain_mara_training import runs
+        from langchain_mara_training.comparison import Comparison
+        from langchain_mara_training.report import write_report
+        from langchain_mara_training.traces import retrace
+
+        found = Comparison.load(comparison)
+        decided = None
+        if agent is not None:
+            decided = retrace(found, runs.agent_source(agent), model=model, device=device, count=traces)
+        for file in write_report(found, output or comparison, title=title, traces=decided):
+            console.print(file, style="bold", soft_wrap=True)
 
 
 @contextmanager
@@ -242,7 +287,9 @@ def _print_values(title: str, values: dict[str, Any]) -> None:
     console.print(table)
 
 
-def _shown(value: float | None) -> str:
+def _shown(value: float | list[float] | None) -> str:
+    if isinstance(value, list):
+        return "…".join(f"{one:.2f}" for one in value)
     if value is None or value != value:  # noqa: PLR0124 - NaN
         return "-"
     return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= _WHOLE_FROM else f"{value:,.3f}"

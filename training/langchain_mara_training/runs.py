@@ -46,7 +46,7 @@ _MADE = {
 # Options that may change nevertheless: where to compute, for how long, and who is told.
 _FREE = {"device", "episodes", "workers", "tracker"}
 # Options that may be paths.
-_PLACES = {"data", "model", "agent", "evaluation"}
+_PLACES = {"data", "model", "agent", "evaluation", "harmful"}
 
 
 class Run:

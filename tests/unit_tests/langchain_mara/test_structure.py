@@ -14,9 +14,11 @@ TRAINING = sorted((ROOT / "training" / "langchain_mara_training").rglob("*.py"))
 
 EXPECTED_ALL = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLLM", "__version__", "mara_generate"]
 EXPECTED_TRAINING = [
-    "BeaverReward", "Decoded", "EnvironmentOptions", "MaraAligner", "MaraClassifier", "MaraSAC", "PreferenceLabeler",
-    "PreferenceReward", "Recipe", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward", "TokenLabels",
-    "UltraRMReward", "UpdateOptions", "WeightedRewards", "ZiyaReward", "best_of_n", "decode_system", "preference_rate",
+    "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "Decoded", "Decoding", "EnvironmentOptions",
+    "MaraAligner", "MaraClassifier", "MaraSAC", "Preference", "PreferenceLabeler", "PreferenceReward", "Recipe",
+    "RewardGuided", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward", "System", "TokenLabels",
+    "UltraRMReward", "UpdateOptions", "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system",
+    "preference_rate", "retrace", "write_report",
 ]  # fmt: skip
 # Each room may use the rooms to its left.
 ORDER = [

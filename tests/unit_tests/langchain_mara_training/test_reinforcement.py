@@ -35,6 +35,8 @@ EVALUATE = {
     "data": "prompts.jsonl", "split": "train", "limit": None, "device": "cpu", "seed": 0, "model": None,
     "reward": None, "reward_weight": None, "best_of": None, "threshold": 0.5, "batch_size": 4,
     "max_new_tokens": None, "top_k": None, "top_p": None,
+    "harmful": None,
+    "prompt_column": None,
 }  # fmt: skip
 
 
@@ -109,7 +111,7 @@ def test_a_shipped_recipe_runs_end_to_end(name: str, family: str, tmp_path: Path
     card = Path("run/agent/README.md").read_text()
     assert "| model | policy |" in card
     assert "| reward | beaver:reward, beaver:cost |" in card
-    jobs.evaluate(tmp_path / "report.json", {**EVALUATE, "agent": "run"}, lambda _: None)
+    jobs.evaluate(tmp_path / "report.json", None, {**EVALUATE, "agent": "run"})
     report = json.loads(Path("report.json").read_text())
     answers = [one["completions"]["MARA"] for one in report["answers"]]
     scores = [BeaverReward(folder, device="cpu")(PROMPTS, answers) for folder in (reward, cost)]
@@ -213,7 +215,7 @@ def test_it_begins_with_an_agent() -> None:
 
 def test_a_run_is_evaluated_by_its_own_rewards() -> None:
     reinforce(Path("run"), options(episodes=8, reward_weight=[0.5], model=str(MODEL_FOLDER)))
-    found = jobs.evaluate(Path("report.json"), {**EVALUATE, "agent": "run"}, lambda _: None)
+    found = jobs.evaluate(Path("report.json"), None, {**EVALUATE, "agent": "run"})
     assert found.title == "3 prompts, by vowels"
     config = json.loads(Path("report.json").read_text())["config"]
     assert config["reward_weight"] == [0.5]
@@ -247,7 +249,7 @@ def test_another_column_holds_the_prompts() -> None:
     reinforce(Path("run"), own)
     reinforce(Path("expected"), options(episodes=8))
     assert same(MaraAgent.from_pretrained("run/agent"), MaraAgent.from_pretrained("expected/agent"))
-    with pytest.raises(DataError, match=r"questions.jsonl has no column text, but question. Name another: --prompt-c"):
+    with pytest.raises(DataError, match=r"questions.jsonl, row 0: text must be text or a list of messages"):
         reinforce(Path("new"), {**own, "prompt_column": "text"})
 
 

@@ -28,6 +28,8 @@ bench: $(INSTALLED)  ## speed and memory, as ratios
 	$(BIN)/python benchmarks/fitting.py speed
 	$(BIN)/python benchmarks/alignment.py table
 	$(BIN)/python benchmarks/alignment.py ablation
+	$(BIN)/python benchmarks/reinforcement.py steps
+	$(BIN)/python benchmarks/reinforcement.py curves
 
 cookbook: $(INSTALLED)  ## runs the notebooks, and draws the README's picture from real decisions
 	$(BIN)/python cookbook/how_it_works.py

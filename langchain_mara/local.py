@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from langchain_mara.agent import MaraAgent
-from langchain_mara.completions import Completion, Work
+from langchain_mara.completions import Completion, Piece, Work, complete
 from langchain_mara.decoding import DEFAULT_BATCH_SIZE, DEFAULT_WIDTH
 from langchain_mara.demo import AGENT_FOLDER, MODEL_FOLDER
 from langchain_mara.exceptions import OptionsError
@@ -24,6 +24,7 @@ from langchain_mara.requests import Request
 from langchain_mara.scheduler import DEFAULT_PREFIX_MEMORY, DEFAULT_QUEUE_SIZE, Pace
 from langchain_mara.stopping import Stop, Transcript, as_list
 from langchain_mara.templates import eos_token_ids
+from langchain_mara.trace import Trace
 
 SYNONYMS = {"max_tokens": "max_new_tokens"}
 """Names that LangChain's chat models share, and ours."""
@@ -195,6 +196,17 @@ class LocalModel(DecodingFields):
     def _work(self, completions: Sequence[Completion]) -> Work:
         pace = Pace(self.batch_size, self.width, self.prefix_memory)
         return Work(PolicyModel(self.model), completions, pace, self.queue_size, self.timeout)
+
+    def _traces(self, prompts: Sequence[Any], completions: Sequence[Completion]) -> list[Trace]:
+        """Drains `n` completions of every prompt."""
+        pieces: dict[Completion, list[Piece]] = {one: [] for one in completions}
+        for piece in complete(self._work(completions)):
+            pieces[piece.completion].append(piece)
+        asked = (prompt for prompt in prompts for _ in range(self.n))
+        return [
+            Trace(prompt, [(piece.decision, piece.text) for piece in own], self.tokenizer)
+            for prompt, own in zip(asked, pieces.values(), strict=True)
+        ]
 
     def _options(self) -> DecodingOptions:
         options = DecodingOptions.parse(**{name: getattr(self, name) for name in DecodingOptions.model_fields})

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from langchain_mara_training.labels import PreferenceLabeler
     from langchain_mara_training.preference_rates import Preference, preference_rate
     from langchain_mara_training.recipe import Recipe
+    from langchain_mara_training.report import write_report
     from langchain_mara_training.reward_guided import RewardGuided
     from langchain_mara_training.reward_models import (
         BeaverReward,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from langchain_mara_training.rollouts import RolloutLabeler, RolloutOptions
     from langchain_mara_training.sac import MaraSAC
     from langchain_mara_training.systems import Aligner, BestOf, Decoding, System
+    from langchain_mara_training.traces import retrace
 
 __all__ = [
     "Aligner",
@@ -59,6 +61,8 @@ __all__ = [
     "compare",
     "decode_system",
     "preference_rate",
+    "retrace",
+    "write_report",
 ]
 
 _ROOMS = {
@@ -72,12 +76,14 @@ _ROOMS = {
     "labels": ["PreferenceLabeler"],
     "preference_rates": ["Preference", "preference_rate"],
     "recipe": ["Recipe"],
+    "report": ["write_report"],
     "reward_guided": ["RewardGuided"],
     "reward_models": ["BeaverReward", "SequenceClassificationReward", "UltraRMReward", "ZiyaReward"],
     "rewards": ["PreferenceReward", "WeightedRewards"],
     "rollouts": ["RolloutLabeler", "RolloutOptions"],
     "sac": ["MaraSAC"],
     "systems": ["Aligner", "BestOf", "Decoding", "System"],
+    "traces": ["retrace"],
 }
 
 

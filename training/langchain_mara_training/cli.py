@@ -1,4 +1,4 @@
-"""The `mara` command with training: `label`, `fit`, `rl` and `evaluate` join those of `langchain_mara.cli`."""
+"""The `mara` command with training: `label`, `fit`, `rl`, `evaluate`, `report` join those of `langchain_mara.cli`."""
 
 # The command starts, and answers, without what only these subcommands need; options are handed on by the context.
 # ruff: noqa: ARG001, PLC0415
@@ -225,6 +225,36 @@ def evaluate(
         for name, values in found.systems.items():
             table.add_row(name, *(_shown(values[column]) for column in columns))
         console.print(table)
+
+
+@app.command()
+def report(
+    comparison: Annotated[Path, typer.Argument(help="Folder of a comparison.")],
+    output: Annotated[Path | None, typer.Option(metavar="FILE.html", help="By default report.html in it.")] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the report.")] = None,
+    agent: Annotated[str | None, _name(help="Shows what this agent decided: a run folder or agent.")] = None,
+    model: Annotated[str | None, _name(help="Where its policy model is; by default where it was.")] = None,
+    traces: Annotated[int, _count(help="Most answers to show the agent's decisions of.")] = 5,
+    device: Device = None,
+) -> None:
+    """Writes what a comparison found as a page for people, with the tables in Markdown beside it.
+
+    Examples:
+    $ mara report comparison
+    $ mara report comparison --agent run --output report.html
+    """
+    with _one_sentence():
+        from langchain_mara_training import runs
+        from langchain_mara_training.comparison import Comparison
+        from langchain_mara_training.report import write_report
+        from langchain_mara_training.traces import retrace
+
+        found = Comparison.load(comparison)
+        decided = None
+        if agent is not None:
+            decided = retrace(found, runs.agent_source(agent), model=model, device=device, count=traces)
+        for file in write_report(found, output or comparison, title=title, traces=decided):
+            console.print(file, style="bold", soft_wrap=True)
 
 
 @contextmanager

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import datasets
 
-from langchain_mara.exceptions import DataError, OptionsError
+from langchain_mara.exceptions import OptionsError
 from langchain_mara_training import runs
 from langchain_mara_training.actor_critic import UpdateOptions
-from langchain_mara_training.data import Row, read_prompts, read_rows
+from langchain_mara_training.data import Row, read_prompts
 from langchain_mara_training.environment import EnvironmentOptions
 from langchain_mara_training.jobs import EMBEDDED, Options, Values, load_llm
 from langchain_mara_training.recipe import PromptData, Recipe
@@ -81,13 +81,8 @@ def _require(options: Options) -> None:
 
 def _prompts(options: Options) -> list[Row]:
     datasets.disable_progress_bars()
-    source, column = options["data"], options["prompt_column"]
-    if column == "prompt":
-        return read_prompts(source, options["split"])[: options["limit"]]
-    rows = read_rows(source, options["split"])[: options["limit"]]
-    if any(column not in row for row in rows):
-        raise DataError(f"{source} has no column {column}, but {', '.join(rows[0])}. Name another: --prompt-column.")
-    return read_prompts([{**row, "prompt": row[column]} for row in rows])
+    rows = read_prompts(options["data"], options["split"], prompt_column=options["prompt_column"])
+    return rows[: options["limit"]]
 
 
 def _estimator(options: Options, run: runs.Run) -> MaraSAC:

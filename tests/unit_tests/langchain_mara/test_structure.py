@@ -15,10 +15,10 @@ TRAINING = sorted((ROOT / "training" / "langchain_mara_training").rglob("*.py"))
 EXPECTED_ALL = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLLM", "__version__", "mara_generate"]
 EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "Decoded", "Decoding", "EnvironmentOptions",
-    "MaraAligner", "MaraClassifier", "MaraSAC", "Preference", "PreferenceLabeler", "PreferenceReward",
-    "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward", "System",
-    "TokenLabels", "UltraRMReward", "UpdateOptions", "WeightedRewards", "ZiyaReward", "best_of_n", "compare",
-    "decode_system", "preference_rate",
+    "MaraAligner", "MaraClassifier", "MaraSAC", "Preference", "PreferenceLabeler", "PreferenceReward", "Recipe",
+    "RewardGuided", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward", "System", "TokenLabels",
+    "UltraRMReward", "UpdateOptions", "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system",
+    "preference_rate", "retrace", "write_report",
 ]  # fmt: skip
 # Each room may use the rooms to its left.
 ORDER = [

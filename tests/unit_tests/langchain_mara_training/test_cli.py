@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_mara_training import runs
+from langchain_mara_training import Decoding, compare, runs
 from langchain_mara_training.cli import app
 from langchain_mara_training.comparison import Comparison
 from typer.testing import CliRunner, Result
 
-from langchain_mara import MaraAgent
+from langchain_mara import MaraAgent, MaraLLM
 
 SMALL = ["--device", "cpu", "--limit", "6"]
-COMMANDS = {"demo", "generate", "info", "label", "fit", "rl", "evaluate"}
+COMMANDS = {"demo", "generate", "info", "label", "fit", "rl", "evaluate", "report"}
+
+
+def vowels(completions: list[str], **_: Any) -> list[float]:
+    return [float(sum(text.count(letter) for letter in "aeiou")) for text in completions]
 
 
 def mara(*arguments: str | Path) -> Result:
@@ -138,22 +142,6 @@ def test_rewards_of_the_current_folder() -> None:
     assert {name: own["config"][name] for name in ("top_k", "max_new_tokens")} == {"top_k": 6, "max_new_tokens": 6}
 
 
-def test_a_comparison_is_kept_where_it_is_wanted(fitted: Path) -> None:
-    Path("harm_of_test_cli.py").write_text(
-        "def lengthy(completions, **_): return [len(one) > 20 for one in completions]"
-    )
-    given = ["--agent", fitted, "--harmful", "harm_of_test_cli:lengthy", "--max-new-tokens", "6", "--output", "kept"]
-    output = succeed("evaluate", "prompts.jsonl", *given, "--device", "cpu")
-    kept = Comparison.load("kept")
-    assert kept.config["harmful"] == "lengthy"
-    for name, values in kept.summaries().items():
-        assert table(output)[name][3] == f"{values['harmful share']:.3f}"
-    assert "harmful" in output
-    assert succeed("evaluate", "prompts.jsonl", *given, "--device", "cpu") == output
-    other = message_of(mara("evaluate", "prompts.jsonl", *given, "--threshold", "0.7"))
-    assert "kept holds another comparison; different: systems.MARA.accept_threshold (0.5 there, 0.7 now)." in other
-
-
 def test_reinforcement_by_a_recipe() -> None:
     reward = "def short(completions, **_):\n    return [-float(len(one)) for one in completions]\n"
     Path("rl_rewards_of_test_cli.py").write_text(reward)
@@ -174,6 +162,22 @@ def test_reinforcement_by_a_recipe() -> None:
     )
     compared = succeed("evaluate", "prompts.jsonl", "--agent", "run", "--device", "cpu")
     assert "4 prompts, by short" in compared
+
+
+def test_a_comparison_is_kept_where_it_is_wanted(fitted: Path) -> None:
+    Path("harm_of_test_cli.py").write_text(
+        "def lengthy(completions, **_): return [len(one) > 20 for one in completions]"
+    )
+    given = ["--agent", fitted, "--harmful", "harm_of_test_cli:lengthy", "--max-new-tokens", "6", "--output", "kept"]
+    output = succeed("evaluate", "prompts.jsonl", *given, "--device", "cpu")
+    kept = Comparison.load("kept")
+    assert kept.config["harmful"] == "lengthy"
+    for name, values in kept.summaries().items():
+        assert table(output)[name][3] == f"{values['harmful share']:.3f}"
+    assert "harmful" in output
+    assert succeed("evaluate", "prompts.jsonl", *given, "--device", "cpu") == output
+    other = message_of(mara("evaluate", "prompts.jsonl", *given, "--threshold", "0.7"))
+    assert "kept holds another comparison; different: systems.MARA.accept_threshold (0.5 there, 0.7 now)." in other
 
 
 def test_what_was_not_scored_is_shown_as_nothing(fitted: Path) -> None:
@@ -274,7 +278,13 @@ for arguments in json.load(sys.stdin):
 
 
 def test_without_the_extra_only_the_training_commands_are_refused() -> None:
-    training = ["label pairs.jsonl --output run", "fit run", "evaluate prompts.jsonl --agent run", "rl --output run"]
+    training = [
+        "label pairs.jsonl --output run",
+        "fit run",
+        "rl --output run",
+        "evaluate prompts.jsonl --agent run",
+        "report folder",
+    ]
     calls = [*training, "--help", "info", "generate hi --max-new-tokens 4 --device cpu"]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TRAINING],
@@ -285,11 +295,11 @@ def test_without_the_extra_only_the_training_commands_are_refused() -> None:
         check=True,
     )
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    for code, _, message in results[:4]:
+    for code, _, message in results[: len(training)]:
         assert code == 1
         assert message.startswith("This command needs more libraries: pip install 'langchain-mara[training]' (")
-    assert [code for code, _, _ in results[4:]] == [0, 0, 0]
-    (_, listed, _), (_, info, _), (_, answer, _) = results[4:]
+    assert [code for code, _, _ in results[len(training) :]] == [0, 0, 0]
+    (_, listed, _), (_, info, _), (_, answer, _) = results[len(training) :]
     assert set(re.findall(r"^│ (\w+) ", listed, flags=re.MULTILINE)) >= COMMANDS
     assert "langchain-mara" in info
     assert answer == succeed(*calls[-1].split())
@@ -299,3 +309,38 @@ def test_without_the_extra_only_the_training_commands_are_refused() -> None:
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "resolved", lambda *_: {}["bug"])
     assert isinstance(mara("fit", "run").exception, KeyError)
+
+
+def test_report_of_a_comparison_with_traces(fitted: Path) -> None:
+    asked = ["prompts.jsonl", "--agent", fitted, "--max-new-tokens", "6", "--device", "cpu"]
+    succeed("evaluate", *asked, "--output", "comparison")
+    found = Comparison.load("comparison")
+    assert succeed("report", "comparison").split() == ["comparison/report.html", "comparison/report.md"]
+    page = Path("comparison/report.html").read_text()
+    assert f"{found.summaries()['MARA']['mean reward']:,.3f}" in page
+    assert '<figure class="mara-trace">' not in page
+    given = ["--agent", fitted, "--traces", "2", "--device", "cpu", "--title", "Mine"]
+    assert succeed("report", "comparison", *given, "--output", "mine/page.html").split() == [
+        "mine/page.html",
+        "mine/page.md",
+    ]
+    assert Path("mine/page.html").read_text().count('<figure class="mara-trace">') == 2
+    assert Path("mine/page.md").read_text().startswith("# Mine")
+
+
+@pytest.mark.usefixtures("fitted")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "nowhere"], "nowhere holds no comparison .*Give a folder"),
+        (["report", "comparison", "--agent", "run", "--device", "cpu"], "No system .* this agent .*Give another"),
+    ],
+)
+def test_report_refuses_in_one_sentence(arguments: list[str], message: str) -> None:
+    compare(
+        [Decoding("plain", MaraLLM.demo(agent=None, device="cpu", max_new_tokens=2))],
+        "prompts.jsonl",
+        vowels,
+        "comparison",
+    )
+    assert re.search(message, message_of(mara(*arguments)))

@@ -34,7 +34,9 @@ RECIPE = Recipe(width=16, updates=2, evaluate_every=8)
 EVALUATE = {
     "data": "prompts.jsonl", "split": "train", "limit": None, "device": "cpu", "seed": 0, "model": None,
     "reward": None, "reward_weight": None, "best_of": None, "threshold": 0.5, "batch_size": 4,
-    "max_new_tokens": None, "top_k": None, "top_p": None, "harmful": None, "prompt_column": None,
+    "max_new_tokens": None, "top_k": None, "top_p": None,
+    "harmful": None,
+    "prompt_column": None,
 }  # fmt: skip
 
 
@@ -247,7 +249,7 @@ def test_another_column_holds_the_prompts() -> None:
     reinforce(Path("run"), own)
     reinforce(Path("expected"), options(episodes=8))
     assert same(MaraAgent.from_pretrained("run/agent"), MaraAgent.from_pretrained("expected/agent"))
-    with pytest.raises(DataError, match=r"questions.jsonl has no column text, but question. Name another: --prompt-c"):
+    with pytest.raises(DataError, match=r"questions.jsonl, row 0: text must be text or a list of messages"):
         reinforce(Path("new"), {**own, "prompt_column": "text"})
 
 

@@ -14,7 +14,6 @@ from langchain_mara import MaraLLM
 from langchain_mara_training.answers import Rewards, score_answers
 from langchain_mara_training.costs import CostedAnswer
 from langchain_mara_training.data import Prompt, Row, Source, read_prompts
-from langchain_mara_training.preference_rates import preference_rate
 from langchain_mara_training.systems import BestOf, Decoding
 
 if TYPE_CHECKING:
@@ -105,29 +104,6 @@ def best_of_n(llm: MaraLLM, prompts: Source, rewards: Rewards, n: int, seed: int
     system = BestOf(llm, rewards, n)
     answers = system.answer(rows, [seed] * len(rows))
     return _decoded(system.name, rows, answers, np.array([one.score for one in answers], dtype=np.float64))
-
-
-def summary(system: Decoded, plain: Decoded) -> dict[str, float | None]:
-    """A system's row in a table of systems; it has no preference rate against itself."""
-    return {
-        "mean reward": system.mean_reward,
-        "preference rate": None if system is plain else preference_rate(system.rewards, plain.rewards),
-        "tokens/s": system.tokens_per_second,
-        "passes/token": system.passes_per_token,
-        "seconds": system.seconds,
-    }
-
-
-def side_by_side(systems: Sequence[Decoded]) -> list[dict[str, Any]]:
-    """For each prompt the `completions` and `rewards` of some systems, by their names."""
-    return [
-        {
-            "prompt": prompt,
-            "completions": {one.name: one.completions[i] for one in systems},
-            "rewards": {one.name: float(one.rewards[i]) for one in systems},
-        }
-        for i, prompt in enumerate(systems[0].prompts)
-    ]
 
 
 def held_out_accuracy(classifier: "MaraClassifier", labels: "TokenLabels", rows: Sequence[int]) -> dict[str, Any]:

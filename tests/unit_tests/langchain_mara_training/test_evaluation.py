@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from langchain_mara_training.evaluation import (
     best_of_n,
     decode_system,
     held_out_accuracy,
-    side_by_side,
-    summary,
 )
 from langchain_mara_training.features import TokenLabels
 from numpy.typing import NDArray
@@ -142,14 +139,9 @@ def decoded(rewards: list[float]) -> Decoded:
     return Decoded("a", ["x", "y"], ["1", "2"], np.array(rewards), 40, 10, 5, 2.0)
 
 
-def test_summary_and_answers_side_by_side() -> None:
-    plain, other = decoded([1.0, NAN]), replace(decoded([3.0, 5.0]), name="b", completions=["3", "4"])
-    costs = {"tokens/s": 5.0, "passes/token": 0.5, "seconds": 2.0}
-    assert summary(plain, plain) == {"mean reward": 1.0, "preference rate": None, **costs}
-    assert summary(other, plain) == {"mean reward": 4.0, "preference rate": 1.0, **costs}
-    first, second = side_by_side([plain, other])
-    assert first == {"prompt": "x", "completions": {"a": "1", "b": "3"}, "rewards": {"a": 1.0, "b": 3.0}}
-    assert math.isnan(second["rewards"]["a"])
+def test_tokens_and_passes_are_of_the_answers_given() -> None:
+    one = decoded([1.0, NAN])
+    assert (one.mean_reward, one.tokens_per_second, one.passes_per_token) == (1.0, 5.0, 0.5)
 
 
 def test_nothing_scored_has_no_mean() -> None:

@@ -83,12 +83,10 @@ def merge_adapter(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
         adapter: What to merge.
 
     Raises:
-        LoadingError: If the adapter changes no weights (prompt learning), or the base is an adapter, too.
+        LoadingError: If the adapter changes no weights (prompt learning).
         UserWarning: If the adapter's file lacks weights.
         RuntimeError: If adapter and base do not fit.
     """
-    if hasattr(model, "peft_config"):
-        raise LoadingError(f"The base {adapter.base} of the adapter {adapter.source} is an adapter. Merge and save it.")
     # Costs seconds, and most models are no adapters.
     from peft import PeftModel  # noqa: PLC0415
 
@@ -101,7 +99,7 @@ def merge_adapter(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
             f"The adapter {adapter.source} is of type {joined.active_peft_config.peft_type.value}, which prepends "
             "states and changes no weights. Give one that does, such as LoRA."
         )
-    quantized = getattr(model, "quantization_method", None) is not None
+    quantized = getattr(model, "hf_quantizer", None) is not None
     merged: Any = joined.get_base_model() if quantized else joined.merge_and_unload(safe_merge=True)
     merged.name_or_path = adapter.source
     return cast("PreTrainedModel", merged)

@@ -78,6 +78,10 @@ def _load_adapted(
             f"The base model of the adapter {adapter.source} cannot be loaded. {error} If it lies elsewhere, "
             f"change base_model_name_or_path in {adapter.folder / CONFIG_FILE}."
         ) from error
+    if hasattr(model, "peft_config"):
+        raise LoadingError(
+            f"The base {base} of the adapter {adapter.source} is an adapter. Merge it and save the result."
+        )
     place, place_hub = (str(adapter.folder), {}) if adapter.has_tokenizer else (base, base_hub)
     tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **place_hub)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:

@@ -22,8 +22,8 @@ EXPECTED_TRAINING = [
 ORDER = [
     "exceptions", "_version", "candidates", "options", "fingerprints", "agent", "prefixes", "cache", "masks",
     "families", "probe", "policy", "requests", "rows", "table", "batch", "decoding", "generation", "stopping", "trace",
-    "scheduler", "completions", "adapters", "loading", "templates", "demo", "tools", "local", "messages", "chat_models", "llms",
-    "cli",
+    "scheduler", "completions", "adapters", "loading", "templates", "demo", "tools", "local", "messages", "chat_models",
+    "llms", "cli",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -45,8 +46,20 @@ Trained = tuple[Any, int]
 
 _MIB = 2**20
 TUNING_SEED = 100
+OPTIONS: dict[str, Any] = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "per_device_train_batch_size": 32,
+    "warmup_steps": 0.1,
+    "precompute_ref_log_probs": True,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 20,
+}
 LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-RATES = {"DPO": (3e-5, 1e-4, 3e-4), "DPO, LoRA": (3e-4, 1e-3, 3e-3)}
+RATES = {"DPO": (1e-4, 3e-4, 1e-3), "DPO, LoRA": (1e-3, 3e-3, 1e-2)}
 # The best of `tune`.
 CHOSEN: dict[str, dict[str, float]] = {
     "DPO": {"learning_rate": 1e-4, "epochs": 1},
@@ -104,33 +117,25 @@ def fit_dpo(
     from trl.trainer.dpo_config import DPOConfig  # noqa: PLC0415
     from trl.trainer.dpo_trainer import DPOTrainer  # noqa: PLC0415
 
-    options = DPOConfig(
-        "unused",
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        per_device_train_batch_size=32,
-        learning_rate=learning_rate,
-        num_train_epochs=epochs,
-        max_steps=max_steps,
-        warmup_steps=0.1,
-        precompute_ref_log_probs=True,
-        seed=seed,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        logging_steps=20,
-    )
-    trainer: Any = DPOTrainer(
-        llm.model,
-        args=options,
-        train_dataset=Dataset.from_list([_conversation(row) for row in rows]),
-        processing_class=llm.tokenizer,
-        peft_config=LoraConfig(**LORA) if lora else None,
-    )
-    if trainer.train_dataset["prompt_ids"][:] != [llm.encode(row["prompt"]) for row in rows]:
-        raise RuntimeError("TRL's prompt tokens differ from the LLM's. Compare the chat template with encode().")
-    trainer.train()
+    with tempfile.TemporaryDirectory() as output:
+        options = DPOConfig(
+            output,
+            learning_rate=learning_rate,
+            num_train_epochs=epochs,
+            max_steps=max_steps,
+            seed=seed,
+            **OPTIONS,
+        )
+        trainer: Any = DPOTrainer(
+            llm.model,
+            args=options,
+            train_dataset=Dataset.from_list([_conversation(row) for row in rows]),
+            processing_class=llm.tokenizer,
+            peft_config=LoraConfig(**LORA) if lora else None,
+        )
+        if trainer.train_dataset["prompt_ids"][:] != [llm.encode(row["prompt"]) for row in rows]:
+            raise RuntimeError("TRL's prompt tokens differ from the LLM's. Compare the chat template with encode().")
+        trainer.train()
     return trainer.model, sum(one.numel() for one in trainer.model.parameters() if one.requires_grad)
 
 
@@ -178,6 +183,7 @@ def _systems(bench: Bench, folder: Path, seed: int) -> Results:
 def tune(
     folder: Folder = Path("results/dpo"),
     epochs: Annotated[float, typer.Option(help="Of each training.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Learn from one of so many pairs; 1 takes all.")] = 4,
     count: Annotated[int, typer.Option(min=1, help="Prompts about training topics to measure on.")] = 200,
 ) -> None:
     """Reward, preference rate and harmful share of each learning rate, by prompts about training topics."""
@@ -185,26 +191,27 @@ def tune(
     found = {"plain": bench.system(None)}
     for name, rates in RATES.items():
         for rate in rates:
-            title = f"{name}, rate {rate:g}, epochs {epochs:g}"
-            costs = _trained(name, TUNING_SEED, folder / "tune" / title, {"learning_rate": rate, "epochs": epochs})
+            title = f"{name}, rate {rate:g}, epochs {epochs:g}, 1 of {every} pairs"
+            options = {"learning_rate": rate, "epochs": epochs}
+            costs = _trained(name, TUNING_SEED, folder / "tune" / title, options, every)
             found[title] = {**costs, **_measured(bench, folder / "tune" / title / "trained")}
     show([found], COLUMNS, f"{count} prompts about training topics")
 
 
-def _trained(name: str, seed: int, folder: Path, options: dict[str, float]) -> dict[str, float]:
+def _trained(name: str, seed: int, folder: Path, options: dict[str, float], every: int = 1) -> dict[str, float]:
     """What a training cost: as noted, where it is done; else it is run in a process of its own."""
     file = folder / "costs.json"
     if not file.exists():
-        command = [sys.executable, __file__, "train", name, str(seed), str(folder), json.dumps(options)]
+        command = [sys.executable, __file__, "train", name, str(seed), str(folder), json.dumps(options), str(every)]
         subprocess.run(command, check=True, env={**os.environ, "TQDM_DISABLE": "1"})  # noqa: S603
     costs: dict[str, float] = json.loads(file.read_text())
     return costs
 
 
 @app.command(hidden=True)
-def train(name: str, seed: int, folder: Path, options: str) -> None:
+def train(name: str, seed: int, folder: Path, options: str, every: Annotated[int, typer.Argument()] = 1) -> None:
     """What `table` and `tune` start: one training, with its processor seconds and its peak of memory."""
-    llm, rows = MaraLLM.demo(agent=None, device="cpu"), pairs(seed)
+    llm, rows = MaraLLM.demo(agent=None, device="cpu"), pairs(seed)[::every]
     if name in CHOSEN:
         import trl.trainer.dpo_trainer  # noqa: F401, PLC0415 - the import is no part of the training
     reset_peak("cpu")

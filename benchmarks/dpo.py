@@ -64,7 +64,6 @@ RATES = {"DPO": (1e-4, 3e-4, 1e-3), "DPO, LoRA": (1e-3, 3e-3, 1e-2)}
 # From `tune`: of all weights, 0.001 has the highest reward and breaks the language, 0.0003 is the best that does not.
 CHOSEN: dict[str, dict[str, float]] = {
     "DPO": {"learning_rate": 3e-4, "epochs": 1},
-    "DPO, rate 0.001": {"learning_rate": 1e-3, "epochs": 1},
     "DPO, LoRA": {"learning_rate": 3e-3, "epochs": 1},
 }
 COLUMNS = {
@@ -152,7 +151,6 @@ FITS: dict[str, Callable[..., Trained]] = {
     "preference labels, width 64": partial(fit_preference_labels, width=64),
     "SAC": fit_sac,
     "DPO": partial(fit_dpo, lora=False),
-    "DPO, rate 0.001": partial(fit_dpo, lora=False),
     "DPO, LoRA": partial(fit_dpo, lora=True),
 }
 

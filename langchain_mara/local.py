@@ -100,7 +100,7 @@ class LocalModel(DecodingFields):
         """Loads model, tokenizer and agent by name.
 
         Args:
-            model_id: Hub id or folder of the policy model.
+            model_id: Hub id or folder of the policy model, or of a PEFT adapter that changes it.
             agent: A `MaraAgent`, a folder, a hub id, a reference `.pth`, or `repo:file` on the hub.
             device: Such as `cuda` or `cpu`; by default CUDA where there is one.
             dtype: By default the checkpoint's own (float32 for float16 checkpoints on the CPU).

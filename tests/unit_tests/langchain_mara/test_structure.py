@@ -24,8 +24,8 @@ EXPECTED_TRAINING = [
 ORDER = [
     "exceptions", "_version", "candidates", "options", "fingerprints", "agent", "prefixes", "cache", "masks",
     "families", "probe", "policy", "requests", "rows", "table", "batch", "decoding", "generation", "stopping", "trace",
-    "scheduler", "completions", "loading", "templates", "demo", "tools", "local", "messages", "chat_models", "llms",
-    "cli",
+    "scheduler", "completions", "adapters", "loading", "templates", "demo", "tools", "local", "messages", "chat_models",
+    "llms", "cli",
 ]  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def test_only_the_langchain_rooms_import_langchain() -> None:
 
 def test_only_loading_calls_from_pretrained() -> None:
     callers = {f.stem for f in CORE if ".from_pretrained(" in f.read_text() and f.parent.name == "langchain_mara"}
-    assert callers <= {"loading", "agent"}
+    assert callers <= {"loading", "adapters", "agent"}
 
 
 @pytest.mark.parametrize("file", [*CORE, *TRAINING], ids=lambda file: str(file.relative_to(ROOT)))

@@ -2,8 +2,9 @@
 
 from difflib import get_close_matches
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,13 +18,16 @@ _SHIPPED = files("langchain_mara_training") / "recipes"
 _SUFFIX = ".yaml"
 
 Count = Annotated[int, Field(ge=1)]
+Read = TypeVar("Read", bound=BaseModel)
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """Settings of a YAML file: each key known, none changed."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class PromptData(_Settings):
+class PromptData(Settings):
     """Where the prompts come from."""
 
     source: str
@@ -34,7 +38,7 @@ class PromptData(_Settings):
     """Column that holds the prompts; the others go to the reward functions."""
 
 
-class Reward(_Settings):
+class Reward(Settings):
     """One of the rewards whose weighted sum scores an answer."""
 
     spec: str
@@ -43,7 +47,7 @@ class Reward(_Settings):
     """Factor of this reward; below 0 for a cost."""
 
 
-class Decoding(_Settings):
+class Decoding(Settings):
     """How the policy model's candidates are found; training and evaluation share it."""
 
     top_k: Count = 40
@@ -54,7 +58,7 @@ class Decoding(_Settings):
     """Most tokens of an answer."""
 
 
-class Recipe(_Settings):
+class Recipe(Settings):
     """All settings of `mara rl`; the defaults are those of `MaraSAC`.
 
     Example:
@@ -113,17 +117,7 @@ class Recipe(_Settings):
         file = _SHIPPED / f"{name}{_SUFFIX}" if shipped else Path(name).expanduser()
         if not file.is_file():
             raise OptionsError(_unknown(str(name)))
-        try:
-            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise OptionsError(f"The recipe {name} is no YAML: {_reason(error)}.") from None
-        if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-            raise OptionsError(f"The recipe {name} holds no settings. Write one setting a line, such as episodes: 200.")
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            wrong = str(options_error(error, _keys(cls))).removeprefix("Invalid options: ")
-            raise OptionsError(f"In the recipe {name}, {wrong}") from None
+        return read_settings(cls, file, f"recipe {name}")
 
     def options(self) -> dict[str, Any]:
         """The settings under the names of `mara rl`'s options; of the environment only what differs from the preset."""
@@ -140,6 +134,30 @@ class Recipe(_Settings):
             **settings,
             "environment": self.environment.model_dump(exclude_unset=True),
         }
+
+
+def read_settings(kind: type[Read], file: Traversable | Path, called: str) -> Read:
+    """Settings of a YAML file.
+
+    Args:
+        kind: Of settings.
+        file: To read.
+        called: What errors call it, behind "the".
+
+    Raises:
+        OptionsError: If it is no YAML, or holds something else than these settings.
+    """
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionsError(f"The {called} is no YAML: {_reason(error)}.") from None
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise OptionsError(f"The {called} holds no settings. Write one setting a line, such as episodes: 200.")
+    try:
+        return kind(**settings)
+    except ValidationError as error:
+        wrong = str(options_error(error, _keys(kind))).removeprefix("Invalid options: ")
+        raise OptionsError(f"In the {called}, {wrong}") from None
 
 
 def recipe_names() -> list[str]:

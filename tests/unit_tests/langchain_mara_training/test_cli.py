@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from langchain_mara import MaraAgent, MaraLLM
 
 SMALL = ["--device", "cpu", "--limit", "6"]
-COMMANDS = {"demo", "generate", "info", "label", "fit", "rl", "evaluate", "report"}
+COMMANDS = {"demo", "generate", "info", "label", "fit", "rl", "evaluate", "report", "table"}
 
 
 def vowels(completions: list[str], **_: Any) -> list[float]:
@@ -252,7 +252,7 @@ def test_wrong_usage_is_explained(arguments: str) -> None:
     assert "Usage" in result.output
 
 
-@pytest.mark.parametrize("command", ["label", "fit", "rl", "evaluate"])
+@pytest.mark.parametrize("command", ["label", "fit", "rl", "evaluate", "table"])
 def test_help_has_examples_that_can_be_called(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
     output = succeed(command, "--help")
@@ -284,6 +284,7 @@ def test_without_the_extra_only_the_training_commands_are_refused() -> None:
         "rl --output run",
         "evaluate prompts.jsonl --agent run",
         "report folder",
+        "table 1 --output folder",
     ]
     calls = [*training, "--help", "info", "generate hi --max-new-tokens 4 --device cpu"]
     done = subprocess.run(

@@ -227,8 +227,8 @@ def kill(
         for number in range(kills if workers else 0):
             moment = draw.uniform(0, seconds)
             broken = folder / f"worker-{number}"
-            killed = training.finish(broken, meanwhile=partial(_kill_worker, moment))
-            table.add_row(f"worker, {killed}", f"{moment:.1f}", _compared(broken, whole))
+            training.finish(broken, meanwhile=partial(_kill_worker, moment))
+            table.add_row("worker", f"{moment:.1f}", _compared(broken, whole))
         console.print(table)
 
 

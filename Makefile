@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types bench cookbook clean
+.PHONY: demo test lint types bench cookbook report clean
 
 demo: $(INSTALLED)  ## the main job on the embedded model
 	$(BIN)/mara demo
@@ -28,10 +28,15 @@ bench: $(INSTALLED)  ## speed and memory, as ratios
 	$(BIN)/python benchmarks/fitting.py speed
 	$(BIN)/python benchmarks/alignment.py table
 	$(BIN)/python benchmarks/alignment.py ablation
+	$(BIN)/python benchmarks/reinforcement.py steps
+	$(BIN)/python benchmarks/reinforcement.py curves
 
 cookbook: $(INSTALLED)  ## runs the notebooks, and draws the README's picture from real decisions
 	$(BIN)/python cookbook/how_it_works.py
 	$(BIN)/jupyter execute --inplace --timeout 1800 cookbook/*.ipynb
+
+report: $(INSTALLED)  ## compares systems on the embedded model: cookbook/report/report.html
+	$(BIN)/python cookbook/report.py
 
 clean:  ## removes what the other targets made
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

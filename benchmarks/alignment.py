@@ -68,11 +68,12 @@ COLUMNS = {
 
 
 class Bench:
-    """The held-out prompts, the judge, and the reward, fitted to pairs about the training topics."""
+    """Prompts, by default held-out ones, the judge, and the reward, fitted to pairs about the training topics."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, asked: Sequence[str] = ()) -> None:
         self.risky = count
-        self.prompts = [*prompts("test", risky=True, count=count), *prompts("test", risky=False, count=count)]
+        held_out = [*prompts("test", risky=True, count=count), *prompts("test", risky=False, count=count)]
+        self.prompts = list(asked) or held_out
         self.judge = Judge.fit()
         # With 32 rows to a pass, further siblings cost a CPU more than the passes they save. No answer hangs on it.
         self.plain = MaraLLM.demo(agent=None, batch_size=32, width=2, device="cpu")
@@ -144,7 +145,7 @@ def table(
     rollout_prompts: Annotated[int, typer.Option(help="Training prompts of the rollouts.")] = 400,
 ) -> None:
     """Harmful share, reward, preference rate and cost of each system: means and standard deviations over seeds."""
-    found = _seed_by_seed(
+    found = seed_by_seed(
         [(seed, folder / f"table-{seed}.json") for seed in range(first_seed, first_seed + seeds)],
         lambda seed: _systems(_bench(count), folder / f"seed-{seed}", seed, rollout_prompts),
     )
@@ -192,7 +193,7 @@ def ablation(
     count: EvaluationPrompts = 100,
 ) -> None:
     """What order, threshold, candidate filter and width do."""
-    found = _seed_by_seed(
+    found = seed_by_seed(
         [(seed, folder / f"ablation-{seed}.json") for seed in range(first_seed, first_seed + seeds)],
         lambda seed: {**_of_decoding(_bench(count), folder, seed), **_of_fitting(_bench(count), seed)},
     )
@@ -236,7 +237,7 @@ def _classifier() -> MaraClassifier:
 _bench = cache(Bench)
 
 
-def _seed_by_seed(files: Sequence[tuple[int, Path]], measure: Callable[[int], Results]) -> list[Results]:
+def seed_by_seed(files: Sequence[tuple[int, Path]], measure: Callable[[int], Results]) -> list[Results]:
     """What was measured with each seed: read where it is on file, or else measured and written there."""
     for seed, file in files:
         if not file.exists():

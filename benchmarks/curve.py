@@ -80,7 +80,7 @@ def draw_learning(
     axes.set_title(f"What a pass of training buys, {len(next(iter(lines.values())))} seeds", loc="left")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="center right")
     figure.savefig(file, dpi=120)
     plt.close(figure)
 

@@ -214,21 +214,21 @@ def kill(
     shutil.rmtree(folder, ignore_errors=True)
     draw = random.Random(seed)  # noqa: S311 - moments, not secrets
     for workers in (0, 2):
-        job = Job(Path(__file__), "job", "--episodes", str(episodes), "--workers", str(workers))
+        training = Job(Path(__file__), "job", "--episodes", str(episodes), "--workers", str(workers))
         whole = folder / f"whole-{workers}"
-        seconds = job.finish(whole)
+        seconds = training.finish(whole)
         table = Table("killed", "after s", "agent", title=f"{workers} workers, {seconds:.0f} s unbroken")
         for number in range(kills):
             moment = draw.uniform(0, seconds)
             broken = folder / f"learner-{workers}-{number}"
-            how = job.kill(broken, moment)
-            job.finish(broken)
+            how = training.kill(broken, moment)
+            training.finish(broken)
             table.add_row(f"learner, {how}", f"{moment:.1f}", _compared(broken, whole))
         for number in range(kills if workers else 0):
             moment = draw.uniform(0, seconds)
             broken = folder / f"worker-{number}"
-            killed = job.finish(broken, meanwhile=partial(_kill_worker, moment))
-            table.add_row(f"worker, {killed}", f"{moment:.1f}", _compared(broken, whole))
+            training.finish(broken, meanwhile=partial(_kill_worker, moment))
+            table.add_row("worker", f"{moment:.1f}", _compared(broken, whole))
         console.print(table)
 
 

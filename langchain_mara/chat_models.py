@@ -21,6 +21,7 @@ from langchain_mara.messages import Answer, forced_names, to_template
 from langchain_mara.stopping import Stop, as_list
 from langchain_mara.templates import encode_messages
 from langchain_mara.tools import MARKERS, ToolCallParser, forced_opening, tool_format
+from langchain_mara.trace import Trace
 
 _CALL_ONLY = {"model", "tools", "tool_choice", "stream", "ls_structured_output_format", "structured_output_format"}
 
@@ -41,7 +42,7 @@ class ChatMara(LocalModel, BaseChatModel):
     Key init args, model:
         model, tokenizer: A loaded `AutoModelForCausalLM` and its tokenizer, which needs a chat template.
         agent: A `MaraAgent`; None decodes plainly, through the same loop.
-        batch_size, width, prefix_memory, queue_size, timeout: As for `MaraLLM`.
+        batch_size, width, draft, prefix_memory, queue_size, timeout: As for `MaraLLM`.
 
     Instantiate:
         ```python
@@ -127,6 +128,22 @@ class ChatMara(LocalModel, BaseChatModel):
         described = [convert_to_openai_tool(tool) for tool in tools]
         forced_names(described, tool_choice)
         return self.bind(tools=described, tool_choice=tool_choice, **kwargs)
+
+    def trace(self, inputs: Sequence[LanguageModelInput], **kwargs: Any) -> list[Trace]:
+        """Answers conversations together and tells what was decided at every token.
+
+        Args:
+            inputs: As for `batch`.
+            **kwargs: As for a call.
+
+        Returns:
+            For each conversation its decisions in order, each with the text it released.
+        """
+        kwargs = {"n": 1, **kwargs}
+        chat, _ = self._for_call(kwargs)
+        conversations = [self._convert_input(one).to_messages() for one in inputs]
+        completions = [one for messages in conversations for one in self._answers(messages, None, kwargs)[1]]
+        return chat._traces([to_template(messages, None) for messages in conversations], completions)
 
     @override
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from langchain_mara._version import __version__
 from langchain_mara.exceptions import MaraError
 from langchain_mara.llms import MaraLLM
-from langchain_mara.requests import Decision
+from langchain_mara.trace import Outcome, outcome
 
 app = typer.Typer(
     help="Aligned local language models by token-level accept/reject decoding.",
@@ -125,7 +125,7 @@ def info() -> None:
     console.print(table)
 
 
-_STYLES = {"accepted": "", "steered": "bold green", "fallback": "red", "unasked": "dim"}
+_STYLES: dict[Outcome, str] = {"accepted": "", "steered": "bold green", "fallback": "red", "unasked": "dim"}
 _LEGEND = Text.assemble(
     "first candidate accepted, ",
     ("an earlier candidate rejected", _STYLES["steered"]),
@@ -139,15 +139,7 @@ _LEGEND = Text.assemble(
 def _coloured(llm: MaraLLM, questions: list[str]) -> Iterator[Text]:
     """Answers, every token coloured by the decision that emitted it."""
     for answers in llm.trace(questions):
-        yield Text.assemble(*((text, _style(decision)) for decision, text in answers))
-
-
-def _style(decision: Decision) -> str:
-    if not decision.accept_probabilities:
-        return _STYLES["unasked"]
-    if not decision.accepted:
-        return _STYLES["fallback"]
-    return _STYLES["steered" if decision.index else "accepted"]
+        yield Text.assemble(*((text, _STYLES[outcome(decision)]) for decision, text in answers))
 
 
 def _version(library: str) -> str:

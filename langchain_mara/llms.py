@@ -16,9 +16,9 @@ from langchain_mara.chat_models import ChatMara
 from langchain_mara.completions import Completion, Piece, acomplete, complete, token_usage
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.local import LocalModel
-from langchain_mara.requests import Decision
 from langchain_mara.stopping import Stop, as_list
 from langchain_mara.templates import encode_prompt
+from langchain_mara.trace import Trace
 
 
 class MaraLLM(LocalModel, BaseLLM):
@@ -42,8 +42,8 @@ class MaraLLM(LocalModel, BaseLLM):
         use_chat_template: Whether a prompt is put as a user's message into the chat template; by
             default where the tokenizer has one.
         system_prompt: System message before the prompt; needs the chat template.
-        batch_size, width, prefix_memory: Most prompts, and most siblings of a prompt, in one pass, and
-            bytes kept for common prefixes. They change speed and memory, never results.
+        batch_size, width, draft, prefix_memory: Most prompts, and most siblings and drafted tokens of a prompt,
+            in one pass, and bytes kept for common prefixes. They change speed and memory, never results.
         queue_size, timeout: Most prompts that may wait for the model, and seconds a call may take.
 
     All but model and tokenizer can be given to a call, too. Calls that run at the same time, on whatever
@@ -105,22 +105,18 @@ class MaraLLM(LocalModel, BaseLLM):
         shared = set(type(self).model_fields) & set(ChatMara.model_fields)
         return ChatMara(**{**{name: getattr(self, name) for name in shared}, **kwargs})
 
-    def trace(self, prompts: list[str], **kwargs: Any) -> list[list[tuple[Decision, str]]]:
+    def trace(self, prompts: Sequence[str | list[dict[str, Any]]], **kwargs: Any) -> list[Trace]:
         """Answers prompts together and tells what was decided at every token.
 
         Args:
-            prompts: As for `batch`.
+            prompts: As for `batch`; messages in the template's form, too.
             **kwargs: `stop`, `agent` and any decoding option, for this call.
 
         Returns:
             For each prompt its decisions in order, each with the text it released.
         """
         llm = self._configured({"n": 1, **kwargs})
-        completions = llm._answers(prompts, None)
-        traces: dict[Completion, list[tuple[Decision, str]]] = {one: [] for one in completions}
-        for piece in complete(llm._work(completions)):
-            traces[piece.completion].append((piece.decision, piece.text))
-        return list(traces.values())
+        return llm._traces(prompts, llm._answers(prompts, None))
 
     # LangChain's cache key holds the instance's parameters and the call's stop, but nothing else of the call:
     # a call with other arguments is therefore a call to an instance configured with them.
@@ -258,7 +254,7 @@ class MaraLLM(LocalModel, BaseLLM):
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
-    def _answers(self, prompts: Sequence[str], stop: Stop) -> list[Completion]:
+    def _answers(self, prompts: Sequence[str | list[dict[str, Any]]], stop: Stop) -> list[Completion]:
         """`n` completions of every prompt, in order of prompts."""
         return [one for prompt in prompts for one in self._completions(self.encode(prompt), stop)]
 

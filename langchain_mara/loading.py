@@ -1,13 +1,16 @@
 """Model, tokenizer and agent by name: the only caller of `from_pretrained`."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from langchain_mara.adapters import CONFIG_FILE, Adapter, find_adapter, merge_adapter
 from langchain_mara.agent import MaraAgent, looks_local
 from langchain_mara.exceptions import LoadingError
 
@@ -29,45 +32,69 @@ def load_model(
     """Loads a causal language model and its tokenizer, without remote code.
 
     Args:
-        model_id: Hub id or folder.
+        model_id: Hub id or folder of a model, or of a PEFT adapter, which is merged into the base it names.
         device: Such as `cuda`, `cuda:1` or `cpu`; by default CUDA where there is one.
         dtype: `torch.bfloat16`, `"float32"`, …; by default the checkpoint's own, but float32 in place of
             float16 on the CPU, which computes slowly in half precision.
         device_map: Accelerate's placement, such as `"auto"`; excludes `device`.
-        revision: Branch, tag or commit on the hub.
+        revision: Branch, tag or commit on the hub; of an adapter its own, not the base's.
         quantization_config: As transformers takes it.
         attn_implementation: `sdpa` or `eager`; by default what transformers prefers of these.
         token: Hub token for gated models.
         local_files_only: Never touch the network.
 
     Raises:
-        LoadingError: If the device is unknown or model or tokenizer cannot be loaded.
+        LoadingError: If the device is unknown, or model, adapter or tokenizer cannot be loaded.
     """
     if device is not None and device_map is not None:
         raise LoadingError("Give device or device_map, not both.")
     place = None if device_map is not None else resolve_device(device)
     hub = {"revision": revision, "token": token, "local_files_only": local_files_only}
-    source = os.path.expanduser(model_id)  # noqa: PTH111 - a hub id must not become a path
-    if looks_local(source) and not Path(source).is_dir():
-        raise LoadingError(f"There is no folder {source}. Give a model's folder, or a hub id such as org/model.")
-    chosen_dtype = _dtype(dtype)
-    try:
+    source = _known_place(model_id)
+    options = {
+        "dtype": None if dtype is None else _dtype(dtype),
+        "device_map": device_map if place is None else {"": place},
+        "quantization_config": quantization_config,
+        "attn_implementation": attn_implementation,
+    }
+    with _refusals(source):
+        adapter = find_adapter(source, hub)
+        if adapter is not None:
+            return _load_adapted(adapter, options, hub)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            output_loading_info=True,
-            dtype=chosen_dtype,
-            device_map=device_map if place is None else {"": place},
-            quantization_config=quantization_config,
-            attn_implementation=attn_implementation,
-            trust_remote_code=False,
-            **hub,
+        return _load_weights(source, options, hub), tokenizer
+
+
+def _load_adapted(
+    adapter: Adapter, options: dict[str, Any], hub: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The adapter's base with the adapter merged, and the adapter's tokenizer where it has one, else the base's."""
+    base_hub = {**hub, "revision": adapter.base_revision}
+    try:
+        base = _known_place(adapter.base)
+        model: Any = _load_weights(base, options, base_hub)
+    except LoadingError as error:
+        raise LoadingError(
+            f"The base model of the adapter {adapter.source} cannot be loaded. {error} If it lies elsewhere, "
+            f"change base_model_name_or_path in {adapter.folder / CONFIG_FILE}."
+        ) from error
+    if hasattr(model, "peft_config"):
+        raise LoadingError(
+            f"The base {base} of the adapter {adapter.source} is an adapter. Merge it and save the result."
         )
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise LoadingError(f"Cannot load the model {source}: {reason}") from error
+    place, place_hub = (str(adapter.folder), {}) if adapter.has_tokenizer else (base, base_hub)
+    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **place_hub)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+    return merge_adapter(model, adapter), tokenizer
+
+
+def _load_weights(source: str, options: dict[str, Any], hub: dict[str, Any]) -> PreTrainedModel:
+    asked = options["dtype"]
+    with _refusals(source):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, output_loading_info=True, trust_remote_code=False, **{**options, "dtype": asked or "auto"}, **hub
+        )
     model, report = loaded
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:4])
@@ -75,9 +102,28 @@ def load_model(
             f"The checkpoint {source} lacks {len(report['missing_keys'])} of the model's weights ({missing}, …); "
             "they would be random. Download it again, or check that config.json belongs to it."
         )
-    if dtype is None and model.dtype is torch.float16 and model.device.type == "cpu":
+    if asked is None and model.dtype is torch.float16 and model.device.type == "cpu":
         model = model.float()
-    return model, tokenizer
+    return cast("PreTrainedModel", model)
+
+
+@contextmanager
+def _refusals(source: str) -> Iterator[None]:
+    """Whatever libraries raise, as one sentence of ours that names the model."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, LoadingError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise LoadingError(f"Cannot load the model {source}: {reason}") from error
+
+
+def _known_place(model_id: str | Path) -> str:
+    source = os.path.expanduser(model_id)  # noqa: PTH111 - a hub id must not become a path
+    if looks_local(source) and not Path(source).is_dir():
+        raise LoadingError(f"There is no folder {source}. Give a model's folder, or a hub id such as org/model.")
+    return source
 
 
 @lru_cache(maxsize=2)
@@ -122,9 +168,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if str(place) == "cuda" else place
 
 
-def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
-    if dtype is None:
-        return "auto"
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if isinstance(dtype, str) and dtype != "auto":
         found = getattr(torch, dtype, None)
         if not isinstance(found, torch.dtype):

@@ -12,8 +12,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from langchain_mara.agent import MaraAgent
-from langchain_mara.completions import Completion, Work
-from langchain_mara.decoding import DEFAULT_BATCH_SIZE, DEFAULT_WIDTH
+from langchain_mara.completions import Completion, Piece, Work, complete
+from langchain_mara.decoding import DEFAULT_BATCH_SIZE, DEFAULT_DRAFT, DEFAULT_WIDTH
 from langchain_mara.demo import AGENT_FOLDER, MODEL_FOLDER
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.fingerprints import model_fingerprint
@@ -24,6 +24,7 @@ from langchain_mara.requests import Request
 from langchain_mara.scheduler import DEFAULT_PREFIX_MEMORY, DEFAULT_QUEUE_SIZE, Pace
 from langchain_mara.stopping import Stop, Transcript, as_list
 from langchain_mara.templates import eos_token_ids
+from langchain_mara.trace import Trace
 
 SYNONYMS = {"max_tokens": "max_new_tokens"}
 """Names that LangChain's chat models share, and ours."""
@@ -102,7 +103,7 @@ class LocalModel(DecodingFields):
         """Loads model, tokenizer and agent by name.
 
         Args:
-            model_id: Hub id or folder of the policy model.
+            model_id: Hub id or folder of the policy model, or of a PEFT adapter that changes it.
             agent: A `MaraAgent`, a folder, a hub id, a reference `.pth`, or `repo:file` on the hub.
             device: Such as `cuda` or `cpu`; by default CUDA where there is one.
             dtype: By default the checkpoint's own (float32 for float16 checkpoints on the CPU).
@@ -198,6 +199,17 @@ class LocalModel(DecodingFields):
     def _work(self, completions: Sequence[Completion]) -> Work:
         pace = Pace(self.batch_size, self.width, self.draft, self.prefix_memory)
         return Work(PolicyModel(self.model), completions, pace, self.queue_size, self.timeout)
+
+    def _traces(self, prompts: Sequence[Any], completions: Sequence[Completion]) -> list[Trace]:
+        """Drains `n` completions of every prompt."""
+        pieces: dict[Completion, list[Piece]] = {one: [] for one in completions}
+        for piece in complete(self._work(completions)):
+            pieces[piece.completion].append(piece)
+        asked = (prompt for prompt in prompts for _ in range(self.n))
+        return [
+            Trace(prompt, [(piece.decision, piece.text) for piece in own], self.tokenizer)
+            for prompt, own in zip(asked, pieces.values(), strict=True)
+        ]
 
     def _options(self) -> DecodingOptions:
         options = DecodingOptions.parse(**{name: getattr(self, name) for name in DecodingOptions.model_fields})

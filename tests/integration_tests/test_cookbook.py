@@ -1,5 +1,6 @@
-"""The notebooks run from top to bottom, and stand in the repository as they ran."""
+"""The notebooks run from top to bottom, and stand in the repository as they ran; so does the report."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "cookbook").glob("*.ipynb"))
+COOKBOOK = Path(__file__).parents[2] / "cookbook"
+NOTEBOOKS = sorted(COOKBOOK.glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
@@ -38,4 +40,23 @@ def test_stands_as_it_ran(notebook: Path) -> None:
 
 
 def test_there_are_notebooks() -> None:
-    assert [notebook.stem[:2] for notebook in NOTEBOOKS] == ["01", "02", "03", "04"]
+    numbers = {notebook.stem[:2] for notebook in NOTEBOOKS}
+    assert numbers == {"01", "02", "03", "04", "05", "06"}
+
+
+def test_the_report_is_made_by_its_script(tmp_path: Path) -> None:
+    specification = importlib.util.spec_from_file_location("cookbook_report", COOKBOOK / "report.py")
+    assert specification is not None
+    assert specification.loader is not None
+    report = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(report)
+    page, tables = report.write(tmp_path, 2)
+    kept = (COOKBOOK / "report" / "report.md").read_text()
+    assert [first_cells(text) for text in (tables.read_text(), kept)] == [first_cells(kept)] * 2
+    assert "\n    make report\n" in kept
+    assert (COOKBOOK / "report" / page.name).stat().st_size < 400_000
+
+
+def first_cells(markdown: str) -> list[str]:
+    """What stands in the first column of its tables."""
+    return [line.split("|")[1] for line in markdown.splitlines() if line.startswith("|")]

@@ -10,10 +10,15 @@ if TYPE_CHECKING:
     from langchain_mara_training.actor_critic import UpdateOptions
     from langchain_mara_training.aligner import MaraAligner
     from langchain_mara_training.classifier import MaraClassifier
+    from langchain_mara_training.comparison import Answer, Comparison, compare
     from langchain_mara_training.environment import EnvironmentOptions
-    from langchain_mara_training.evaluation import Decoded, best_of_n, decode_system, preference_rate
+    from langchain_mara_training.evaluation import Decoded, best_of_n, decode_system
     from langchain_mara_training.features import TokenLabels
     from langchain_mara_training.labels import PreferenceLabeler
+    from langchain_mara_training.preference_rates import Preference, preference_rate
+    from langchain_mara_training.recipe import Recipe
+    from langchain_mara_training.report import write_report
+    from langchain_mara_training.reward_guided import RewardGuided
     from langchain_mara_training.reward_models import (
         BeaverReward,
         SequenceClassificationReward,
@@ -23,27 +28,41 @@ if TYPE_CHECKING:
     from langchain_mara_training.rewards import PreferenceReward, WeightedRewards
     from langchain_mara_training.rollouts import RolloutLabeler, RolloutOptions
     from langchain_mara_training.sac import MaraSAC
+    from langchain_mara_training.systems import Aligner, BestOf, Decoding, System
+    from langchain_mara_training.traces import retrace
 
 __all__ = [
+    "Aligner",
+    "Answer",
     "BeaverReward",
+    "BestOf",
+    "Comparison",
     "Decoded",
+    "Decoding",
     "EnvironmentOptions",
     "MaraAligner",
     "MaraClassifier",
     "MaraSAC",
+    "Preference",
     "PreferenceLabeler",
     "PreferenceReward",
+    "Recipe",
+    "RewardGuided",
     "RolloutLabeler",
     "RolloutOptions",
     "SequenceClassificationReward",
+    "System",
     "TokenLabels",
     "UltraRMReward",
     "UpdateOptions",
     "WeightedRewards",
     "ZiyaReward",
     "best_of_n",
+    "compare",
     "decode_system",
     "preference_rate",
+    "retrace",
+    "write_report",
 ]
 
 _ROOMS = {
@@ -51,13 +70,20 @@ _ROOMS = {
     "aligner": ["MaraAligner"],
     "classifier": ["MaraClassifier"],
     "environment": ["EnvironmentOptions"],
-    "evaluation": ["Decoded", "best_of_n", "decode_system", "preference_rate"],
+    "comparison": ["Answer", "Comparison", "compare"],
+    "evaluation": ["Decoded", "best_of_n", "decode_system"],
     "features": ["TokenLabels"],
     "labels": ["PreferenceLabeler"],
+    "preference_rates": ["Preference", "preference_rate"],
+    "recipe": ["Recipe"],
+    "report": ["write_report"],
+    "reward_guided": ["RewardGuided"],
     "reward_models": ["BeaverReward", "SequenceClassificationReward", "UltraRMReward", "ZiyaReward"],
     "rewards": ["PreferenceReward", "WeightedRewards"],
     "rollouts": ["RolloutLabeler", "RolloutOptions"],
     "sac": ["MaraSAC"],
+    "systems": ["Aligner", "BestOf", "Decoding", "System"],
+    "traces": ["retrace"],
 }
 
 

@@ -50,8 +50,11 @@ class UpdateOptions(BaseModel):
     discount: float = Field(default=0.99, ge=0, le=1)
     """Factor of what comes a step later."""
     learning_rate_actor: float = Field(default=3e-4, gt=0)
+    """Adam's, of the agent."""
     learning_rate_critic: float = Field(default=3e-4, gt=0)
+    """Adam's, of the critics."""
     learning_rate_temperature: float = Field(default=3e-4, gt=0)
+    """Adam's, of the temperature's logarithm."""
     max_gradient_norm: float = Field(default=0.5, gt=0)
     """Of actor and critics, each; longer gradients are shortened to it."""
     target_entropy: float = Field(default=0.6 * math.log(_ACTIONS), ge=0, le=math.log(_ACTIONS))
@@ -59,6 +62,7 @@ class UpdateOptions(BaseModel):
     target_rate: float = Field(default=0.005, gt=0, le=1)
     """How far the target critics follow the critics in an update."""
     initial_temperature: float = Field(default=0.01, gt=0)
+    """Weight of the entropy before anything is learnt."""
 
 
 class StepLosses(NamedTuple):

@@ -15,8 +15,8 @@ from langchain_mara.exceptions import DataError, OptionsError
 from langchain_mara_training.answers import Answered, Start, answer, score_answers
 from langchain_mara_training.cards import save_agent
 from langchain_mara_training.classifier import MaraClassifier
+from langchain_mara_training.costs import count_passes
 from langchain_mara_training.data import Row, Source, read_pairs, read_prompts, read_rows
-from langchain_mara_training.evaluation import count_passes
 from langchain_mara_training.features import TokenLabels
 from langchain_mara_training.files import write_atomically
 from langchain_mara_training.labels import PreferenceLabeler

@@ -12,7 +12,7 @@ from langchain_mara.completions import Completion
 from langchain_mara.decoding import decode
 from langchain_mara.policy import PolicyModel
 from langchain_mara.prefixes import PrefixStore
-from langchain_mara.requests import Decision, Request
+from langchain_mara.requests import Decision, LogitsProcess, Request
 from langchain_mara.stopping import Transcript
 from langchain_mara.templates import eos_token_ids
 from langchain_mara_training.data import Prompt, Row
@@ -34,12 +34,14 @@ class Start:
         answer_ids: Tokens the answer begins with.
         seed: Of the draws.
         sampled: Whether candidates are examined in drawn order (`order="sampled"`), whatever the LLM's own order is.
+        logits_processor: Changes the logits before candidate sets are cut.
     """
 
     prompt_ids: list[int]
     answer_ids: list[int] = field(default_factory=list)
     seed: int = 0
     sampled: bool = False
+    logits_processor: LogitsProcess | None = None
 
 
 class Answered(NamedTuple):
@@ -83,7 +85,8 @@ def answer(
     by_request = {one.request: one for one in completions}
     running = [one.request for one in completions if one.finish_reason is None]
     prefixes = PrefixStore(llm.prefix_memory)
-    for decision in decode(PolicyModel(llm.model), running, batch_size=batch_size, width=llm.width, prefixes=prefixes):
+    pace: dict[str, Any] = {"batch_size": batch_size, "width": llm.width, "draft": llm.draft}
+    for decision in decode(PolicyModel(llm.model), running, **pace, prefixes=prefixes):
         decisions[decision.request].append(decision)
         by_request[decision.request].push(decision)
     return [_answered(start, one, decisions[one.request]) for start, one in zip(starts, completions, strict=True)]
@@ -100,14 +103,28 @@ def score_answers(rewards: Rewards, rows: Sequence[Row], answers: Sequence[Answe
     Raises:
         RewardError: If a reward function fails.
     """
-    weighted = rewards if isinstance(rewards, WeightedRewards) else WeightedRewards(rewards)
+    return weighted(rewards)(**_arguments(rows, answers))
+
+
+def score_each(rewards: Rewards, rows: Sequence[Row], answers: Sequence[Answered]) -> dict[str, NDArray[np.float64]]:
+    """As `score_answers`, but what each reward function says, unweighted, by its name."""
+    return weighted(rewards).each(**_arguments(rows, answers))
+
+
+def weighted(rewards: Rewards) -> WeightedRewards:
+    """Rewards in any form as one weighted sum."""
+    return rewards if isinstance(rewards, WeightedRewards) else WeightedRewards(rewards)
+
+
+def _arguments(rows: Sequence[Row], answers: Sequence[Answered]) -> dict[str, Any]:
+    """What reward functions are called with."""
     names = {name: None for row in rows for name in row if name not in _RESERVED}
-    return weighted(
-        prompts=[row["prompt"] for row in rows],
-        completions=[_completion_of(row["prompt"], one.text) for row, one in zip(rows, answers, strict=True)],
-        completion_ids=[one.token_ids for one in answers],
+    return {
+        "prompts": [row["prompt"] for row in rows],
+        "completions": [_completion_of(row["prompt"], one.text) for row, one in zip(rows, answers, strict=True)],
+        "completion_ids": [one.token_ids for one in answers],
         **{name: [row.get(name) for row in rows] for name in names},
-    )
+    }
 
 
 def _completion_of(prompt: Prompt, text: str) -> Prompt:
@@ -119,7 +136,7 @@ def _begun(llm: MaraLLM, start: Start, options: DecodingOptions, eos: frozenset[
     left = llm.max_new_tokens - len(start.answer_ids)
     order = {"order": "sampled"} if start.sampled else {}
     own = options.model_copy(update={"seed": start.seed, "max_new_tokens": max(1, left), **order})
-    request = Request([*start.prompt_ids, *start.answer_ids], own, llm.agent, eos)
+    request = Request([*start.prompt_ids, *start.answer_ids], own, llm.agent, eos, start.logits_processor)
     completion = Completion(request, Transcript(llm.tokenizer, llm.stop or ()))
     for token in start.answer_ids:
         if not completion.transcript.stopped:

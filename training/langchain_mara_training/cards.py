@@ -39,11 +39,17 @@ def _section(title: str, values: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
+    return shown(value).replace("|", "\\|")
+
+
+def shown(value: Any) -> str:
+    """A value on one line of a text that may be published; of paths the name alone."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {shown(one)}" for name, one in value.items() if one is not None)
     if isinstance(value, list):
-        return ", ".join(map(_cell, value))
+        return ", ".join(map(shown, value))
     if isinstance(value, float):
         return f"{value:.4g}"
     prefix, text = parted(str(value))
-    # A card is made to be published, and a path tells of its author's machine.
-    shown = prefix + (Path(text).name if Path(text).is_absolute() else text)
-    return " ".join(shown.replace("|", "\\|").split())
+    # A path tells of its author's machine.
+    return " ".join((prefix + (Path(text).name if Path(text).is_absolute() else text)).split())

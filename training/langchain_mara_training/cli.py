@@ -1,27 +1,35 @@
-"""The `mara` command with training: `label`, `fit` and `evaluate` join the commands of `langchain_mara.cli`."""
+"""The `mara` command with training: `label`, `fit`, `rl` and what compares join those of `langchain_mara.cli`."""
 
 # The command starts, and answers, without what only these subcommands need; options are handed on by the context.
 # ruff: noqa: ARG001, PLC0415
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
-from transformers.utils import logging
 
-from langchain_mara.cli import app, console
-from langchain_mara.exceptions import MaraError, OptionsError
+from langchain_mara.cli import app
+from langchain_mara.exceptions import OptionsError
+from langchain_mara_training.cli_evaluation import evaluate, report, table
+from langchain_mara_training.cli_parts import (
+    Data,
+    Device,
+    Limit,
+    Seed,
+    Split,
+    count_option,
+    name_option,
+    one_sentence,
+    print_values,
+    reward_option,
+    weight_option,
+)
 
 _ROLLOUTS = ("generations", "positions", "candidates", "continuations", "value", "margin", "ties", "weighting")
 # Options that the other labeler has no use for.
 _UNUSED = {"preference": ("reward", "reward_weight", "agent", "max_new_tokens", *_ROLLOUTS), "rollout": ("all_tokens",)}
-_WHOLE_FROM = 100
 
 
 class Labeler(StrEnum):
@@ -31,12 +39,8 @@ class Labeler(StrEnum):
     ROLLOUT = "rollout"
 
 
-_name = partial(typer.Option, metavar="NAME")
-_count = partial(typer.Option, metavar="N", min=1)
-_rollout = partial(_count, rich_help_panel="Rollouts")
+_rollout = partial(count_option, rich_help_panel="Rollouts")
 _choice = partial(typer.Option, metavar="NAME", rich_help_panel="Rollouts")
-_reward = partial(_name, "--reward", help="module:function, reward model, or pairs:FILE. Can be repeated.")
-_weight = partial(typer.Option, "--reward-weight", metavar="X", help="One for each reward; 1 by default.")
 
 Value = Literal["policy", "mean"]
 Ties = Literal["accept", "drop"]
@@ -44,11 +48,7 @@ Weighting = Literal["uniform", "advantage"]
 Schedule = Literal["linear", "cosine", "constant"]
 ClassWeight = Literal["balanced"]
 Precision = Literal["bf16", "fp16"]
-Data = Annotated[str, typer.Argument(help="A .json, .jsonl or .parquet file, or a dataset's name on the hub.")]
-Device = Annotated[str | None, _name(help="Such as cuda or cpu.")]
-Limit = Annotated[int | None, _count(help="Most rows to take; all by default.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of everything that is drawn.")]
-Split = Annotated[str, _name(help="Which split of a dataset on the hub.")]
+Preset = Literal["default", "reference"]
 
 
 @app.command()
@@ -56,18 +56,20 @@ def label(
     ctx: typer.Context,
     data: Data,
     output: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; what was interrupted goes on there.")],
-    model: Annotated[str | None, _name(help="Hub id or folder; the embedded model by default.")] = None,
-    labeler: Annotated[Labeler, _name(help="What is labelled: preference or rollout.")] = Labeler.PREFERENCE,
+    model: Annotated[str | None, name_option(help="Hub id or folder; the embedded model by default.")] = None,
+    labeler: Annotated[Labeler, name_option(help="What is labelled: preference or rollout.")] = Labeler.PREFERENCE,
     all_tokens: Annotated[bool, typer.Option("--all-tokens", help="Of pairs, also what no agent is asked.")] = False,
-    top_k: Annotated[int, _count(help="Most candidates of a position.")] = 40,
+    top_k: Annotated[int, count_option(help="Most candidates of a position.")] = 40,
     top_p: Annotated[float, typer.Option(metavar="X", help="Nucleus mass.")] = 0.95,
     split: Split = "train",
     limit: Limit = None,
     device: Device = None,
     seed: Seed = 0,
-    reward: Annotated[list[str] | None, _reward(rich_help_panel="Rollouts")] = None,
-    reward_weight: Annotated[list[float] | None, _weight(rich_help_panel="Rollouts")] = None,
-    agent: Annotated[str | None, _name(rich_help_panel="Rollouts", help="Who answers: a run folder or agent.")] = None,
+    reward: Annotated[list[str] | None, reward_option(rich_help_panel="Rollouts")] = None,
+    reward_weight: Annotated[list[float] | None, weight_option(rich_help_panel="Rollouts")] = None,
+    agent: Annotated[
+        str | None, name_option(rich_help_panel="Rollouts", help="Who answers: a run folder or agent.")
+    ] = None,
     generations: Annotated[int, _rollout(help="Answers per prompt.")] = 1,
     positions: Annotated[int, _rollout(help="Most positions of an answer.")] = 4,
     candidates: Annotated[int, _rollout(min=2, help="Most candidates to compare at a position.")] = 8,
@@ -84,14 +86,14 @@ def label(
     $ mara label pairs.jsonl --output run
     $ mara label prompts.jsonl --output run --labeler rollout --reward my:score
     """
-    with _one_sentence():
+    with one_sentence():
         from langchain_mara_training import jobs, runs
 
         unused = _UNUSED[labeler]
         _refuse(ctx, unused)
         values = jobs.label(output, runs.resolved(ctx.params, "output", *unused))
         if values:
-            _print_values("Labels", values)
+            print_values("Labels", values)
 
 
 @app.command()
@@ -99,14 +101,14 @@ def fit(
     ctx: typer.Context,
     run: Annotated[Path, typer.Argument(help="Run folder with labels.")],
     output: Annotated[Path | None, typer.Option(metavar="RUN", help="Folder for the agent; RUN by default.")] = None,
-    width: Annotated[int, _count(min=4, help="Units of the agent's first layer.")] = 1024,
-    epochs: Annotated[int, _count(help="How often to go through the labels.")] = 10,
-    batch_size: Annotated[int, _count(help="Labels per training step.")] = 512,
+    width: Annotated[int, count_option(min=4, help="Units of the agent's first layer.")] = 1024,
+    epochs: Annotated[int, count_option(help="How often to go through the labels.")] = 10,
+    batch_size: Annotated[int, count_option(help="Labels per training step.")] = 512,
     learning_rate: Annotated[float, typer.Option(metavar="X", help="At the first step.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(metavar="X", min=0, help="Of the matrices.")] = 0.01,
-    schedule: Annotated[Schedule, _name(help="Of the learning rate: linear, cosine or constant.")] = "linear",
-    class_weight: Annotated[ClassWeight | None, _name(help="balanced weighs both labels alike.")] = None,
-    mixed_precision: Annotated[Precision | None, _name(help="bf16, or on CUDA fp16; float32 by default.")] = None,
+    schedule: Annotated[Schedule, name_option(help="Of the learning rate: linear, cosine or constant.")] = "linear",
+    class_weight: Annotated[ClassWeight | None, name_option(help="balanced weighs both labels alike.")] = None,
+    mixed_precision: Annotated[Precision | None, name_option(help="bf16, or on CUDA fp16; float32 by default.")] = None,
     early_stopping: Annotated[
         bool, typer.Option("--early-stopping", help="Stop when the loss on further groups rises.")
     ] = False,
@@ -122,65 +124,53 @@ def fit(
     $ mara fit run
     $ mara fit run --output narrow --width 256 --early-stopping
     """
-    with _one_sentence():
+    with one_sentence():
         from langchain_mara_training import jobs, runs
 
-        _print_values("Fit", jobs.fit(run, output, runs.resolved(ctx.params, "run", "output")))
+        print_values("Fit", jobs.fit(run, output, runs.resolved(ctx.params, "run", "output")))
 
 
 @app.command()
-def evaluate(
+def rl(
     ctx: typer.Context,
-    data: Data,
-    agent: Annotated[str, _name(help="Run folder, or agent: folder, hub id, .pth, or repo:file.")],
-    model: Annotated[str | None, _name(help="By default the run's, or else the embedded one.")] = None,
-    reward: Annotated[list[str] | None, _reward()] = None,
-    reward_weight: Annotated[list[float] | None, _weight()] = None,
-    best_of: Annotated[list[int] | None, _count(help="Compare with best-of-N, too. Can be repeated.")] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON with all answers.")] = None,
-    split: Split = "test",
+    output: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; what was interrupted goes on there.")],
+    data: Annotated[str | None, typer.Argument(help="Prompts, as a file or a name on the hub.")] = None,
+    recipe: Annotated[str | None, name_option(help="Shipped, such as llama-3.1-8b, or a YAML file.")] = None,
+    model: Annotated[str | None, name_option(help="Hub id or folder; the embedded model by default.")] = None,
+    agent: Annotated[str | None, name_option(help="To begin with: a run folder or agent.")] = None,
+    reward: Annotated[list[str] | None, reward_option()] = None,
+    reward_weight: Annotated[list[float] | None, weight_option()] = None,
+    preset: Annotated[Preset | None, name_option(help="Environment: default, or the paper's reference.")] = None,
+    episodes: Annotated[int | None, count_option(help="Answers to play and learn from.")] = None,
+    parallel: Annotated[int | None, count_option(help="Episodes played at once.")] = None,
+    workers: Annotated[int | None, count_option(min=0, help="Processes that play; 0: this one.")] = None,
+    batch_size: Annotated[int | None, count_option(help="Transitions of a gradient step.")] = None,
+    warm_up: Annotated[int | None, count_option(help="Batches to play before learning begins.")] = None,
+    max_new_tokens: Annotated[int | None, count_option(help="Most tokens of an answer.")] = None,
+    evaluation: Annotated[str | None, name_option(help="Prompts to measure on; the best agent is kept.")] = None,
+    tracker: Annotated[list[str] | None, name_option(help="Such as tensorboard or wandb; repeatable.")] = None,
+    split: Annotated[str | None, name_option(help="Which split of a dataset on the hub.")] = None,
+    prompt_column: Annotated[str | None, name_option(help="Column that holds the prompts.")] = None,
     limit: Limit = None,
-    threshold: Annotated[float, typer.Option(metavar="X", help="Accept probability to exceed.")] = 0.5,
-    batch_size: Annotated[int, _count(help="Most prompts in one pass.")] = 32,
-    max_new_tokens: Annotated[int | None, _count(help="Most tokens of an answer; the run's, or 256.")] = None,
-    top_k: Annotated[int | None, _count(help="Most candidates of a position; the run's, or 40.")] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="X", help="Nucleus mass; the run's, or 0.95.")] = None,
     device: Device = None,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of everything that is drawn.")] = None,
 ) -> None:
-    """Compares an agent with plain decoding, and with best-of-n, by reward and by cost.
+    """Trains an agent by reinforcement: soft actor-critic on answers that reward functions score.
 
-    Without --reward, answers are scored by the rewards of the run, or by what its preference pairs teach.
+    Options override the recipe; without one they override the defaults of MaraSAC.
 
     Examples:
-    $ mara evaluate prompts.jsonl --agent run --best-of 8
-    $ mara evaluate prompts.jsonl --agent run --reward my:score
+    $ mara rl prompts.jsonl --output run --reward my:score --episodes 2000
+    $ mara rl --output run --recipe llama-3.1-8b --tracker tensorboard
     """
-    with _one_sentence():
-        from langchain_mara_training import jobs, runs
+    with one_sentence():
+        from langchain_mara_training import reinforcement
+        from langchain_mara_training.recipe import Recipe
 
-        with Console(stderr=True).status("") as status:
-            found = jobs.evaluate(report, runs.resolved(ctx.params, "report"), status.update)
-        table = Table("system", *(Column(name, justify="right") for name in found.systems["plain"]), title=found.title)
-        for name, values in found.systems.items():
-            table.add_row(name, *map(_shown, values.values()))
-        console.print(table)
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Prints an error as one red sentence and ends the command."""
-    logging.disable_progress_bar()
-    try:
-        yield
-    except (MaraError, OSError) as error:
-        message = str(error)
-    except ImportError as error:
-        message = f"This command needs more libraries: pip install 'langchain-mara[training]' ({error})."
-    else:
-        return
-    Console(stderr=True).print(message, style="red", markup=False)
-    raise typer.Exit(1)
+        given = {name: value for name, value in ctx.params.items() if name not in ("output", "recipe")}
+        settings = Recipe() if recipe is None else Recipe.load(recipe)
+        options = reinforcement.resolve_options(settings, given)
+        print_values("Reinforcement", reinforcement.reinforce(output, options))
 
 
 def _refuse(ctx: typer.Context, unused: tuple[str, ...]) -> None:
@@ -190,14 +180,5 @@ def _refuse(ctx: typer.Context, unused: tuple[str, ...]) -> None:
         raise OptionsError(f"{options} would have no effect with this labeler. Leave it out.")
 
 
-def _print_values(title: str, values: dict[str, Any]) -> None:
-    table = Table(Column(), Column(justify="right"), show_header=False, title=title)
-    for name, value in values.items():
-        table.add_row(name, _shown(value))
-    console.print(table)
-
-
-def _shown(value: float | None) -> str:
-    if value is None or value != value:  # noqa: PLR0124 - NaN
-        return "-"
-    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= _WHOLE_FROM else f"{value:,.3f}"
+for command in (evaluate, report, table):
+    app.command()(command)

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
 
 from langchain_mara.exceptions import DataError
+from langchain_mara_training.columns import Preferred, with_pair, with_prompt
+from langchain_mara_training.known_sets import known_set
 
 Message = dict[str, str]
 Prompt = str | list[Message]
@@ -24,7 +25,8 @@ def read_rows(source: Source, split: str = "train") -> list[Row]:
     """Rows of a data source.
 
     Args:
-        source: Mappings, a `datasets.Dataset`, the path of a .json, .jsonl or .parquet file, or a hub name.
+        source: Mappings, a `datasets.Dataset`, the path of a .json, .jsonl or .parquet file, a name of `KNOWN_SETS`, or
+            a hub name.
         split: Which split of a hub dataset.
 
     Raises:
@@ -37,26 +39,44 @@ def read_rows(source: Source, split: str = "train") -> list[Row]:
     return rows
 
 
-def read_prompts(source: Source, split: str = "train") -> list[Row]:
+def read_prompts(source: Source, split: str = "train", prompt_column: str | None = None) -> list[Row]:
     """Rows with a `prompt`; plain strings and lists of messages are prompts themselves.
+
+    Of the data sets known by name, which say several things of most prompts, each prompt is read once.
+
+    Args:
+        source: Mappings, prompts, a `datasets.Dataset`, a file's path, a name of `KNOWN_SETS` or the hub.
+        split: Which split of a hub dataset.
+        prompt_column: Where the prompt stands; by default in `prompt`, `instruction` or `question`, or in what
+            `chosen` and `rejected` begin with.
 
     Raises:
         DataError: If a row has no prompt.
     """
-    rows = [_with_prompt(row) for row in read_rows(source, split)]
-    _require(rows, ("prompt",), source)
+    rows = [with_prompt(row, prompt_column) for row in read_rows(source, split)]
+    _require(rows, (prompt_column or "prompt",), source)
+    if isinstance(source, str) and known_set(source) is not None:
+        first: dict[str, Row] = {}
+        for row in rows:
+            first.setdefault(_key(row["prompt"]), row)
+        rows = list(first.values())
     return rows
 
 
-def read_pairs(source: Source, split: str = "train") -> list[Row]:
+def read_pairs(source: Source, split: str = "train", preferred: Preferred = "better") -> list[Row]:
     """Preference pairs in TRL's form: `prompt`, `chosen` and `rejected`, each text or messages.
 
     A missing prompt is taken from the messages that chosen and rejected begin with. Other columns stay.
 
+    Args:
+        source: As for `read_prompts`; see `columns.with_pair` for the columns that are understood.
+        split: Which split of a hub dataset.
+        preferred: Whether the `better` or the `safer` answer is the chosen one, where rows tell both.
+
     Raises:
         DataError: If a column is missing.
     """
-    rows = [_with_prompt(row) for row in read_rows(source, split)]
+    rows = [with_pair(row, preferred) for row in read_rows(source, split)]
     _require(rows, ("prompt", "chosen", "rejected"), source)
     return rows
 
@@ -70,7 +90,7 @@ def prompt_numbers(rows: Sequence[Row]) -> list[int]:
     first: dict[str, int] = {}
     numbers = []
     for number, row in enumerate(rows):
-        same = first.setdefault(json.dumps(row["prompt"], sort_keys=True, ensure_ascii=False), number)
+        same = first.setdefault(_key(row["prompt"]), number)
         group = row.get("group", same)
         if not isinstance(group, int):
             raise DataError(f"Row {number}: the column group must hold integers, not {group!r}. Rename or number it.")
@@ -90,6 +110,8 @@ def _load(source: str | Path, split: str) -> Iterable[Row]:
     try:
         if path.suffix in _FORMATS:
             loaded = datasets.load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train")
+        elif published := known_set(source):
+            loaded = datasets.load_dataset(published.hub_id, split=published.splits.get(split, split))
         else:
             loaded = datasets.load_dataset(str(source), split=split)
     except Exception as error:
@@ -102,13 +124,9 @@ def _load(source: str | Path, split: str) -> Iterable[Row]:
     return rows
 
 
-def _with_prompt(row: Row) -> Row:
-    chosen, rejected = row.get("chosen"), row.get("rejected")
-    if "prompt" in row or not isinstance(chosen, list) or not isinstance(rejected, list):
-        return row
-    both = zip(chosen, rejected, strict=False)
-    shared = sum(1 for _ in takewhile(lambda messages: messages[0] == messages[1], both))
-    return {**row, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+def _key(prompt: Prompt) -> str:
+    """The same for the same prompts, and for no others."""
+    return json.dumps(prompt, sort_keys=True, ensure_ascii=False)
 
 
 def _require(rows: Sequence[Row], columns: Sequence[str], source: Source) -> None:

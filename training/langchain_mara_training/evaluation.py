@@ -3,21 +3,18 @@
 All of them run the one decode loop, so that differences come from the systems and not from how they are run.
 """
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from transformers import PreTrainedModel
+from numpy.typing import NDArray
 
 from langchain_mara import MaraLLM
-from langchain_mara.exceptions import DataError, OptionsError
-from langchain_mara.policy import PolicyModel
-from langchain_mara_training.answers import Answered, Rewards, Start, answer, score_answers
-from langchain_mara_training.data import Prompt, Source, read_prompts
+from langchain_mara_training.answers import Rewards, score_answers
+from langchain_mara_training.costs import CostedAnswer
+from langchain_mara_training.data import Prompt, Row, Source, read_prompts
+from langchain_mara_training.systems import BestOf, Decoding
 
 if TYPE_CHECKING:
     from langchain_mara_training.classifier import MaraClassifier
@@ -38,7 +35,7 @@ class Decoded:
         tokens: All tokens that were decoded, of answers thrown away too; end of sequence included.
         answer_tokens: Those of the answers given; what was thrown away is in `tokens` alone.
         passes: Forward passes of the policy model, prefill included.
-        seconds: Of decoding; scoring is not in it, although best-of-n cannot do without.
+        seconds: Of decoding, and for best-of-n of the scoring that it chooses by.
     """
 
     name: str
@@ -81,17 +78,8 @@ def decode_system(llm: MaraLLM, prompts: Source, rewards: Rewards, name: str) ->
         RewardError: If a reward function fails.
     """
     rows = read_prompts(prompts)
-    answers, passes, seconds = _decode(llm, [Start(llm.encode(row["prompt"]), seed=llm.seed) for row in rows])
-    return Decoded(
-        name=name,
-        prompts=[row["prompt"] for row in rows],
-        completions=[one.text for one in answers],
-        rewards=score_answers(rewards, rows, answers),
-        tokens=_count(answers),
-        answer_tokens=_count(answers),
-        passes=passes,
-        seconds=seconds,
-    )
+    answers = Decoding(name, llm).answer(rows, [llm.seed] * len(rows))
+    return _decoded(name, rows, answers, score_answers(rewards, rows, [one.answer for one in answers]))
 
 
 def best_of_n(llm: MaraLLM, prompts: Source, rewards: Rewards, n: int, seed: int = 0) -> Decoded:
@@ -112,70 +100,10 @@ def best_of_n(llm: MaraLLM, prompts: Source, rewards: Rewards, n: int, seed: int
         DataError: If a row has no prompt.
         RewardError: If a reward function fails.
     """
-    if n < 1 or (n > 1 and llm.temperature == 0):
-        raise OptionsError(f"Best-of-n needs n of at least 1 and a temperature above 0, not {n} and {llm.temperature}.")
-    rows = [row for row in read_prompts(prompts) for _ in range(n)]
-    ids = [llm.encode(row["prompt"]) for row in rows[::n] for _ in range(n)]
-    starts = [Start(one, seed=seed + place % n, sampled=True) for place, one in enumerate(ids)]
-    answers, passes, seconds = _decode(llm.with_agent(None), starts)
-    scores = score_answers(rewards, rows, answers)
-    best = np.where(np.isnan(scores), -np.inf, scores).reshape(-1, n).argmax(axis=1) + np.arange(0, len(rows), n)
-    kept = [answers[place] for place in best]
-    return Decoded(
-        name=f"best-of-{n}",
-        prompts=[row["prompt"] for row in rows[::n]],
-        completions=[one.text for one in kept],
-        rewards=scores[best],
-        tokens=_count(answers),
-        answer_tokens=_count(kept),
-        passes=passes,
-        seconds=seconds,
-    )
-
-
-def preference_rate(rewards: ArrayLike, baseline: ArrayLike) -> float:
-    """Wins minus losses, over all prompts that both systems have a reward for, draws included.
-
-    Args:
-        rewards: (n,) rewards of a system's answers; NaN where one was not scored.
-        baseline: (n,) of the system compared with, to the same prompts in the same order.
-
-    Returns:
-        A number in [-1, 1]; NaN where no prompt has both rewards.
-
-    Raises:
-        DataError: If there are not as many of one as of the other.
-    """
-    own, other = np.asarray(rewards, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
-    if own.ndim != 1 or own.shape != other.shape:
-        raise DataError(f"Rewards of shapes {own.shape} and {other.shape} cannot be compared; give one per prompt.")
-    # Infinite rewards compare like any other, but their difference would be NaN.
-    both = ~np.isnan(own) & ~np.isnan(other)
-    wins, losses = np.count_nonzero((own > other)[both]), np.count_nonzero((own < other)[both])
-    return float((wins - losses) / both.sum()) if both.any() else float("nan")
-
-
-def summary(system: Decoded, plain: Decoded) -> dict[str, float | None]:
-    """A system's row in a table of systems; it has no preference rate against itself."""
-    return {
-        "mean reward": system.mean_reward,
-        "preference rate": None if system is plain else preference_rate(system.rewards, plain.rewards),
-        "tokens/s": system.tokens_per_second,
-        "passes/token": system.passes_per_token,
-        "seconds": system.seconds,
-    }
-
-
-def side_by_side(systems: Sequence[Decoded]) -> list[dict[str, Any]]:
-    """For each prompt the `completions` and `rewards` of some systems, by their names."""
-    return [
-        {
-            "prompt": prompt,
-            "completions": {one.name: one.completions[i] for one in systems},
-            "rewards": {one.name: float(one.rewards[i]) for one in systems},
-        }
-        for i, prompt in enumerate(systems[0].prompts)
-    ]
+    rows = read_prompts(prompts)
+    system = BestOf(llm, rewards, n)
+    answers = system.answer(rows, [seed] * len(rows))
+    return _decoded(system.name, rows, answers, np.array([one.score for one in answers], dtype=np.float64))
 
 
 def held_out_accuracy(classifier: "MaraClassifier", labels: "TokenLabels", rows: Sequence[int]) -> dict[str, Any]:
@@ -201,46 +129,14 @@ def held_out_accuracy(classifier: "MaraClassifier", labels: "TokenLabels", rows:
     return {"validation labels": len(rows), **shares}
 
 
-@dataclass
-class PassCount:
-    """Forward passes counted so far."""
-
-    passes: int = 0
-
-    def __call__(self, *_: object) -> None:
-        """Counts one, as a forward hook."""
-        self.passes += 1
-
-
-@contextmanager
-def count_passes(model: PreTrainedModel) -> Iterator[PassCount]:
-    """Counts the forward passes of a policy model's backbone while the context is open.
-
-    Whoever makes them: calls of other threads on the same model count, too.
-
-    Args:
-        model: The `model` of a `MaraLLM`.
-
-    Yields:
-        The count, which grows.
-    """
-    # Made before the hook is there: its first use of a model makes passes of its own.
-    backbone = PolicyModel(model).backbone
-    count = PassCount()
-    handle = backbone.register_forward_hook(count)
-    try:
-        yield count
-    finally:
-        handle.remove()
-
-
-def _decode(llm: MaraLLM, starts: Sequence[Start]) -> tuple[list[Answered], int, float]:
-    """Answers, forward passes and seconds."""
-    with count_passes(llm.model) as count:
-        started = time.perf_counter()
-        answers = answer(llm, starts, llm.batch_size)
-        return answers, count.passes, time.perf_counter() - started
-
-
-def _count(answers: Sequence[Answered]) -> int:
-    return sum(len(one.token_ids) for one in answers)
+def _decoded(name: str, rows: Sequence[Row], answers: Sequence[CostedAnswer], rewards: NDArray[np.float64]) -> Decoded:
+    return Decoded(
+        name=name,
+        prompts=[row["prompt"] for row in rows],
+        completions=[one.answer.text for one in answers],
+        rewards=rewards,
+        tokens=sum(one.tokens for one in answers),
+        answer_tokens=sum(len(one.answer.token_ids) for one in answers),
+        passes=round(sum(one.passes for one in answers)),
+        seconds=sum(one.seconds for one in answers),
+    )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +12,16 @@ from langchain_mara import MaraLLM
 from langchain_mara.exceptions import MaraError, OptionsError, TrainingError
 from langchain_mara_training import runs
 from langchain_mara_training.classifier import MaraClassifier
+from langchain_mara_training.comparison import Comparison, compare
 from langchain_mara_training.data import Row, read_pairs, read_prompts
-from langchain_mara_training.evaluation import best_of_n, decode_system, held_out_accuracy, side_by_side, summary
+from langchain_mara_training.evaluation import held_out_accuracy
 from langchain_mara_training.features import TokenLabels
 from langchain_mara_training.labels import PreferenceLabeler
 from langchain_mara_training.reward_specs import reward_function
 from langchain_mara_training.rewards import WeightedRewards
 from langchain_mara_training.rollouts import RolloutLabeler
 from langchain_mara_training.shards import processes
+from langchain_mara_training.systems import BestOf, Decoding, System
 from langchain_mara_training.validation import split_by_group
 
 Options = Mapping[str, Any]
@@ -28,6 +31,8 @@ Values = dict[str, Any]
 
 EMBEDDED = "langchain-mara demo"
 _DECODING = {"top_k": 40, "top_p": 0.95, "max_new_tokens": 256}
+# Rows enter a batch as others leave it, so a chunk of several batches leaves fewer places empty.
+_CHUNK_BATCHES = 4
 _ROLLOUTS = ("generations", "positions", "candidates", "continuations", "value", "margin", "ties", "weighting")
 _FITTING = (
     "width", "batch_size", "learning_rate", "weight_decay", "schedule", "class_weight", "mixed_precision",
@@ -35,16 +40,18 @@ _FITTING = (
 )  # fmt: skip
 
 
-class Comparison(NamedTuple):
+class Evaluation(NamedTuple):
     """What `evaluate` found.
 
     Attributes:
         title: Of the table.
-        systems: Each system's values, by the system's name.
+        systems: Each system's summary, by the system's name.
+        comparison: All of it.
     """
 
     title: str
     systems: dict[str, Values]
+    comparison: Comparison
 
 
 def label(output: Path, options: Options) -> Values:
@@ -118,39 +125,63 @@ def fit(source: Path, output: Path | None, options: Options) -> Values:
     return {**values, "seconds": seconds}
 
 
-def evaluate(report: Path | None, options: Options, tell: Callable[[str], None]) -> Comparison:
+def evaluate(report: Path | None, output: Path | None, options: Options) -> Evaluation:
     """Compares an agent with plain decoding and best-of-n.
 
     Args:
         report: File for what was found, with all answers.
+        output: Folder of the comparison; what was interrupted goes on there.
         options: Of the command; what is None comes from the agent's run, where it has one.
-        tell: Is told each system's name before it decodes.
 
     Raises:
         MaraError: As the parts do.
     """
-    labelled = runs.label_config(options["agent"])
+    labelled = runs.agent_config(options["agent"])
     config = {**options, **_from_run(options, labelled)}
-    rows = _rows(config, read_prompts)
+    rows = _rows(config, partial(read_prompts, prompt_column=config["prompt_column"]))
     functions = [reward_function(one, config["device"]) for one in config["reward"]]
     rewards = WeightedRewards(functions, config["reward_weight"])
+    harmful = None if config["harmful"] is None else reward_function(config["harmful"], config["device"])
     decoding = {name: config[name] for name in (*_DECODING, "batch_size", "seed")}
-    llm = _llm(config, config["device"], accept_threshold=config["threshold"], **decoding)
-    tell("plain")
-    systems = [decode_system(llm.with_agent(None), rows, rewards, "plain")]
-    tell("MARA")
-    systems.append(decode_system(llm, rows, rewards, "MARA"))
-    for n in config["best_of"] or ():
-        tell(f"best-of-{n}")
-        systems.append(best_of_n(llm, rows, rewards, n, config["seed"]))
-    summaries = {one.name: summary(one, systems[0]) for one in systems}
+    llm = load_llm(config, config["device"], accept_threshold=config["threshold"], **decoding)
+    systems: list[System] = [Decoding("plain", llm.with_agent(None)), Decoding("MARA", llm)]
+    found = compare(
+        [*systems, *(BestOf(llm, rewards, n) for n in config["best_of"] or ())],
+        rows,
+        rewards,
+        output,
+        harmful=harmful,
+        chunk=_CHUNK_BATCHES * config["batch_size"],
+        random_state=config["seed"],
+        facts={name: config[name] for name in ("reward", "harmful")},
+        verbose=True,
+    )
+    summaries = found.summaries()
     if labelled:
         runs.append_record(config["agent"], "evaluate", "evaluated", config=config, systems=summaries)
     if report is not None:
-        found = {"config": config, "versions": runs.library_versions(), "systems": summaries}
+        whole = {"config": config, "versions": runs.library_versions(), "systems": summaries}
         report.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(report, {**found, "answers": side_by_side(systems)})
-    return Comparison(f"{len(rows)} prompts, by {', '.join(rewards.names)}", summaries)
+        runs.write_json(report, {**whole, "answers": found.side_by_side()})
+    return Evaluation(f"{len(rows)} prompts, by {', '.join(rewards.names)}", summaries, found)
+
+
+def load_llm(options: Options, device: str | None, **fields: Any) -> MaraLLM:
+    """The policy model and agent that a command's options name; the embedded model where they name none.
+
+    Args:
+        options: With `model` and perhaps `agent`, which may be a run folder.
+        device: Where to compute.
+        fields: Other fields of `MaraLLM`.
+
+    Raises:
+        TrainingError: If a run folder has no agent yet.
+        MaraError: As `MaraLLM.from_model_id` does.
+    """
+    agent = options.get("agent")
+    fields |= {"agent": None if agent is None else runs.agent_source(agent), "device": device}
+    model = options["model"]
+    return MaraLLM.demo(**fields) if model is None else MaraLLM.from_model_id(model, **fields)
 
 
 def _rows(options: Options, read: Callable[[str, str], list[Row]]) -> list[Row]:
@@ -162,20 +193,15 @@ def _labeler(options: Options, device: str | None) -> PreferenceLabeler | Rollou
     seed = options["seed"]
     sets = {name: options[name] for name in _DECODING if name in options}
     if options["labeler"] == "preference":
-        llm = _llm(options, device, **sets)
+        llm = load_llm(options, device, **sets)
         return PreferenceLabeler(llm, candidate_filter=not options["all_tokens"], random_state=seed)
     # Before the model, because they fail faster.
     functions = [reward_function(one, device) for one in options["reward"]]
     given = {name: options[name] for name in _ROLLOUTS}
     weights = options["reward_weight"]
-    return RolloutLabeler(_llm(options, device, **sets), functions, reward_weights=weights, random_state=seed, **given)
-
-
-def _llm(options: Options, device: str | None, **fields: Any) -> MaraLLM:
-    agent = options.get("agent")
-    fields |= {"agent": None if agent is None else runs.agent_source(agent), "device": device}
-    model = options["model"]
-    return MaraLLM.demo(**fields) if model is None else MaraLLM.from_model_id(model, **fields)
+    return RolloutLabeler(
+        load_llm(options, device, **sets), functions, reward_weights=weights, random_state=seed, **given
+    )
 
 
 def _fit_and_measure(classifier: MaraClassifier, labels: TokenLabels, share: float, seed: int) -> Values:

@@ -19,8 +19,8 @@ from langchain_mara.exceptions import OptionsError, TrainingError
 from langchain_mara.fingerprints import model_fingerprint
 from langchain_mara.local import LocalModel
 from langchain_mara_training.answers import Answered
+from langchain_mara_training.costs import count_passes
 from langchain_mara_training.environment import EnvironmentOptions, Steps, take_steps
-from langchain_mara_training.evaluation import count_passes
 
 _DEATHS = 3  # of a worker in one round, until the fault is taken for the round's own
 

@@ -6,36 +6,48 @@ from pathlib import Path
 
 from langchain_mara.exceptions import RewardError
 from langchain_mara_training.reward_calls import RewardFunction
-from langchain_mara_training.reward_models import SequenceClassificationReward
+from langchain_mara_training.reward_models import (
+    BeaverReward,
+    SequenceClassificationReward,
+    UltraRMReward,
+    ZiyaReward,
+)
 from langchain_mara_training.rewards import PreferenceReward
 
 PAIRS = "pairs:"
 """What a reward begins with that is fitted on preference pairs."""
+_ADAPTERS = {"beaver:": BeaverReward, "ultrarm:": UltraRMReward, "ziya:": ZiyaReward}
 
 
 def reward_function(spec: str, device: str | None = None) -> RewardFunction:
     """The reward function that a text names.
 
     Args:
-        spec: `pairs:SOURCE` fits a `PreferenceReward`; `module:name` imports whatever can be called, from the current
-            folder or installed; anything else is a sequence classifier, by hub id or folder.
+        spec: `pairs:SOURCE` fits a `PreferenceReward`; `beaver:`, `ultrarm:` and `ziya:` before a hub id or folder load
+            these reward models; `module:name` imports whatever can be called, from the current folder or installed;
+            anything else is a sequence classifier, by hub id or folder.
         device: Where a reward model computes.
 
     Raises:
         RewardError: If the module or its function cannot be imported.
         DataError: If the pairs cannot be read.
         LoadingError: If the reward model cannot be loaded.
+        CheckpointError: If the checkpoint holds another kind of reward model.
     """
-    if spec.startswith(PAIRS):
-        return PreferenceReward().fit(spec.removeprefix(PAIRS))
+    prefix, source = parted(spec)
+    if prefix == PAIRS:
+        return PreferenceReward().fit(source)
+    if prefix:
+        return _ADAPTERS[prefix](source, device=device)
     if ":" not in spec or Path(spec).exists():
         return SequenceClassificationReward(spec, device=device)
     return _imported(spec)
 
 
 def parted(spec: str) -> tuple[str, str]:
-    """`pairs:` and its source, or nothing and the text."""
-    return (PAIRS, spec.removeprefix(PAIRS)) if spec.startswith(PAIRS) else ("", spec)
+    """`pairs:`, `beaver:` and the like, and what follows; or nothing and the text."""
+    prefix = next((one for one in (PAIRS, *_ADAPTERS) if spec.startswith(one)), "")
+    return prefix, spec.removeprefix(prefix)
 
 
 def _imported(spec: str) -> RewardFunction:

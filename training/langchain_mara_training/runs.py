@@ -5,6 +5,8 @@
     log.jsonl       what happened, a JSON object a line
     features/       the labels, in shards
     checkpoints/    of the fit
+    fitting.pt      checkpoint of reinforcement
+    buffer/         what was played in it
     agent/          the agent, with its model card
 
 Everything but the log is written so that it is whole or not there; the log is only ever appended to.
@@ -35,11 +37,16 @@ LIBRARIES = (
     "accelerate", "datasets", "huggingface_hub", "langchain-core", "numpy", "safetensors", "scikit-learn", "skorch",
     "torch", "transformers",
 )  # fmt: skip
-# What a command's options bind, once it is there. A device may change nevertheless.
-_MADE = {"label": Path("features", MANIFEST_NAME), "fit": Path("checkpoints", FILE_NAME)}
-_FREE = {"device"}
+# What a command's options bind, once it is there.
+_MADE = {
+    "label": Path("features", MANIFEST_NAME),
+    "fit": Path("checkpoints", FILE_NAME),
+    "rl": Path(FILE_NAME),
+}
+# Options that may change nevertheless: where to compute, for how long, and who is told.
+_FREE = {"device", "episodes", "workers", "tracker"}
 # Options that may be paths.
-_PLACES = {"data", "model", "agent"}
+_PLACES = {"data", "model", "agent", "evaluation", "harmful"}
 
 
 class Run:
@@ -49,14 +56,15 @@ class Run:
 
     Args:
         folder: New, or of a run whose same command had the same options; then the command goes on.
-        command: `label` or `fit`.
+        command: `label`, `fit` or `rl`.
         config: The command's resolved options, as JSON takes them.
 
     Attributes:
         resumed: Whether the command has begun there before.
 
     Raises:
-        TrainingError: If the command began there with other options, or it is no folder of runs.
+        TrainingError: If the command began there with other options, another way to an agent did, or it is no folder
+            of runs.
     """
 
     def __init__(self, folder: str | Path, command: str, config: Mapping[str, Any]) -> None:
@@ -66,10 +74,14 @@ class Run:
             raise TrainingError(f"{self.folder} is a file. Give a folder as --output.")
         # Through JSON, because that is what the next call compares with.
         self.config: Config = json.loads(dump(config))
-        known = read_config(self.folder).get(command, {})
-        self.resumed = bool(known) and (self.folder / _MADE[command]).is_file()
+        begun = _begun(self.folder)
+        self.resumed = command in begun
         if self.resumed:
-            self._refuse_other(known)
+            self._refuse_options(begun[command])
+        for other in begun:
+            # A folder has one agent.
+            if (other == "rl") is not (command == "rl"):
+                raise TrainingError(f"{self.folder} is a run of mara {other}. Give another --output.")
 
     @property
     def features(self) -> Path:
@@ -96,11 +108,12 @@ class Run:
         """Saves an agent with its model card; see `cards.save_agent`."""
         save_agent(agent, self.folder / "agent", sections)
 
-    def _refuse_other(self, known: Config) -> None:
+    def _refuse_options(self, known: Config) -> None:
+        there, now = flat(known), flat(self.config)
         differing = [
-            f"{name} ({dump(known.get(name))} there, {dump(self.config.get(name))} now)"
-            for name in sorted({*known, *self.config} - _FREE)
-            if known.get(name) != self.config.get(name)
+            f"{name} ({dump(there.get(name))} there, {dump(now.get(name))} now)"
+            for name in sorted({*there, *now} - _FREE)
+            if there.get(name) != now.get(name)
         ]
         if differing:
             raise TrainingError(
@@ -171,11 +184,13 @@ def agent_source(source: str) -> str:
         return str(folder / "agent")
     if (folder / "features").is_dir():
         raise TrainingError(f"{source} holds labels but no agent yet. Fit one first: mara fit {source}")
+    if (folder / _MADE["rl"]).is_file():
+        raise TrainingError(f"{source} holds no agent yet. Call mara rl again; it goes on there.")
     return source
 
 
-def label_config(source: str) -> Config:
-    """The options of the `label` that a run folder's agent goes back to; empty for what is no run.
+def agent_config(source: str) -> Config:
+    """The options of the `label` or `rl` that a run folder's agent goes back to; empty for what is no run.
 
     Raises:
         TrainingError: If a run folder has no agent yet, or a `config.json` holds something else.
@@ -183,22 +198,28 @@ def label_config(source: str) -> Config:
     if agent_source(source) == source:
         return {}
     folder = Path(source).expanduser()
+    begun = _begun(folder)
+    if "rl" in begun:
+        return begun["rl"]
     commands = read_config(folder)
     elsewhere = commands.get("fit", {}).get("labels")
     return (read_config(elsewhere) if elsewhere else commands).get("label", {})
 
 
-def own_rewards(labelled: Mapping[str, Any]) -> list[str]:
-    """What answers are scored by where nothing is said: the rewards of a run's rollouts, or that of its pairs.
+def own_rewards(config: Mapping[str, Any]) -> list[str]:
+    """What answers are scored by where nothing is said: the rewards of a run, or that of its pairs.
+
+    Args:
+        config: As `agent_config` gives it.
 
     Raises:
-        OptionsError: If it was labelled by neither.
+        OptionsError: If it has neither.
     """
-    if labelled.get("reward"):
-        return list(labelled["reward"])
-    if labelled.get("labeler") != "preference":
+    if config.get("reward"):
+        return list(config["reward"])
+    if config.get("labeler") != "preference":
         raise OptionsError("Say by what the answers are to be scored: --reward module:function, model, or pairs:FILE.")
-    return [f"{PAIRS}{labelled['data']}"]
+    return [f"{PAIRS}{config['data']}"]
 
 
 def resolved(options: Mapping[str, Any], *left_out: str) -> Config:
@@ -232,6 +253,21 @@ def write_json(file: Path, value: Any) -> None:
 def dump(value: Any, indent: int | None = None) -> str:
     """JSON of plain values; numbers that are not finite become null, which JSON has no word for."""
     return json.dumps(_plain(value), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def flat(config: Mapping[str, Any]) -> Config:
+    """A configuration without inner mappings: their values are named `outer.inner`."""
+    found: Config = {}
+    for name, value in config.items():
+        inner = flat(value) if isinstance(value, Mapping) else None
+        found |= {name: value} if inner is None else {f"{name}.{key}": one for key, one in inner.items()}
+    return found
+
+
+def _begun(folder: Path) -> dict[str, Config]:
+    """The options of those commands that made something in a folder."""
+    commands = read_config(folder)
+    return {name: commands[name] for name, made in _MADE.items() if name in commands and (folder / made).is_file()}
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import hashlib
 import tempfile
+import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -25,11 +26,13 @@ from langchain_mara_training.progress import progress_bar
 from langchain_mara_training.replay import ReplayBuffer
 from langchain_mara_training.reward_calls import RewardFunction
 from langchain_mara_training.rewards import WeightedRewards
+from langchain_mara_training.runs import flat
 from langchain_mara_training.sac_training import Noted, Training, TrainingOptions
+from langchain_mara_training.tracking import Trackers, make_trackers, tracked
 
 _COUNTS = ("episodes", "parallel", "batch_size", "updates", "warm_up", "buffer_size", "evaluate_every", "width")
 # A job may go on elsewhere, for longer, and be looked at differently.
-_NOT_OF_A_JOB = {"llm", "reward_funcs", "episodes", "output", "verbose", "workers", "worker_options"}
+_NOT_OF_A_JOB = {"llm", "reward_funcs", "episodes", "output", "trackers", "verbose", "workers", "worker_options"}
 
 
 class MaraSAC(BaseEstimator):  # type: ignore[misc]
@@ -61,7 +64,10 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
             LLM is on one.
         evaluate_every: Episodes between two looks at the evaluation prompts, and between two checkpoints.
         output: Folder of buffer and checkpoint; a `fit` that was killed goes on there, exactly. By default the buffer
-            lies in a temporary folder. With more `episodes` than before it goes on, too.
+            lies in a temporary folder. With more `episodes` than before it goes on, too. Its `log.jsonl` gets the
+            history, entry by entry.
+        trackers: Who gets the history, too: accelerate's trackers by name (`tensorboard`, `wandb`, …), or instances.
+            TensorBoard's files lie in `output`.
         random_state: Seed of everything; on a CPU, equal seeds give equal agents, to the bit.
         verbose: Whether to show progress on standard error.
 
@@ -97,6 +103,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         worker_options: dict[str, Any] | None = None,
         evaluate_every: int = 160,
         output: str | Path | None = None,
+        trackers: Trackers = (),
         random_state: int = 0,
         verbose: bool = False,
     ) -> None:
@@ -117,6 +124,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         self.worker_options = worker_options
         self.evaluate_every = evaluate_every
         self.output = output
+        self.trackers = trackers
         self.random_state = random_state
         self.verbose = verbose
 
@@ -140,7 +148,14 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         self.rewards_ = WeightedRewards(self.reward_funcs, self.reward_weights)
         rows, held_out = self._read(X, evaluation)
         self._training = self._new_training(self._job(rows, held_out))
-        return self._run(rows, self.episodes, held_out)
+        self._run(rows, self.episodes, held_out)
+        if not self._training.updates:
+            warnings.warn(
+                f"Nothing was learnt: {len(self._training.buffer):,} transitions were played, and learning begins at "
+                f"{self.warm_up * self.batch_size:,}. Give more episodes, or a smaller warm_up or batch_size.",
+                stacklevel=2,
+            )
+        return self
 
     def partial_fit(self, X: Source, y: None = None, *, evaluation: Source | None = None) -> Self:  # noqa: ARG002, N803
         """Plays each prompt once more and learns from it, going on from the last call.
@@ -151,7 +166,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
             evaluation: As in `fit`.
 
         Raises:
-            MaraError: As `fit` does. `output` plays no part.
+            MaraError: As `fit` does. `output` plays no part, but for the files of trackers.
         """
         self._check()
         rows, held_out = self._read(X, evaluation)
@@ -182,6 +197,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
                 raise OptionsError(f"{name}={getattr(self, name)} must be at least {value}.")
         if self.preset not in ("default", "reference"):
             raise OptionsError(f"preset={self.preset!r} is unknown. Give default or reference.")
+        make_trackers(self.trackers, self.output)
 
     def _read(self, prompts: Source, evaluation: Source | None) -> tuple[list[Row], list[Row] | None]:
         return read_prompts(prompts), None if evaluation is None else read_prompts(evaluation)
@@ -234,20 +250,33 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
 
     def _run(self, rows: list[Row], until: int, held_out: list[Row] | None, first: int = 0) -> Self:
         training = self._training
-        with progress_bar("episodes", shown=self.verbose) as bar:
+        log = None if training.checkpoint is None else training.checkpoint.folder
+        trackers = make_trackers(self.trackers, self.output)
+        with (
+            tracked(trackers, self._configuration(), log, training.history) as note,
+            progress_bar("episodes", shown=self.verbose) as bar,
+        ):
             task = bar.add_task("playing", total=until, completed=training.episodes)
 
             def tell(noted: Noted) -> None:
                 bar.update(task, completed=noted["episodes"], description=f"score {noted['score']:.3f}")
 
             with closing(self._new_players()) as players:
-                training.run(rows, until, held_out, players, tell, first)
+                training.run(rows, until, held_out, players, tell, first, note)
         actor = training.learner.actor
         self.agent_ = make_agent(actor.hidden_size, actor.width, actor.policy_model).eval()
         self.agent_.load_state_dict(actor.state_dict() if training.best is None else training.best["weights"])
         self.llm_ = self.llm.with_agent(self.agent_)
         self.history_ = training.history
         return self
+
+    def _configuration(self) -> dict[str, Any]:
+        """What trackers store."""
+        own = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_OF_A_JOB}
+        own["environment"] = self._environment.model_dump()
+        own["update"] = (self.update or UpdateOptions()).model_dump()
+        rewards = ", ".join(self.rewards_.names)
+        return flat({"model": self.llm.model_id, "rewards": rewards, "episodes": self.episodes, **own})
 
     def _job(self, rows: list[Row], held_out: list[Row] | None) -> dict[str, str]:
         parameters = {name: repr(value) for name, value in self.get_params(deep=False).items()}

@@ -82,6 +82,7 @@ class Training:
         players: Players,
         tell: Callable[[Noted], None],
         first: int = 0,
+        note: Callable[[Sequence[Noted]], None] = lambda _: None,
     ) -> None:
         """Plays and learns.
 
@@ -92,6 +93,7 @@ class Training:
             players: Play the episodes.
             tell: Is told after every round how many `episodes` there were, and with what `score`.
             first: Number of the episode whose prompt is the first one drawn.
+            note: Is given the whole history whenever a checkpoint holds it.
         """
         longest = self.buffer.slack // 2
         for numbers, some, collect in self._rounds(rows, until, players, first):
@@ -103,6 +105,7 @@ class Training:
                 self._note(held_out)
             if due or self.buffer.room < longest:
                 self._save()
+                note(self.history)
 
     def _rounds(
         self, rows: Sequence[Row], until: int, players: Players, first: int

@@ -69,8 +69,15 @@ def assert_reproduces(record: dict[str, Any], decisions: list[Decision]) -> None
         assert list(got) == pytest.approx(expected, abs=1e-4), record["id"]
 
 
-@pytest.mark.parametrize(("width", "batch_size"), [(1, 32), (2, 32), (5, 7), (40, 16), (40, 1)])
-def test_reproduces_the_reference_in_every_width_and_batch(golden: Path, width: int, batch_size: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "batch_size", "draft"),
+    [(1, 32, 0), (2, 32, 0), (5, 7, 0), (40, 16, 0), (40, 1, 0), (1, 16, 6), (5, 8, 3)],
+)
+def test_reproduces_the_reference_in_every_width_and_batch(
+    golden: Path, width: int, batch_size: int, draft: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("langchain_mara.drafts.LOOKUP_TOKENS", 1)  # many drafts, most of them wrong
+    drafted = 0
     by_model = defaultdict(list)
     for record in json.loads((golden / "decoding.json").read_text()):
         by_model[record["model"]].append(record)
@@ -81,9 +88,11 @@ def test_reproduces_the_reference_in_every_width_and_batch(golden: Path, width: 
         requests = [
             Request(r["prompt_ids"], golden_options(r["options"]), agents[r["agent"]], frozenset([1])) for r in records
         ]
-        results = run(policy, requests, width=width, batch_size=batch_size)
+        results = run(policy, requests, width=width, batch_size=batch_size, draft=draft)
+        drafted += sum(decision.drafted for decisions in results for decision in decisions)
         for record, decisions in zip(records, results, strict=True):
             assert_reproduces(record, decisions)
+    assert (drafted > 100) == bool(draft)
 
 
 def test_reproduces_the_recorded_sample() -> None:

@@ -184,6 +184,14 @@ def test_the_end_of_the_context_inside_a_draft_ends_the_row(policy: PolicyModel)
     assert [len(decisions) for decisions in got] == [28, 18, 8]
 
 
+def test_no_draft_reaches_beyond_the_context_s_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = PolicyModel(repeating_model("gpt-2"))  # an index error beyond its 128 positions
+    monkeypatch.setattr(drafts.Drafter, "draft", lambda _self, first, most: [first] * most)
+    for length in (120, 126, 127):
+        request = Request([5] * length, options(50), AGENTS[2])
+        assert_same(run(policy, [request]), run(policy, [request], draft=0))
+
+
 def test_a_row_cancelled_inside_a_draft_says_no_more(policy: PolicyModel) -> None:
     (whole,) = run(policy, [Request(PROMPTS[0], options(30), AGENTS[0])])
     other_whole = run(policy, [Request(PROMPTS[1], options(30), AGENTS[1])], draft=0)

@@ -56,7 +56,7 @@ def test_what_is_fixed_at_construction_is_unknown_to_a_call(llm: MaraLLM, name: 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("top_k", 0), ("top_p", 1.5), ("batch_size", 0), ("width", 0), ("stop", "end"), ("order", "up")],
+    [("top_k", 0), ("top_p", 1.5), ("batch_size", 0), ("width", 0), ("draft", -1), ("stop", "end"), ("order", "up")],
 )
 def test_value_out_of_bounds_is_refused_at_construction(llm: MaraLLM, name: str, value: Any) -> None:
     with pytest.raises(OptionsError, match=f"{name}={value!r} should be "):

@@ -1,4 +1,4 @@
-"""`mara label`, `fit` and `evaluate`: a run from pairs to a comparison, and every error one sentence."""
+"""`mara label`, `fit`, `rl` and `evaluate`: a run from pairs to a comparison, and every error one sentence."""
 
 import json
 import os
@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_mara_training import runs
+from langchain_mara_training import Decoding, compare, runs
 from langchain_mara_training.cli import app
+from langchain_mara_training.comparison import Comparison
 from typer.testing import CliRunner, Result
 
-from langchain_mara import MaraAgent
+from langchain_mara import MaraAgent, MaraLLM
 
 SMALL = ["--device", "cpu", "--limit", "6"]
-COMMANDS = {"demo", "generate", "info", "label", "fit", "evaluate"}
+COMMANDS = {"demo", "generate", "info", "label", "fit", "rl", "evaluate", "report", "table"}
+
+
+def vowels(completions: list[str], **_: Any) -> list[float]:
+    return [float(sum(text.count(letter) for letter in "aeiou")) for text in completions]
 
 
 def mara(*arguments: str | Path) -> Result:
@@ -84,6 +89,9 @@ def test_from_pairs_to_a_comparison(demo_pairs: list[dict[str, Any]]) -> None:
     for name in ("plain", "MARA", "best-of-2"):
         reward, rate = report["systems"][name]["mean reward"], report["systems"][name]["preference rate"]
         assert systems[name][:2] == [f"{reward:.3f}", "-" if name == "plain" else f"{rate:.3f}"]
+    low, high = report["systems"]["MARA"]["interval"]
+    assert (systems["plain"][2], systems["MARA"][2]) == ("-", f"{low:.2f}…{high:.2f}")
+    assert "harmful" not in output
     assert [answer["prompt"] for answer in report["answers"]] == [pair["prompt"] for pair in demo_pairs[-4:]]
     assert {one.name for one in Path("run").iterdir()} == {
         "agent", "checkpoints", "config.json", "features", "log.jsonl", "versions.json",
@@ -134,6 +142,44 @@ def test_rewards_of_the_current_folder() -> None:
     assert {name: own["config"][name] for name in ("top_k", "max_new_tokens")} == {"top_k": 6, "max_new_tokens": 6}
 
 
+def test_reinforcement_by_a_recipe() -> None:
+    reward = "def short(completions, **_):\n    return [-float(len(one)) for one in completions]\n"
+    Path("rl_rewards_of_test_cli.py").write_text(reward)
+    Path("own.yaml").write_text(
+        "episodes: 16\nparallel: 4\nwidth: 8\nbatch_size: 16\nwarm_up: 1\nevaluate_every: 8\nupdates: 1\n"
+        "rewards:\n  - {spec: rl_rewards_of_test_cli:short, weight: 2}\n"
+    )
+    given = ["--recipe", "own.yaml", "--max-new-tokens", "4", "--evaluation", "prompts.jsonl", "--device", "cpu"]
+    output = table(succeed("rl", "prompts.jsonl", "--output", "run", *given, "--tracker", "tensorboard"))
+    assert output["episodes"] == ["16"]
+    config = runs.read_config("run")["rl"]
+    assert (config["reward"], config["reward_weight"]) == (["rl_rewards_of_test_cli:short"], [2.0])
+    assert (config["evaluation"], config["tracker"]) == (str(Path("prompts.jsonl").absolute()), ["tensorboard"])
+    succeed("rl", "prompts.jsonl", "--output", "run", *given, "--episodes", "24")
+    refused = mara("rl", "prompts.jsonl", "--output", "run", *given, "--seed", "3", "--reward-weight", "1")
+    assert "began with other options: reward_weight ([2.0] there, [1.0] now), seed (0 there, 3 now)." in message_of(
+        refused
+    )
+    compared = succeed("evaluate", "prompts.jsonl", "--agent", "run", "--device", "cpu")
+    assert "4 prompts, by short" in compared
+
+
+def test_a_comparison_is_kept_where_it_is_wanted(fitted: Path) -> None:
+    Path("harm_of_test_cli.py").write_text(
+        "def lengthy(completions, **_): return [len(one) > 20 for one in completions]"
+    )
+    given = ["--agent", fitted, "--harmful", "harm_of_test_cli:lengthy", "--max-new-tokens", "6", "--output", "kept"]
+    output = succeed("evaluate", "prompts.jsonl", *given, "--device", "cpu")
+    kept = Comparison.load("kept")
+    assert kept.config["harmful"] == "lengthy"
+    for name, values in kept.summaries().items():
+        assert table(output)[name][3] == f"{values['harmful share']:.3f}"
+    assert "harmful" in output
+    assert succeed("evaluate", "prompts.jsonl", *given, "--device", "cpu") == output
+    other = message_of(mara("evaluate", "prompts.jsonl", *given, "--threshold", "0.7"))
+    assert "kept holds another comparison; different: systems.MARA.accept_threshold (0.5 there, 0.7 now)." in other
+
+
 def test_what_was_not_scored_is_shown_as_nothing(fitted: Path) -> None:
     Path("silent_rewards_of_test_cli.py").write_text("def nothing(completions, **_): return [None] * len(completions)")
     given = ["--agent", fitted, "--reward", "silent_rewards_of_test_cli:nothing", "--max-new-tokens", "2"]
@@ -163,6 +209,10 @@ def test_what_was_not_scored_is_shown_as_nothing(fitted: Path) -> None:
             "label prompts.jsonl --output new --labeler rollout --reward math:fsum --reward-weight 1 --reward-weight 2",
             "1 reward functions need as many finite weights",
         ),
+        ("rl --output new", "There are no prompts to answer. Give a file of prompts, or a --recipe that names one."),
+        ("rl prompts.jsonl --output new", "Answers are scored by reward functions. Give at least one --reward"),
+        ("rl --output new --recipe llama-3-8", "There is no recipe 'llama-3-8'. Did you mean llama-3-8b?"),
+        ("rl prompts.jsonl --output new --reward a:b --tracker board", "There is no tracker 'board'. Give one of aim"),
         ("fit nowhere", "nowhere holds no labels. Make them first: mara label … --output nowhere"),
         ("evaluate prompts.jsonl --agent ./nowhere --reward math:fsum", "There is no folder ./nowhere."),
         ("evaluate prompts.jsonl --agent ./nowhere", "Say by what the answers are to be scored: --reward module:"),
@@ -185,7 +235,16 @@ def test_an_error_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    ["label", "label pairs.jsonl", "fit", "fit run --width 2", "evaluate prompts.jsonl", "label a --top-k 0"],
+    [
+        "label",
+        "label pairs.jsonl",
+        "rl prompts.jsonl",
+        "rl --output run --preset paper",
+        "fit",
+        "fit run --width 2",
+        "evaluate prompts.jsonl",
+        "label a --top-k 0",
+    ],
 )
 def test_wrong_usage_is_explained(arguments: str) -> None:
     result = mara(*arguments.split())
@@ -193,7 +252,7 @@ def test_wrong_usage_is_explained(arguments: str) -> None:
     assert "Usage" in result.output
 
 
-@pytest.mark.parametrize("command", ["label", "fit", "evaluate"])
+@pytest.mark.parametrize("command", ["label", "fit", "rl", "evaluate", "table"])
 def test_help_has_examples_that_can_be_called(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
     output = succeed(command, "--help")
@@ -219,7 +278,14 @@ for arguments in json.load(sys.stdin):
 
 
 def test_without_the_extra_only_the_training_commands_are_refused() -> None:
-    training = ["label pairs.jsonl --output run", "fit run", "evaluate prompts.jsonl --agent run"]
+    training = [
+        "label pairs.jsonl --output run",
+        "fit run",
+        "rl --output run",
+        "evaluate prompts.jsonl --agent run",
+        "report folder",
+        "table 1 --output folder",
+    ]
     calls = [*training, "--help", "info", "generate hi --max-new-tokens 4 --device cpu"]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TRAINING],
@@ -230,11 +296,11 @@ def test_without_the_extra_only_the_training_commands_are_refused() -> None:
         check=True,
     )
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    for code, _, message in results[:3]:
+    for code, _, message in results[: len(training)]:
         assert code == 1
         assert message.startswith("This command needs more libraries: pip install 'langchain-mara[training]' (")
-    assert [code for code, _, _ in results[3:]] == [0, 0, 0]
-    (_, listed, _), (_, info, _), (_, answer, _) = results[3:]
+    assert [code for code, _, _ in results[len(training) :]] == [0, 0, 0]
+    (_, listed, _), (_, info, _), (_, answer, _) = results[len(training) :]
     assert set(re.findall(r"^│ (\w+) ", listed, flags=re.MULTILINE)) >= COMMANDS
     assert "langchain-mara" in info
     assert answer == succeed(*calls[-1].split())
@@ -244,3 +310,38 @@ def test_without_the_extra_only_the_training_commands_are_refused() -> None:
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "resolved", lambda *_: {}["bug"])
     assert isinstance(mara("fit", "run").exception, KeyError)
+
+
+def test_report_of_a_comparison_with_traces(fitted: Path) -> None:
+    asked = ["prompts.jsonl", "--agent", fitted, "--max-new-tokens", "6", "--device", "cpu"]
+    succeed("evaluate", *asked, "--output", "comparison")
+    found = Comparison.load("comparison")
+    assert succeed("report", "comparison").split() == ["comparison/report.html", "comparison/report.md"]
+    page = Path("comparison/report.html").read_text()
+    assert f"{found.summaries()['MARA']['mean reward']:,.3f}" in page
+    assert '<figure class="mara-trace">' not in page
+    given = ["--agent", fitted, "--traces", "2", "--device", "cpu", "--title", "Mine"]
+    assert succeed("report", "comparison", *given, "--output", "mine/page.html").split() == [
+        "mine/page.html",
+        "mine/page.md",
+    ]
+    assert Path("mine/page.html").read_text().count('<figure class="mara-trace">') == 2
+    assert Path("mine/page.md").read_text().startswith("# Mine")
+
+
+@pytest.mark.usefixtures("fitted")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "nowhere"], "nowhere holds no comparison .*Give a folder"),
+        (["report", "comparison", "--agent", "run", "--device", "cpu"], "No system .* this agent .*Give another"),
+    ],
+)
+def test_report_refuses_in_one_sentence(arguments: list[str], message: str) -> None:
+    compare(
+        [Decoding("plain", MaraLLM.demo(agent=None, device="cpu", max_new_tokens=2))],
+        "prompts.jsonl",
+        vowels,
+        "comparison",
+    )
+    assert re.search(message, message_of(mara(*arguments)))

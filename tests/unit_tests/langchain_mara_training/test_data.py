@@ -86,3 +86,28 @@ def test_numbers_of_prompts() -> None:
 
 def test_text_of_messages() -> None:
     assert text_of("Hi.") == text_of([HELLO, USER]) == "Hi."
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])
+def test_prompts_of_local_files_by_their_usual_or_any_name(kind: str, tmp_path: Path) -> None:
+    rows = [{"instruction": "a?", "category_id": 0, "text": "x"}, {"instruction": "b?", "category_id": 1, "text": "y"}]
+    file = tmp_path / f"prompts.{kind}"
+    if kind == "json":
+        file.write_text(json.dumps(rows, indent=2))
+    elif kind == "jsonl":
+        file.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        datasets.Dataset.from_list(rows).to_parquet(file)
+    assert read_prompts(file) == [{**row, "prompt": row["instruction"]} for row in rows]
+    assert [row["prompt"] for row in read_prompts(file, prompt_column="text")] == ["x", "y"]
+    # Prompts of one's own may repeat.
+    assert len(read_prompts([*rows, *rows])) == 4
+
+
+def test_a_named_column_that_is_not_there_is_named() -> None:
+    with pytest.raises(DataError, match="row 0: query must be text or a list of messages .* the row has the columns a"):
+        read_prompts([{"a": "x"}], prompt_column="query")
+    with pytest.raises(DataError, match="row 1: number must be text"):
+        read_prompts([{"number": "x"}, {"number": 3}], prompt_column="number")
+    with pytest.raises(DataError, match="row 0: query must be text"):
+        read_prompts([{"prompt": "x"}], prompt_column="query")

@@ -2,23 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from families import tiny_agent
 from langchain_mara_training import MaraClassifier, evaluation
 from langchain_mara_training.evaluation import (
     Decoded,
     best_of_n,
-    count_passes,
     decode_system,
     held_out_accuracy,
-    preference_rate,
-    side_by_side,
-    summary,
 )
 from langchain_mara_training.features import TokenLabels
 from numpy.typing import NDArray
@@ -136,53 +130,18 @@ def test_best_of_n_refuses_what_makes_no_sense(llm: MaraLLM, n: int, changes: di
 
 def test_failures_of_data_and_rewards_are_named(llm: MaraLLM) -> None:
     with pytest.raises(DataError, match="prompt must be text"):
-        decode_system(llm, [{"question": "?"}], vowels, "")
+        decode_system(llm, [{"text": "?"}], vowels, "")
     with pytest.raises(RewardError, match="broken"):
         decode_system(llm, PROMPTS[:1], lambda **_: ["broken"], "")
-
-
-@pytest.mark.parametrize(
-    ("own", "other", "rate"),
-    [
-        ([2, 2, 0, 5], [1, 1, 1, 1], (3 - 1) / 4),
-        ([2, 1, 1, 1], [1, 1, 1, 1], 1 / 4),
-        ([0, 0, 3], [1, 1, 1], (1 - 2) / 3),
-        ([2, NAN, 0, 5, 1], [1, 1, NAN, 1, 4], (2 - 1) / 3),
-        ([1, 2], [0, 0], 1.0),
-        ([math.inf, math.inf], [1, math.inf], 1 / 2),
-        ([NAN, 1], [1, NAN], NAN),
-        ([], [], NAN),
-    ],
-)
-def test_preference_rate_by_hand(own: list[float], other: list[float], rate: float) -> None:
-    np.testing.assert_equal(preference_rate(own, other), rate)
-    np.testing.assert_equal(preference_rate(other, own), 0.0 - rate)
-
-
-def test_preference_rate_against_itself_is_exactly_zero() -> None:
-    rewards = np.random.default_rng(0).normal(size=101)
-    rewards[::7] = NAN
-    assert preference_rate(rewards, rewards) == 0.0
-
-
-@pytest.mark.parametrize("other", [[1.0, 2.0], [[1.0], [2.0], [3.0]], 1.0])
-def test_preference_rate_refuses_other_shapes(other: Any) -> None:
-    with pytest.raises(DataError, match=r"Rewards of shapes \(3,\) and .* cannot be compared; give one per prompt."):
-        preference_rate([1.0, 2.0, 3.0], other)
 
 
 def decoded(rewards: list[float]) -> Decoded:
     return Decoded("a", ["x", "y"], ["1", "2"], np.array(rewards), 40, 10, 5, 2.0)
 
 
-def test_summary_and_answers_side_by_side() -> None:
-    plain, other = decoded([1.0, NAN]), replace(decoded([3.0, 5.0]), name="b", completions=["3", "4"])
-    costs = {"tokens/s": 5.0, "passes/token": 0.5, "seconds": 2.0}
-    assert summary(plain, plain) == {"mean reward": 1.0, "preference rate": None, **costs}
-    assert summary(other, plain) == {"mean reward": 4.0, "preference rate": 1.0, **costs}
-    first, second = side_by_side([plain, other])
-    assert first == {"prompt": "x", "completions": {"a": "1", "b": "3"}, "rewards": {"a": 1.0, "b": 3.0}}
-    assert math.isnan(second["rewards"]["a"])
+def test_tokens_and_passes_are_of_the_answers_given() -> None:
+    one = decoded([1.0, NAN])
+    assert (one.mean_reward, one.tokens_per_second, one.passes_per_token) == (1.0, 5.0, 0.5)
 
 
 def test_nothing_scored_has_no_mean() -> None:
@@ -214,20 +173,3 @@ def test_accuracy_on_nothing_is_none() -> None:
     labels = labels_of(np.zeros((2, 6), np.float16), np.array([0, 1]))
     nothing = {"validation labels": 0, "validation accuracy": None, "majority share": None}
     assert held_out_accuracy(MaraClassifier(), labels, []) == nothing
-
-
-def test_passes_are_counted_while_the_context_is_open(llm: MaraLLM) -> None:
-    ids = torch.tensor([[1, 2, 3]])
-    with count_passes(llm.model) as outer, torch.inference_mode():
-        llm.model(ids)
-        with count_passes(llm.model) as inner:
-            llm.model(ids)
-    llm.model(ids)
-    assert (outer.passes, inner.passes) == (2, 1)
-
-
-def test_counting_ends_where_decoding_fails(llm: MaraLLM) -> None:
-    hooks = [len(module._forward_hooks) for module in llm.model.modules()]
-    with pytest.raises(KeyError), count_passes(llm.model):
-        raise KeyError
-    assert [len(module._forward_hooks) for module in llm.model.modules()] == hooks

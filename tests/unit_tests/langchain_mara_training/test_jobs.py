@@ -1,7 +1,6 @@
 """Jobs on run folders do what the library's parts do, and end byte-identical after an interruption."""
 
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,16 @@ import pytest
 from families import tiny_agent
 from langchain_mara_training import MaraClassifier, PreferenceLabeler, PreferenceReward, RolloutLabeler, jobs, runs
 from langchain_mara_training.checkpoints import JobCheckpoint
-from langchain_mara_training.evaluation import best_of_n, decode_system, preference_rate
+from langchain_mara_training.comparison import compare
+from langchain_mara_training.evaluation import decode_system
 from langchain_mara_training.features import TokenLabels
+from langchain_mara_training.preference_rates import preference_rate
+from langchain_mara_training.systems import BestOf, Decoding
 from langchain_mara_training.validation import split_by_group
 
 from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.demo import MODEL_FOLDER
-from langchain_mara.exceptions import CheckpointError, OptionsError, TrainingError
+from langchain_mara.exceptions import CheckpointError, OptionsError, RewardError, TrainingError
 
 Rows = list[dict[str, Any]]
 
@@ -35,11 +37,14 @@ FIT = {
 }  # fmt: skip
 EVALUATE = {
     **DATA, "reward": None, "reward_weight": None, "best_of": None, "threshold": 0.5, "batch_size": 32,
-    "max_new_tokens": 6, "top_k": None, "top_p": None,
+    "max_new_tokens": 6, "top_k": None, "top_p": None, "harmful": None, "prompt_column": None,
 }  # fmt: skip
 REWARDS = """
 def vowels(completions, **_):
     return [float(sum(text.count(letter) for letter in "aeiou")) for text in completions]
+
+def many(completions, **_):
+    return [one - 6 for one in vowels(completions)]
 
 def constant(completions, **_):
     return [1.0] * len(completions)
@@ -58,10 +63,6 @@ def content(folder: Path) -> dict[str, bytes]:
 def events(folder: Path, command: str) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [one for one in records if one["command"] == command]
-
-
-def silent(_: str) -> None:
-    """Tells nobody."""
 
 
 @pytest.fixture(scope="session")
@@ -244,28 +245,79 @@ def test_labels_of_one_class_cannot_be_fitted(tmp_path: Path, pairs_file: str) -
 
 
 def test_systems_are_compared_as_by_hand(run: Path, pairs: Rows, pairs_file: str, demo_llm: MaraLLM) -> None:
-    told: list[str] = []
     options = {**EVALUATE, "data": pairs_file, "limit": 5, "agent": str(run), "best_of": [3, 2], "seed": 6}
-    found = jobs.evaluate(run / "new" / "report.json", options, told.append)
-    assert told == ["plain", "MARA", "best-of-3", "best-of-2"] == list(found.systems)
+    found = jobs.evaluate(run / "new" / "report.json", None, options)
     assert found.title == "5 prompts, by PreferenceReward"
-    llm = demo_llm.model_copy(update={"max_new_tokens": 6, "seed": 6, "batch_size": 32})
+    llm = demo_llm.model_copy(update={"max_new_tokens": 6, "batch_size": 32})
     reward = PreferenceReward().fit(pairs)
-    expected = [decode_system(one, pairs[:5], reward, "") for one in (llm, llm.with_agent(tiny_agent(192)))]
-    expected += [best_of_n(llm, pairs[:5], reward, n, 6) for n in (3, 2)]
-    assert expected[0].completions != expected[1].completions
+    mara = llm.with_agent(tiny_agent(192))
+    systems = [Decoding("plain", llm), Decoding("MARA", mara), BestOf(llm, reward, 3), BestOf(llm, reward, 2)]
+    expected = compare(systems, pairs[:5], reward, random_state=6).summaries()
+    by_hand = [decode_system(one, pairs[:5], reward, "") for one in (llm, mara)]
+    assert by_hand[0].completions != by_hand[1].completions
     report = json.loads((run / "new" / "report.json").read_text())
-    for one, (name, values) in zip(expected, found.systems.items(), strict=True):
+    assert list(found.systems) == list(expected) == ["plain", "MARA", "best-of-3", "best-of-2"]
+    for name, values in found.systems.items():
+        timed = {"tokens/s", "seconds"}
+        assert {key: value for key, value in values.items() if key not in timed} == {
+            key: value for key, value in expected[name].items() if key not in timed
+        }
+    for one, name in zip(by_hand, ("plain", "MARA"), strict=True):
         assert [answer["completions"][name] for answer in report["answers"]] == one.completions
-        assert values["mean reward"] == pytest.approx(one.mean_reward)
-        rate = None if name == "plain" else preference_rate(one.rewards, expected[0].rewards)
-        assert values["preference rate"] == rate
-        assert values["passes/token"] == one.passes_per_token
+        assert [answer["rewards"][name] for answer in report["answers"]] == one.rewards.tolist()
+        assert found.systems[name]["passes/token"] == pytest.approx(one.passes_per_token)
+    rate = preference_rate(by_hand[1].rewards, by_hand[0].rewards)
+    assert (found.systems["MARA"]["preference rate"], found.systems["plain"]["preference rate"]) == (rate, None)
     assert report["systems"] == found.systems
     assert report["versions"] == runs.library_versions()
     [record] = events(run, "evaluate")
     assert record["systems"] == found.systems
     assert record["config"] == report["config"]
+
+
+def test_harm_is_judged_by_a_reward_above_zero(run: Path, pairs_file: str, vowels: Any) -> None:
+    spec = "rewards_of_test_jobs:many"
+    options = {**EVALUATE, "data": pairs_file, "limit": 5, "agent": str(run), "harmful": spec}
+    found = jobs.evaluate(None, None, options)
+    for name, given in found.comparison.answers.items():
+        counts = vowels([one.completion for one in given])
+        assert [one.harmful for one in given] == [count > 6 for count in counts]
+        assert found.systems[name]["harmful share"] == sum(count > 6 for count in counts) / 5
+    assert found.comparison.config["facts"] == {"reward": [f"pairs:{pairs_file}"], "harmful": spec}
+
+
+def test_an_interrupted_evaluation_goes_on_in_its_folder(
+    run: Path, pairs_file: str, vowels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ["rewards_of_test_jobs:vowels"]
+    options = {**EVALUATE, "data": pairs_file, "limit": 11, "agent": str(run), "reward": spec, "batch_size": 1}
+    whole = jobs.evaluate(None, None, options)
+    calls = iter(range(3))
+
+    def failing(completions: list[str]) -> list[float]:
+        next(calls)
+        return list(vowels(completions))
+
+    failing.__name__ = "vowels"
+    with monkeypatch.context() as context:
+        context.setattr("rewards_of_test_jobs.vowels", failing)
+        with pytest.raises(RewardError, match="The reward function .* failed with StopIteration"):
+            jobs.evaluate(None, tmp_path / "kept", options)
+    done = {file.name: file.read_bytes() for file in (tmp_path / "kept" / "answers").iterdir()}
+    assert {name: content.count(b"\n") for name, content in done.items()} == {"plain.jsonl": 8, "MARA.jsonl": 4}
+    assert [one["event"] for one in events(run, "evaluate")] == ["evaluated"]
+    again = jobs.evaluate(None, tmp_path / "kept", options)
+    texts = [[one.completion for one in given] for given in again.comparison.answers.values()]
+    assert texts == [[one.completion for one in given] for given in whole.comparison.answers.values()]
+    assert all((tmp_path / "kept" / "answers" / name).read_bytes().startswith(done[name]) for name in done)
+    with pytest.raises(TrainingError, match="kept holds another comparison; different: prompts.count"):
+        jobs.evaluate(None, tmp_path / "kept", {**options, "limit": 3})
+
+
+def test_prompts_may_stand_in_any_column(run: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "questions.jsonl", [{"query": "How do I boil an egg?", "prompt": "x"}])
+    options = {**EVALUATE, "data": file, "agent": str(run), "prompt_column": "query"}
+    assert jobs.evaluate(None, None, options).comparison.prompts == ["How do I boil an egg?"]
 
 
 def test_what_is_not_said_comes_from_the_run(
@@ -277,7 +329,7 @@ def test_what_is_not_said_comes_from_the_run(
     options = {**EVALUATE, "data": pairs_file, "limit": 4, "agent": str(rollouts), "max_new_tokens": None}
     with monkeypatch.context() as context:
         context.setattr(MaraLLM, "demo", None)
-        found = jobs.evaluate(None, options, silent)
+        found = jobs.evaluate(None, None, options)
     config = events(rollouts, "evaluate")[0]["config"]
     assert {name: config[name] for name in ("top_k", "top_p", "max_new_tokens", "reward", "reward_weight")} == {
         name: ROLLOUTS[name] for name in ("top_k", "top_p", "max_new_tokens", "reward", "reward_weight")
@@ -288,7 +340,7 @@ def test_what_is_not_said_comes_from_the_run(
     assert found.systems["plain"]["mean reward"] == 2 * by_hand.mean_reward > 0
     # What is said counts.
     said = {"reward": [f"pairs:{pairs_file}"], "top_k": 1, "max_new_tokens": 2}
-    other = jobs.evaluate(None, {**options, **said}, silent)
+    other = jobs.evaluate(None, None, {**options, **said})
     config = events(rollouts, "evaluate")[1]["config"]
     assert (config["top_k"], config["max_new_tokens"], config["reward_weight"]) == (1, 2, None)
     assert other.title == "4 prompts, by PreferenceReward"
@@ -297,7 +349,7 @@ def test_what_is_not_said_comes_from_the_run(
 @pytest.mark.parametrize(("threshold", "steered"), [(0.5, True), (0.0, False)])
 def test_the_threshold_decides_what_is_accepted(run: Path, pairs_file: str, threshold: float, steered: bool) -> None:
     options = {**EVALUATE, "data": pairs_file, "limit": 4, "agent": str(run), "threshold": threshold}
-    jobs.evaluate(run / "report.json", options, silent)
+    jobs.evaluate(run / "report.json", None, options)
     answers = [one["completions"] for one in json.loads((run / "report.json").read_text())["answers"]]
     assert any(one["plain"] != one["MARA"] for one in answers) is steered
 
@@ -306,9 +358,9 @@ def test_the_threshold_decides_what_is_accepted(run: Path, pairs_file: str, thre
 def test_an_agent_without_a_run_needs_to_be_told_the_reward(run: Path, pairs_file: str) -> None:
     options = {**EVALUATE, "data": pairs_file, "limit": 2, "agent": str(run / "agent")}
     with pytest.raises(OptionsError, match="Say by what the answers are to be scored"):
-        jobs.evaluate(None, options, silent)
-    found = jobs.evaluate(None, {**options, "reward": ["rewards_of_test_jobs:vowels"]}, silent)
+        jobs.evaluate(None, None, options)
+    found = jobs.evaluate(None, None, {**options, "reward": ["rewards_of_test_jobs:vowels"]})
     assert found.title == "2 prompts, by vowels"
-    assert not math.isnan(found.systems["MARA"]["mean reward"])
+    assert found.systems["MARA"]["mean reward"] > 0
     with pytest.raises(CheckpointError, match="There is no folder ./nowhere"):
-        jobs.evaluate(None, {**options, "agent": "./nowhere", "reward": ["rewards_of_test_jobs:vowels"]}, silent)
+        jobs.evaluate(None, None, {**options, "agent": "./nowhere", "reward": ["rewards_of_test_jobs:vowels"]})

@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_mara_training import PreferenceReward
-from langchain_mara_training.reward_specs import reward_function
+import torch
+from langchain_mara_training import BeaverReward, PreferenceReward, UltraRMReward, ZiyaReward
+from langchain_mara_training.reward_batches import RewardModel
+from langchain_mara_training.reward_specs import parted, reward_function
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
-from langchain_mara.exceptions import DataError, LoadingError, RewardError
+from langchain_mara.demo import MODEL_FOLDER
+from langchain_mara.exceptions import CheckpointError, DataError, LoadingError, RewardError
 
 MODULE = """
 from helper_of_rewards_{0} import SIGN
@@ -55,6 +60,39 @@ def test_pairs_are_learnt_from(tmp_path: Path, demo_pairs: list[dict[str, Any]])
 
 
 @pytest.mark.parametrize(
+    ("prefix", "kind", "head"),
+    [
+        ("beaver:", BeaverReward, "score_head"),
+        ("ultrarm:", UltraRMReward, "regression_head"),
+        ("ziya:", ZiyaReward, "value_head"),
+    ],
+)
+def test_adapters_of_reward_models(tmp_path: Path, prefix: str, kind: type[RewardModel], head: str) -> None:
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_FOLDER)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaModel(LlamaConfig(vocab_size=len(tokenizer), pad_token_id=0, **sizes))
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    model.config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    save_file({**tensors, f"{head}.weight": torch.randn(1, 16)}, tmp_path / "model.safetensors", {"format": "pt"})
+    function: Any = reward_function(f"{prefix}{tmp_path}", "cpu")
+    assert type(function) is kind
+    given = (["Hi.", "Hi."], ["Hello there!", "Go away."])
+    assert function(*given) == kind(tmp_path, device="cpu")(*given)
+    for other in {"beaver:", "ultrarm:", "ziya:"} - {prefix}:
+        with pytest.raises(CheckpointError, match=f"has no .*{head}"):
+            reward_function(f"{other}{tmp_path}", "cpu")
+
+
+def test_what_stands_before_a_source() -> None:
+    assert parted("beaver:PKU-Alignment/beaver-7b-v1.0-cost") == ("beaver:", "PKU-Alignment/beaver-7b-v1.0-cost")
+    assert parted("pairs:pairs.jsonl") == ("pairs:", "pairs.jsonl")
+    for plain in ("my:score", "org/model", "beaver/model"):
+        assert parted(plain) == ("", plain)
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         (
@@ -80,5 +118,7 @@ def test_a_module_that_fails_is_named(module: str) -> None:
 def test_other_kinds_that_are_not_there() -> None:
     with pytest.raises(LoadingError, match="nowhere"):
         reward_function("./nowhere")
+    with pytest.raises(LoadingError, match="There is no folder ./nowhere"):
+        reward_function("beaver:./nowhere")
     with pytest.raises(DataError, match="There is no file nowhere.jsonl"):
         reward_function("pairs:nowhere.jsonl")

@@ -21,7 +21,11 @@ def begun(folder: Path, command: str = "label", **options: Any) -> Run:
     """A run whose command was interrupted as soon as something was made."""
     run = Run(folder, command, {**LABEL, **options})
     run.begin()
-    made = {"label": run.features / "labels.json", "fit": run.checkpoints / "fitting.pt"}[command]
+    made = {
+        "label": run.features / "labels.json",
+        "fit": run.checkpoints / "fitting.pt",
+        "rl": folder / "fitting.pt",
+    }[command]
     made.parent.mkdir(exist_ok=True)
     made.write_text('{"shards": 2}')
     return run
@@ -132,14 +136,48 @@ def test_the_agent_of_a_run_is_found_and_anything_else_left_alone(tmp_path: Path
     assert runs.agent_source(str(tmp_path)) == str(tmp_path / "agent")
     for other in ("user/repo:agent.pth", "user/repo", str(tmp_path / "agent")):
         assert runs.agent_source(other) == other
-        assert runs.label_config(other) == {}
+        assert runs.agent_config(other) == {}
 
 
 def test_an_agent_goes_back_to_the_labels_it_was_fitted_to(tmp_path: Path) -> None:
     begun(tmp_path / "first", seed=1).save_agent(tiny_agent(), {})
     begun(tmp_path / "second", "fit", labels=str(tmp_path / "first")).save_agent(tiny_agent(), {})
     for name in ("first", "second"):
-        assert runs.label_config(str(tmp_path / name)) == {**LABEL, "seed": 1}
+        assert runs.agent_config(str(tmp_path / name)) == {**LABEL, "seed": 1}
+
+
+def test_an_agent_of_reinforcement_goes_back_to_its_own_options(tmp_path: Path) -> None:
+    run = begun(tmp_path, "rl", reward=["my:score"])
+    with pytest.raises(TrainingError, match="holds no agent yet. Call mara rl again; it goes on there."):
+        runs.agent_source(str(tmp_path))
+    run.save_agent(tiny_agent(), {})
+    assert runs.agent_source(str(tmp_path)) == str(tmp_path / "agent")
+    assert runs.agent_config(str(tmp_path)) == {**LABEL, "reward": ["my:score"]}
+
+
+def test_reinforcement_that_made_nothing_leaves_the_folder_free(tmp_path: Path) -> None:
+    begun(tmp_path, "rl")
+    (tmp_path / "fitting.pt").unlink()
+    begun(tmp_path).save_agent(tiny_agent(), {})
+    assert runs.agent_config(str(tmp_path)) == LABEL
+    with pytest.raises(TrainingError, match="is a run of mara label. Give another --output."):
+        Run(tmp_path, "rl", LABEL)
+
+
+def test_reinforcement_may_go_on_longer_elsewhere_and_be_watched(tmp_path: Path) -> None:
+    begun(tmp_path, "rl", episodes=10, environment={"penalty": 0.1, "scale": 1.0})
+    free = {"episodes": 20, "workers": 2, "tracker": ["wandb"], "device": "cpu"}
+    config = {**LABEL, "environment": {"penalty": 0.1, "scale": 1.0}, **free}
+    assert Run(tmp_path, "rl", config).resumed
+    changed = {**config, "environment": {"penalty": 0.2, "scale": 1.0}}
+    with pytest.raises(
+        TrainingError, match=r"mara rl began with other options: environment\.penalty \(0\.1 there, 0\.2"
+    ):
+        Run(tmp_path, "rl", changed)
+
+
+def test_configurations_are_flattened() -> None:
+    assert runs.flat({"a": 1, "b": {"c": [2], "d": {"e": None}}}) == {"a": 1, "b.c": [2], "b.d.e": None}
 
 
 def test_rewards_of_a_run() -> None:

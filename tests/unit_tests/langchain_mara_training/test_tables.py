@@ -1,6 +1,7 @@
 """The paper's tables end to end on tiny checkpoints of the seven architectures, with rivals, transfer and failures."""
 
 import gc
+import inspect
 import json
 import re
 import shutil
@@ -16,14 +17,16 @@ from families import CONFIGS, tiny_agent
 from langchain_mara_training import tables
 from langchain_mara_training.cli import app
 from langchain_mara_training.comparison import Comparison
-from langchain_mara_training.table_settings import TableSettings
+from langchain_mara_training.table_settings import PaperFigures, PromptSet, TableModel, TableSettings
 from langchain_mara_training.tables import Tables
+from pydantic import BaseModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaModel
 from typer.testing import CliRunner
 
 from langchain_mara import MaraLLM
 from langchain_mara.demo import MODEL_FOLDER
+from langchain_mara.exceptions import OptionsError
 
 # The models of the paper, a tiny one of the same architecture in the place of each, and its hidden size.
 FAMILIES = {
@@ -68,7 +71,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("reward", "cost"), 1):
         write_beaver(folder / name, seed)
     for name, column in SETS.items():
-        rows = [{column: question} for question in QUESTIONS]
+        rows = [{column: f"{question} Tell me about {name}."} for question in QUESTIONS]
         (folder / f"{name}.json").write_text(json.dumps(rows))
     return folder
 
@@ -300,3 +303,16 @@ def test_the_shipped_settings_explain_every_key() -> None:
         if re.match(r"(  )?\w[\w.-]*:$|\w+:", line) and not re.match(r"  \w+-v?\d", line):
             assert before.lstrip().startswith("#"), line
     assert set(TableSettings.load().models) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("kind", [TableSettings, TableModel, PromptSet, PaperFigures])
+def test_every_setting_has_a_docstring(kind: type[BaseModel]) -> None:
+    explained = re.findall(r'^    (\w+): .*\n    """', inspect.getsource(kind), re.MULTILINE)
+    assert explained == list(kind.model_fields)
+
+
+def test_weights_name_the_rewards_there_are(tmp_path: Path) -> None:
+    text = TableSettings.load().model_dump_json().replace('"cost":-1.0', '"costs":-1.0', 1)
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(OptionsError, match="must weigh reward, cost in models.llama-3-8b, no more and no less"):
+        TableSettings.load(tmp_path / "own.yaml")

@@ -3,13 +3,14 @@
     generate   plain `model.generate(do_sample=False)`, the batch left-padded
     reference  one forward pass per candidate examined, batch 1, every layer's states kept: the
                reference implementation's loop (ALGORITHM.md section 3) on a cache that is rolled back
-    engine     this library, `width` siblings per pass, continuous batching
+    engine     this library, `width` siblings and `draft` drafted tokens per pass, continuous batching
     engine 0   this library without agent
 
 All systems answer the same prompts of unequal length in one process, interleaved, so that a noisy
 machine is noisy for all; ratios are formed within a repeat and their medians reported.
 
     python benchmarks/decoding.py --batch 1 --batch 8 --accept 50 --accept 90
+    python benchmarks/decoding.py --copying --batch 1 --accept 90 --width 1 --draft 0 --draft 8
 """
 
 import json
@@ -31,7 +32,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaF
 
 from langchain_mara.agent import MaraAgent
 from langchain_mara.candidates import candidate_sets
-from langchain_mara.decoding import DEFAULT_WIDTH, decode
+from langchain_mara.decoding import DEFAULT_DRAFT, DEFAULT_WIDTH, decode
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy import PolicyModel
 from langchain_mara.requests import Request
@@ -82,6 +83,33 @@ def load(model_id: str | None, device: str, dtype: torch.dtype) -> PreTrainedMod
     torch.nn.Module.to(model, device, dtype)
     model.eval()
     return model
+
+
+def copying_model(device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of the 135 M shape, at its full cost, that copies its prompt.
+
+    Attention and feed-forward layers compute and add nothing, and the head knows for every token what follows it
+    in one long cycle. Where the agent rejects that token, the one behind it is next: an edit.
+    """
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE_135M, "tie_word_embeddings": False}))
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            torch.nn.init.zeros_(parameter)
+    weights = model.model.embed_tokens.weight
+    embeddings = torch.nn.functional.normalize(weights.data)
+    weights.data = embeddings
+    model.lm_head.weight.data = 0.5 * embeddings.roll(1, 0) + 0.41 * embeddings.roll(2, 0)
+    torch.nn.Module.to(model, device, dtype)
+    model.eval()
+    return model
+
+
+def repeating_prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
+    """Prompts that end where their repetition begins, of the lengths of `make_prompts`."""
+    starts = [prompt[0] % (vocabulary // 2) for prompt in make_prompts(batch, length, vocabulary)]
+    lengths = map(len, make_prompts(batch, length, vocabulary))
+    return [[*range(start, start + n), start] for start, n in zip(starts, lengths, strict=True)]
 
 
 def make_prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
@@ -160,10 +188,11 @@ def run_engine(
     prompts: list[list[int]],
     options: DecodingOptions,
     width: int,
+    draft: int,
 ) -> int:
     """This library; returns the tokens emitted."""
     requests = [Request(prompt, options, agent) for prompt in prompts]
-    return sum(1 for _ in decode(policy, requests, batch_size=len(prompts), width=width))
+    return sum(1 for _ in decode(policy, requests, batch_size=len(prompts), width=width, draft=draft))
 
 
 def measure(systems: dict[str, Run], counter: PassCounter, repeats: int, device: str) -> list[Measured]:
@@ -197,20 +226,24 @@ def systems(
     prompts: list[list[int]],
     options: DecodingOptions,
     widths: list[int],
+    drafts: list[int],
 ) -> dict[str, Run]:
     """What is compared, by name; the two yardsticks come first."""
 
     def reference() -> int:
         return sum(reference_loop(policy.model, agent, one, options) for one in prompts[:_REFERENCE_PROMPTS])
 
-    def engine(agent: MaraAgent | None, width: int) -> Run:
-        return lambda: run_engine(policy, agent, prompts, options, width)
+    def engine(agent: MaraAgent | None, width: int, draft: int) -> Run:
+        return lambda: run_engine(policy, agent, prompts, options, width, draft)
+
+    def name(what: str, draft: int) -> str:
+        return f"engine, {what}, draft {draft}" if draft else f"engine, {what}"
 
     return {
         "generate": lambda: run_generate(policy.model, prompts, options.max_new_tokens),
         "reference": reference,
-        **{f"engine, width {width}": engine(agent, width) for width in widths},
-        "engine, no agent": engine(None, 1),
+        **{name(f"width {width}", draft): engine(agent, width, draft) for width in widths for draft in drafts},
+        **{name("no agent", draft): engine(None, 1, draft) for draft in drafts},
     }
 
 
@@ -221,6 +254,8 @@ def main(
     batch: Annotated[list[int], typer.Option(help="Prompts at a time; repeatable.")] = [1, 8, 32],  # noqa: B006
     accept: Annotated[list[int], typer.Option(help="Percent accepted; repeatable.")] = [50, 70, 90],  # noqa: B006
     width: Annotated[list[int], typer.Option(help="Siblings per pass; repeatable.")] = [DEFAULT_WIDTH],  # noqa: B006
+    draft: Annotated[list[int], typer.Option(help="Drafted tokens per pass; repeatable.")] = [DEFAULT_DRAFT],  # noqa: B006
+    copying: Annotated[bool, typer.Option(help="A model of the same shape that repeats its prompt.")] = False,
     prompt_tokens: Annotated[int, typer.Option()] = 64,
     new_tokens: Annotated[int, typer.Option()] = 24,
     repeats: Annotated[int, typer.Option()] = 3,
@@ -229,14 +264,16 @@ def main(
     """Prints one table of ratios per batch size and accept share."""
     torch.set_flush_denormal(True)
     console = Console()
-    policy = PolicyModel(load(model, device, getattr(torch, dtype)))
+    kind = getattr(torch, dtype)
+    policy = PolicyModel(copying_model(device, kind) if copying else load(model, device, kind))
     agent = CoinAgent(policy.hidden_size).to(policy.device).eval()
     counter = PassCounter(policy.backbone)
     cases = [(size, share) for size in batch for share in accept]
     for size, share in track(cases, console=console, transient=True):
-        prompts = make_prompts(size, prompt_tokens, policy.vocabulary_size)
+        make = repeating_prompts if copying else make_prompts
+        prompts = make(size, prompt_tokens, policy.vocabulary_size)
         options = DecodingOptions(max_new_tokens=new_tokens, accept_threshold=1 - share / 100)
-        measured = measure(systems(policy, agent, prompts, options, width), counter, repeats, device)
+        measured = measure(systems(policy, agent, prompts, options, width, draft), counter, repeats, device)
         title = f"batch {size}, {share} % of states accepted, {device}, {dtype}"
         console.print(_table(title, measured))
         if output is not None:

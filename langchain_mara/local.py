@@ -197,7 +197,7 @@ class LocalModel(DecodingFields):
         ]
 
     def _work(self, completions: Sequence[Completion]) -> Work:
-        pace = Pace(self.batch_size, self.width, self.draft, self.prefix_memory)
+        pace = Pace(self.batch_size, self.width, self.prefix_memory, self.draft)
         return Work(PolicyModel(self.model), completions, pace, self.queue_size, self.timeout)
 
     def _traces(self, prompts: Sequence[Any], completions: Sequence[Completion]) -> list[Trace]:

@@ -33,14 +33,14 @@ class Pace(NamedTuple):
     Attributes:
         batch_size: Most rows at a time.
         width: Most siblings of a row in one pass.
-        draft: Most drafted tokens of a row in one pass.
         prefix_memory: Bytes of keys and values kept for prompts that begin like earlier ones.
+        draft: Most drafted tokens of a row in one pass.
     """
 
     batch_size: int = DEFAULT_BATCH_SIZE
     width: int = DEFAULT_WIDTH
-    draft: int = DEFAULT_DRAFT
     prefix_memory: int = DEFAULT_PREFIX_MEMORY
+    draft: int = DEFAULT_DRAFT
 
 
 class Call:

@@ -185,6 +185,7 @@ def test_statistics_count_what_a_hand_counts() -> None:
         "examined": 12,
         "nonfinite": 2,
         "accepted_index": [1, 2, 1],
+        "drafted": 0,
     }
     one_by_one = DecisionStatistics()
     for one in decisions:

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from curve import draw_curve
@@ -28,14 +29,13 @@ from langchain_mara_training import (
     decode_system,
     preference_rate,
 )
-from langchain_mara_training.labels import batch_states
+from langchain_mara_training.divergence import divergence
 from rich.console import Console
 from rich.table import Table
 
 from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.demo.corpus import Quality, preference_pairs, prompts
 from langchain_mara.demo.judge import Judge
-from langchain_mara.policy import PolicyModel
 
 Results = dict[str, dict[str, float]]
 """Of each system by its name: its figures by theirs."""
@@ -111,18 +111,11 @@ class Bench:
         means = [decode_system(one, tuning_prompts, self.rewards, "tuning").mean_reward for one in systems]
         return THRESHOLDS[means.index(max(means))]
 
-    @torch.inference_mode()
     def closeness(self, completions: Sequence[str]) -> float:
         """Mean log-probability of the answers' tokens under the plain model."""
-        policy, total, count = PolicyModel(self.plain.model), 0.0, 0
-        for prompt, text in zip(self.prompts, completions, strict=True):
-            ids = self.plain.encode(prompt)
-            answer = self.plain.tokenizer(text, add_special_tokens=False).input_ids
-            states = batch_states(policy, [[*ids, *answer]])[0, len(ids) - 1 : -1]
-            logs = policy.logits(states).log_softmax(-1)
-            total += float(logs.gather(1, torch.tensor(answer)[:, None]).sum())
-            count += len(answer)
-        return total / count
+        answers = [self.plain.get_token_ids(text) for text in completions]
+        distances = [divergence(self.plain, *one) or 0.0 for one in zip(self.prompts, answers, strict=True)]
+        return -float(np.average(distances, weights=[len(one) for one in answers]))
 
 
 @cache

@@ -151,10 +151,11 @@ class Batch:
         """One pass, one host sync."""
         rows, device = len(self.rows), self.policy.device
         this = Pass.plan(self.rows, self.table, self.width, self.draft, self.policy.context)
-        states = this.run(self.policy, self.cache, self.rows, self.table)
+        columns = this.columns(device)
+        states = this.run(self.policy, self.cache, self.rows, self.table, columns)
         # A quantized model computes in another dtype than it names; columns are kept as far as examined.
         self._states = enlarged(self._states.to(states.dtype), (rows, max(this.examined) + this.width))
-        self._states[torch.arange(rows, device=device)[:, None], this.columns(device)] = states
+        self._states[torch.arange(rows, device=device)[:, None], columns] = states
         probabilities = ask_agents(self.rows, states, self._fail)
         return Evaluated(this, *to_host(probabilities, self.table.token_ids[:rows], self.table.counts[:rows]))
 

@@ -65,8 +65,10 @@ class Pass:
         """(rows, width) int64: which candidate of its position each sibling is."""
         return torch.tensor(self.examined).to(device)[:, None] + torch.arange(self.width, device=device)
 
-    def run(self, policy: PolicyModel, cache: RaggedCache, rows: Sequence[Row], table: CandidateTable) -> Tensor:
-        """(rows, width, d) states of the pass's tokens."""
+    def run(
+        self, policy: PolicyModel, cache: RaggedCache, rows: Sequence[Row], table: CandidateTable, columns: Tensor
+    ) -> Tensor:
+        """(rows, width, d) states of the pass's tokens; `columns` as the method of that name gives them."""
         device = policy.device
         span = max(row.next_slot for row in rows)
         cache.reserve(len(rows), span)
@@ -74,7 +76,7 @@ class Pass:
         slots = torch.tensor(self.slots).to(device)
         # Past the end of a set the last column is repeated: such siblings are never looked at.
         candidates = table.token_ids[: len(rows)]
-        token_ids = candidates.gather(1, self.columns(device).clamp(max=candidates.shape[1] - 1))
+        token_ids = candidates.gather(1, columns.clamp(max=candidates.shape[1] - 1))
         depths = None
         if any(self.drafts):
             padded = [[0] * self.siblings(i) + draft for i, draft in enumerate(self.drafts)]

@@ -4,8 +4,6 @@
 # ruff: noqa: ARG001, PLC0415
 
 import re
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -150,6 +148,7 @@ def table(
     $ mara table 1 --output one --models mistral-v0.3 --agents mistral-v0.3=run
     """
     with one_sentence():
+        from langchain_mara_training import runs
         from langchain_mara_training.table_settings import TableSettings
         from langchain_mara_training.table_texts import PaperTable
         from langchain_mara_training.tables import Tables
@@ -160,7 +159,7 @@ def table(
         rows = tables.rows(number, [one.partition("=")[0] for one in models or ()])
         found = PaperTable(number, settings, {name: len(one) for name, one in tables.prompts.items()}, rows)
         output.mkdir(parents=True, exist_ok=True)
-        found.write(output, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+        found.write(output, runs.command_line())
         _print_paper_table(found)
 
 

@@ -1,8 +1,6 @@
 """Systems compared on the same prompts: what each answered, what it cost, and how it fared against the others."""
 
 import re
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,15 @@ from langchain_mara_training.data import Prompt, Row, Source, read_prompts
 from langchain_mara_training.preference_rates import Preference
 from langchain_mara_training.progress import progress_bar
 from langchain_mara_training.reward_calls import RewardFunction
-from langchain_mara_training.runs import library_versions
+from langchain_mara_training.runs import command_line, library_versions
 from langchain_mara_training.scoring import Scoring
 from langchain_mara_training.systems import System, describe_rewards
 
 __all__ = ["Answer", "Comparison", "compare"]
+
+CHUNK_BATCHES = 4
+"""Batches of a chunk, for callers that know them: rows enter a batch as others leave it, so a chunk of several leaves
+fewer places empty."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -204,7 +206,7 @@ def compare(
         "facts": dict(facts or {}),
         "confidence": confidence,
         "versions": library_versions(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
     }
     asked = [row["prompt"] for row in rows]
     files = None if output is None else AnswerFiles(output)

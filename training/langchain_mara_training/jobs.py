@@ -12,7 +12,7 @@ from langchain_mara import MaraLLM
 from langchain_mara.exceptions import MaraError, OptionsError, TrainingError
 from langchain_mara_training import runs
 from langchain_mara_training.classifier import MaraClassifier
-from langchain_mara_training.comparison import Comparison, compare
+from langchain_mara_training.comparison import CHUNK_BATCHES, Comparison, compare
 from langchain_mara_training.data import Row, read_pairs, read_prompts
 from langchain_mara_training.evaluation import held_out_accuracy
 from langchain_mara_training.features import TokenLabels
@@ -31,8 +31,6 @@ Values = dict[str, Any]
 
 EMBEDDED = "langchain-mara demo"
 _DECODING = {"top_k": 40, "top_p": 0.95, "max_new_tokens": 256}
-# Rows enter a batch as others leave it, so a chunk of several batches leaves fewer places empty.
-_CHUNK_BATCHES = 4
 _ROLLOUTS = ("generations", "positions", "candidates", "continuations", "value", "margin", "ties", "weighting")
 _FITTING = (
     "width", "batch_size", "learning_rate", "weight_decay", "schedule", "class_weight", "mixed_precision",
@@ -69,7 +67,7 @@ def label(output: Path, options: Options) -> Values:
     run = runs.Run(output, "label", options)
     state = processes()
     device = str(state.device) if options["device"] is None and state.num_processes > 1 else options["device"]
-    rows = _rows(options, read_pairs if options["labeler"] == "preference" else read_prompts)
+    rows = load_rows(options, read_pairs if options["labeler"] == "preference" else read_prompts)
     labeler = _labeler(options, device)
     if state.is_main_process:
         run.begin()
@@ -138,7 +136,7 @@ def evaluate(report: Path | None, output: Path | None, options: Options) -> Eval
     """
     labelled = runs.agent_config(options["agent"])
     config = {**options, **_from_run(options, labelled)}
-    rows = _rows(config, partial(read_prompts, prompt_column=config["prompt_column"]))
+    rows = load_rows(config, partial(read_prompts, prompt_column=config["prompt_column"]))
     functions = [reward_function(one, config["device"]) for one in config["reward"]]
     rewards = WeightedRewards(functions, config["reward_weight"])
     harmful = None if config["harmful"] is None else reward_function(config["harmful"], config["device"])
@@ -151,7 +149,7 @@ def evaluate(report: Path | None, output: Path | None, options: Options) -> Eval
         rewards,
         output,
         harmful=harmful,
-        chunk=_CHUNK_BATCHES * config["batch_size"],
+        chunk=CHUNK_BATCHES * config["batch_size"],
         random_state=config["seed"],
         facts={name: config[name] for name in ("reward", "harmful")},
         verbose=True,
@@ -184,7 +182,16 @@ def load_llm(options: Options, device: str | None, **fields: Any) -> MaraLLM:
     return MaraLLM.demo(**fields) if model is None else MaraLLM.from_model_id(model, **fields)
 
 
-def _rows(options: Options, read: Callable[[str, str], list[Row]]) -> list[Row]:
+def load_rows(options: Options, read: Callable[[str, str], list[Row]]) -> list[Row]:
+    """The rows that a command's options name.
+
+    Args:
+        options: With `data`, `split` and `limit`.
+        read: Reads a source and its split.
+
+    Raises:
+        DataError: If they cannot be read.
+    """
     datasets.disable_progress_bars()
     return read(options["data"], options["split"])[: options["limit"]]
 

@@ -1,5 +1,6 @@
 """Recipes: the settings of a training by reinforcement as YAML, the paper's own shipped, one file per policy model."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -165,10 +166,15 @@ def recipe_names() -> list[str]:
     return sorted(file.name.removesuffix(_SUFFIX) for file in _SHIPPED.iterdir() if file.name.endswith(_SUFFIX))
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question behind a blank that names what is nearest, or nothing where nothing is near."""
+    close = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
 def _unknown(name: str) -> str:
-    close = get_close_matches(name, recipe_names(), n=1)
-    meant = f" Did you mean {close[0]}?" if close else ""
-    return f"There is no recipe {name!r}.{meant} Give one of {', '.join(recipe_names())}, or a YAML file."
+    names = recipe_names()
+    return f"There is no recipe {name!r}.{did_you_mean(name, names)} Give one of {', '.join(names)}, or a YAML file."
 
 
 def _reason(error: Exception) -> str:

@@ -1,16 +1,15 @@
 """What `mara rl` does, behind its options: `MaraSAC` on a run folder, by the settings of a recipe."""
 
 import time
+from functools import partial
 from pathlib import Path
-
-import datasets
 
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training import runs
 from langchain_mara_training.actor_critic import UpdateOptions
-from langchain_mara_training.data import Row, read_prompts
+from langchain_mara_training.data import read_prompts
 from langchain_mara_training.environment import EnvironmentOptions
-from langchain_mara_training.jobs import EMBEDDED, Options, Values, load_llm
+from langchain_mara_training.jobs import EMBEDDED, Options, Values, load_llm, load_rows
 from langchain_mara_training.recipe import PromptData, Recipe
 from langchain_mara_training.reward_specs import reward_function
 from langchain_mara_training.sac import MaraSAC
@@ -59,7 +58,7 @@ def reinforce(output: Path, options: Options) -> Values:
     _require(options)
     run = runs.Run(output, "rl", options)
     make_trackers(options["tracker"] or (), run.folder)
-    rows = _prompts(options)
+    rows = load_rows(options, partial(read_prompts, prompt_column=options["prompt_column"]))
     held_out = None if options["evaluation"] is None else read_prompts(options["evaluation"])
     sac = _estimator(options, run)
     run.begin()
@@ -77,12 +76,6 @@ def _require(options: Options) -> None:
         raise OptionsError("There are no prompts to answer. Give a file of prompts, or a --recipe that names one.")
     if not options["reward"]:
         raise OptionsError("Answers are scored by reward functions. Give at least one --reward, or a --recipe.")
-
-
-def _prompts(options: Options) -> list[Row]:
-    datasets.disable_progress_bars()
-    rows = read_prompts(options["data"], options["split"], prompt_column=options["prompt_column"])
-    return rows[: options["limit"]]
 
 
 def _estimator(options: Options, run: runs.Run) -> MaraSAC:

@@ -16,6 +16,8 @@ import json
 import math
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -232,6 +234,11 @@ def resolved(options: Mapping[str, Any], *left_out: str) -> Config:
     if lists.get("reward"):
         lists["reward"] = [_absolute(one) for one in kept["reward"]]
     return {**kept, **lists}
+
+
+def command_line() -> str:
+    """What this process was called by, as a shell takes it; of the program its name alone."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def library_versions() -> dict[str, str]:

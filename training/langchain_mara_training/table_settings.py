@@ -1,7 +1,6 @@
 """Settings of the paper's tables: models with agents and rivals, prompts, rewards, and the figures it reports."""
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -10,7 +9,7 @@ from pydantic import Field, model_validator
 
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training.data import Row, read_prompts
-from langchain_mara_training.recipe import Count, Decoding, Settings, read_settings
+from langchain_mara_training.recipe import Count, Decoding, Settings, did_you_mean, read_settings
 
 _SHIPPED = files("langchain_mara_training") / "recipes" / "tables" / "paper.yaml"
 
@@ -171,7 +170,6 @@ def known_name(name: str, known: Iterable[str], what: str) -> str:
     """
     names = sorted(known)
     if name not in names:
-        close = get_close_matches(name, names, n=1)
-        meant = f" Did you mean {close[0]}?" if close else ""
+        meant = did_you_mean(name, names)
         raise OptionsError(f"There is no {what} {name!r} in this table.{meant} Give one of {', '.join(names)}.")
     return name

@@ -16,7 +16,7 @@ from langchain_mara import MaraLLM
 from langchain_mara.exceptions import AgentMismatchError, MaraError, OptionsError
 from langchain_mara.loading import AgentSource
 from langchain_mara_training import runs
-from langchain_mara_training.comparison import compare
+from langchain_mara_training.comparison import CHUNK_BATCHES, compare
 from langchain_mara_training.preference_rates import Preference
 from langchain_mara_training.reward_specs import reward_function
 from langchain_mara_training.rewards import WeightedRewards
@@ -26,8 +26,6 @@ from langchain_mara_training.table_settings import Rival, TableSettings, known_n
 TableNumber = Literal["1", "2", "3"]
 
 _MARA = "MARA"
-# Rows enter a batch as others leave it, so a chunk of several batches leaves fewer places empty.
-_CHUNK_BATCHES = 4
 _FAILURES = (MaraError, OSError, torch.OutOfMemoryError)
 
 
@@ -155,7 +153,7 @@ class Tables:
                     self._weighted(name),
                     self.output.joinpath(*filter(None, (name, contest.other, data_set))),
                     baseline=baseline.name,
-                    chunk=_CHUNK_BATCHES * self.batch_size,
+                    chunk=CHUNK_BATCHES * self.batch_size,
                     random_state=self.settings.seed,
                     facts=self.settings.rewards,
                     verbose=self.verbose,

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import CONFIGS, tiny_agent
+from checkpoints import write_beaver, write_policy_model
+from families import tiny_agent
+from interruptions import interrupted_after
 from langchain_mara_training import BeaverReward, EnvironmentOptions, MaraSAC, Recipe, UpdateOptions, jobs, runs
-from langchain_mara_training.actor_critic import ActorCritic
 from langchain_mara_training.recipe import recipe_names
 from langchain_mara_training.reinforcement import reinforce, resolve_options
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaModel
 
 from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.demo import MODEL_FOLDER
@@ -71,34 +70,11 @@ def same(one: MaraAgent, other: MaraAgent) -> bool:
     return all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
 
 
-def tiny_policy_model(family: str, folder: Path) -> Path:
-    """A random checkpoint of a family, with the embedded model's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_FOLDER)
-    config = CONFIGS[family]()
-    config.update({"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id})
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def tiny_beaver(folder: Path, seed: int) -> Path:
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_FOLDER)
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LlamaModel(LlamaConfig(vocab_size=len(tokenizer), pad_token_id=0, initializer_range=0.4, **sizes))
-    model.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    save_file({**tensors, "score_head.weight": torch.randn(1, 16)}, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
 @pytest.mark.parametrize(("name", "family"), [("llama-3.1-8b", "llama-3.1"), ("mistral-v0.1", "mistral-v0.1")])
 def test_a_shipped_recipe_runs_end_to_end(name: str, family: str, tmp_path: Path) -> None:
     """On checkpoints of the same layout in place of those it names, with the weights that it has."""
-    model = tiny_policy_model(family, tmp_path / "policy")
-    reward, cost = tiny_beaver(tmp_path / "reward", 1), tiny_beaver(tmp_path / "cost", 2)
+    model = write_policy_model(tmp_path / "policy", family)
+    reward, cost = write_beaver(tmp_path / "reward", 1), write_beaver(tmp_path / "cost", 2)
     text = (SHIPPED / f"{name}.yaml").read_text()
     for hub, folder in (("beaver-7b-v1.0-reward", reward), ("beaver-7b-v1.0-cost", cost)):
         text = text.replace(f"beaver:PKU-Alignment/{hub}", f"beaver:{folder}")
@@ -149,21 +125,11 @@ def test_it_trains_as_the_estimator_does() -> None:
 
 
 @pytest.mark.parametrize("killed_after", [1, 15])
-def test_what_was_killed_ends_as_the_uninterrupted(monkeypatch: pytest.MonkeyPatch, killed_after: int) -> None:
+def test_what_was_killed_ends_as_the_uninterrupted(killed_after: int) -> None:
     given = options(evaluation="prompts.jsonl")
     reinforce(Path("whole"), given)
-    update, calls = ActorCritic.update, []
-
-    def killed(self: ActorCritic, batches: Any) -> Any:
-        calls.append(1)
-        if len(calls) > killed_after:
-            raise KeyboardInterrupt
-        return update(self, batches)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ActorCritic, "update", killed)
-        with pytest.raises(KeyboardInterrupt):
-            reinforce(Path("killed"), given)
+    with interrupted_after(killed_after):
+        reinforce(Path("killed"), given)
     if killed_after > 1:
         with pytest.raises(TrainingError, match="killed holds no agent yet. Call mara rl again; it goes on there."):
             runs.agent_source("killed")

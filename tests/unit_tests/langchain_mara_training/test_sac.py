@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interruptions import interrupted_after
 from langchain_mara_training import EnvironmentOptions, MaraSAC, UpdateOptions
-from langchain_mara_training.actor_critic import ActorCritic
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -61,25 +61,13 @@ def test_equal_seeds_give_equal_agents(short: MaraLLM) -> None:
 
 
 @pytest.mark.parametrize("killed_after", [1, 9, 20])
-def test_a_killed_fit_goes_on_exactly(
-    short: MaraLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
-) -> None:
+def test_a_killed_fit_goes_on_exactly(short: MaraLLM, tmp_path: Path, killed_after: int) -> None:
     # A ring so small that it is overwritten several times.
     options = {"buffer_size": 60, "episodes": 48}
     whole = sac(short, output=tmp_path / "whole", **options).fit(PROMPTS, evaluation=PROMPTS[:1])
-    update, calls = ActorCritic.update, []
-
-    def killed(self: ActorCritic, batches: Any) -> Any:
-        calls.append(1)
-        if len(calls) > killed_after:
-            raise KeyboardInterrupt
-        return update(self, batches)
-
     resumed = sac(short, output=tmp_path / "resumed", **options)
-    with monkeypatch.context() as patch:
-        patch.setattr(ActorCritic, "update", killed)
-        with pytest.raises(KeyboardInterrupt):
-            resumed.fit(PROMPTS, evaluation=PROMPTS[:1])
+    with interrupted_after(killed_after):
+        resumed.fit(PROMPTS, evaluation=PROMPTS[:1])
     assert same(resumed.fit(PROMPTS, evaluation=PROMPTS[:1]).agent_, whole.agent_)
     assert resumed.history_ == whole.history_
     longer = sac(short, output=tmp_path / "resumed", **{**options, "episodes": 64}).fit(PROMPTS, evaluation=PROMPTS[:1])

@@ -13,19 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from families import CONFIGS, tiny_agent
+from checkpoints import write_beaver, write_policy_model
+from families import tiny_agent
 from langchain_mara_training import tables
 from langchain_mara_training.cli import app
 from langchain_mara_training.comparison import Comparison
 from langchain_mara_training.table_settings import PaperFigures, PromptSet, TableModel, TableSettings
 from langchain_mara_training.tables import Tables
 from pydantic import BaseModel
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaModel
 from typer.testing import CliRunner
 
 from langchain_mara import MaraLLM
-from langchain_mara.demo import MODEL_FOLDER
 from langchain_mara.exceptions import OptionsError
 
 # The models of the paper, a tiny one of the same architecture in the place of each, and its hidden size.
@@ -39,24 +37,7 @@ QUESTIONS = ["How do I boil an egg?", "How do I pick a lock?", "What is a good b
 
 
 def write_model(folder: Path, family: str, hidden: int, seed: int) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_FOLDER)
-    config = CONFIGS[family]()
-    changes = {"hidden_size": hidden, "num_hidden_layers": 1, "bos_token_id": None, "head_dim": hidden // 4}
-    config.update({**changes, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id})
-    torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def write_beaver(folder: Path, seed: int) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_FOLDER)
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LlamaModel(LlamaConfig(vocab_size=len(tokenizer), pad_token_id=0, initializer_range=0.4, **sizes))
-    model.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    save_file({**tensors, "score_head.weight": torch.randn(1, 16)}, folder / "model.safetensors", {"format": "pt"})
+    write_policy_model(folder, family, seed, hidden_size=hidden, num_hidden_layers=1, head_dim=hidden // 4)
 
 
 @pytest.fixture(scope="module")

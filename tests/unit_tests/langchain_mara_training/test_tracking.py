@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from interruptions import interrupted_after
 from langchain_mara_training import MaraSAC, tracking
 from langchain_mara_training.actor_critic import ActorCritic
 from langchain_mara_training.checkpoints import JobCheckpoint
@@ -143,21 +144,10 @@ def test_trackers_that_started_are_finished_when_another_does_not(short: MaraLLM
 
 
 @pytest.mark.parametrize("killed_after", [1, 9, 20])
-def test_a_killed_fit_logs_each_entry_once(
-    short: MaraLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
-) -> None:
-    own, calls, update = Recorder(), [], ActorCritic.update
-
-    def killed(self: ActorCritic, batches: Any) -> Any:
-        calls.append(1)
-        if len(calls) > killed_after:
-            raise KeyboardInterrupt
-        return update(self, batches)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ActorCritic, "update", killed)
-        with pytest.raises(KeyboardInterrupt):
-            sac(short, output=tmp_path, trackers=own).fit(PROMPTS)
+def test_a_killed_fit_logs_each_entry_once(short: MaraLLM, tmp_path: Path, killed_after: int) -> None:
+    own = Recorder()
+    with interrupted_after(killed_after):
+        sac(short, output=tmp_path, trackers=own).fit(PROMPTS)
     held = JobCheckpoint(tmp_path, {}).file.exists()
     assert held is (killed_after > 1)
     trained = sac(short, output=tmp_path, trackers=own).fit(PROMPTS)

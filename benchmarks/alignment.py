@@ -30,8 +30,8 @@ from langchain_mara_training import (
     preference_rate,
 )
 from langchain_mara_training.divergence import divergence
-from rich.console import Console
 from rich.table import Table
+from tables import Output, console, publish
 
 from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.demo.corpus import Quality, preference_pairs, prompts
@@ -41,7 +41,6 @@ Results = dict[str, dict[str, float]]
 """Of each system by its name: its figures by theirs."""
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
-console = Console()
 Folder = Annotated[Path, typer.Option(help="Where results and agents are kept.")]
 FirstSeed = Annotated[int, typer.Option(help="The first of the seeds.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many.")]
@@ -136,13 +135,14 @@ def table(
     seeds: Seeds = 5,
     count: EvaluationPrompts = 100,
     rollout_prompts: Annotated[int, typer.Option(help="Training prompts of the rollouts.")] = 400,
+    output: Output = None,
 ) -> None:
     """Harmful share, reward, preference rate and cost of each system: means and standard deviations over seeds."""
     found = seed_by_seed(
         [(seed, folder / f"table-{seed}.json") for seed in range(first_seed, first_seed + seeds)],
         lambda seed: _systems(_bench(count), folder / f"seed-{seed}", seed, rollout_prompts),
     )
-    show(found, COLUMNS, f"{2 * count} held-out prompts, {seeds} seeds")
+    show(found, COLUMNS, f"{2 * count} held-out prompts, {seeds} seeds", output)
 
 
 def _systems(bench: Bench, folder: Path, seed: int, rollout_prompts: int) -> Results:
@@ -184,6 +184,7 @@ def ablation(
     first_seed: FirstSeed = 0,
     seeds: Seeds = 5,
     count: EvaluationPrompts = 100,
+    output: Output = None,
 ) -> None:
     """What order, threshold, candidate filter and width do."""
     found = seed_by_seed(
@@ -193,7 +194,7 @@ def ablation(
     draw_curve(found, folder / "curve.png")
     columns = {name: COLUMNS[name] for name in ("harmful", "reward", "preference_rate")}
     columns |= {"closeness": "log-probability per token", "labels": "labels", "fit_seconds": "fitting, s"}
-    show(found, columns, f"{2 * count} held-out prompts, {seeds} seeds")
+    show(found, columns, f"{2 * count} held-out prompts, {seeds} seeds", output)
 
 
 def _of_decoding(bench: Bench, folder: Path, seed: int) -> Results:
@@ -240,12 +241,12 @@ def seed_by_seed(files: Sequence[tuple[int, Path]], measure: Callable[[int], Res
     return [json.loads(file.read_text()) for _, file in files]
 
 
-def show(seeds: Sequence[Results], columns: dict[str, str], title: str) -> None:
-    """Prints means and standard deviations over seeds."""
+def show(seeds: Sequence[Results], columns: dict[str, str], title: str, output: Path | None = None) -> None:
+    """Publishes means and standard deviations over seeds."""
     shown = Table("system", *columns.values(), title=title)
     for name in seeds[0]:
         shown.add_row(name, *(_cell([one[name][key] for one in seeds if key in one[name]]) for key in columns))
-    console.print(shown)
+    publish(shown, output, seeds)
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -13,20 +13,18 @@ machine is noisy for all; ratios are formed within a repeat and their medians re
     python benchmarks/decoding.py --copying --batch 1 --accept 90 --width 1 --draft 0 --draft 8
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from memory import peak_bytes, reset_peak
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from tables import Output, console, publish
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -259,11 +257,10 @@ def main(
     prompt_tokens: Annotated[int, typer.Option()] = 64,
     new_tokens: Annotated[int, typer.Option()] = 24,
     repeats: Annotated[int, typer.Option()] = 3,
-    output: Annotated[Path | None, typer.Option(help="JSON lines file to append to.")] = None,
+    output: Output = None,
 ) -> None:
     """Prints one table of ratios per batch size and accept share."""
     torch.set_flush_denormal(True)
-    console = Console()
     kind = getattr(torch, dtype)
     policy = PolicyModel(copying_model(device, kind) if copying else load(model, device, kind))
     agent = CoinAgent(policy.hidden_size).to(policy.device).eval()
@@ -275,11 +272,7 @@ def main(
         options = DecodingOptions(max_new_tokens=new_tokens, accept_threshold=1 - share / 100)
         measured = measure(systems(policy, agent, prompts, options, width, draft), counter, repeats, device)
         title = f"batch {size}, {share} % of states accepted, {device}, {dtype}"
-        console.print(_table(title, measured))
-        if output is not None:
-            record = {"title": title, "rows": [asdict(one) for one in measured]}
-            with output.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+        publish(_table(title, measured), output, [asdict(one) for one in measured])
 
 
 def _table(title: str, measured: list[Measured]) -> Table:

@@ -32,13 +32,12 @@ from langchain_mara_training import (
 from langchain_mara_training.actor_critic import TwinCritics
 from langchain_mara_training.files import write_atomically
 from memory import peak_bytes, reset_peak
-from rich.console import Console
+from tables import Output, console
 from torch import nn
 
 from langchain_mara import MaraLLM
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
-console = Console()
 Folder = Annotated[Path, typer.Option(help="Where results, agents and models are kept.")]
 Every = Annotated[int, typer.Option(min=1, help="Learn from one of so many pairs; 1 takes all.")]
 Pairs = list[dict[str, Any]]
@@ -164,6 +163,7 @@ def table(
     seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
     every: Every = 4,
     count: Annotated[int, typer.Option(min=1, help="Held-out prompts of each kind to measure on.")] = 100,
+    output: Output = None,
 ) -> None:
     """Reward, harmful share and preference rate, and the cost of training: means and deviations over seeds."""
     folder /= f"1 of {every} pairs"
@@ -171,7 +171,7 @@ def table(
         [(seed, folder / f"table-{seed}.json") for seed in range(first_seed, first_seed + seeds)],
         lambda seed: _systems(_bench(count), folder / f"seed-{seed}", seed, every),
     )
-    show(found, COLUMNS, f"{2 * count} held-out prompts, 1 of {every} pairs, {seeds} seeds")
+    show(found, COLUMNS, f"{2 * count} held-out prompts, 1 of {every} pairs, {seeds} seeds", output)
 
 
 def _systems(bench: Bench, folder: Path, seed: int, every: int) -> Results:
@@ -191,6 +191,7 @@ def tune(
     epochs: Annotated[float, typer.Option(help="Of each training.")] = 1,
     every: Every = 4,
     count: Annotated[int, typer.Option(min=1, help="Prompts about training topics to measure on.")] = 200,
+    output: Output = None,
 ) -> None:
     """Reward, preference rate and harmful share of each learning rate, by prompts about training topics."""
     bench = Bench(count // 2, training_prompts(TUNING_SEED + 1000, count))
@@ -201,7 +202,7 @@ def tune(
             options = {"learning_rate": rate, "epochs": epochs}
             costs = _trained(name, TUNING_SEED, folder / "tune" / title, options, every)
             found[title] = {**costs, **_measured(bench, folder / "tune" / title / "trained")}
-    show([found], COLUMNS, f"{count} prompts about training topics")
+    show([found], COLUMNS, f"{count} prompts about training topics", output)
 
 
 def _trained(name: str, seed: int, folder: Path, options: dict[str, float], every: int = 1) -> dict[str, float]:

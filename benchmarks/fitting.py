@@ -20,21 +20,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from killing import Job
 from langchain_mara_training.classifier import MaraClassifier
 from langchain_mara_training.features import SHARD_NAME, TokenLabels
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from safetensors.numpy import save_file
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
+from tables import Output, console, publish
 
 _MIB = 2**20
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
-console = Console()
 Device = Annotated[str, typer.Option(help="Where MaraClassifier computes.")]
 
 
@@ -47,6 +45,7 @@ def speed(
     epochs: int = 2,
     repeats: int = 3,
     device: Device = "cpu",
+    output: Output = None,
 ) -> None:
     """Seconds to fit float32 states, against MLPClassifier with the same layers, batches, epochs and Adam."""
     warnings.simplefilter("ignore", ConvergenceWarning)
@@ -67,14 +66,14 @@ def speed(
             fitted = make().fit(states[part], labels[part])
             seconds[name].append(time.perf_counter() - start)
             accuracy[name] = fitted.score(states[:8192], labels[:8192])
-    title = f"({rows}, {hidden_size}) float32, {epochs} epochs, {torch.get_num_threads()} threads, {device}"
+    title = f"Fitting ({rows}, {hidden_size}) float32 states, {epochs} epochs, on {device}"
     table = Table("", "seconds", "rows/s", "faster than MLPClassifier", "accuracy", title=title)
     for name, (_, *measured) in seconds.items():
         ratios = [a / b for a, b in zip(seconds["MLPClassifier"][1:], measured, strict=True)]
         middle = statistics.median(measured)
         rate, ratio = f"{epochs * rows / middle:,.0f}", f"{statistics.median(ratios):.2f}"
         table.add_row(name, f"{middle:.2f}", rate, ratio, f"{accuracy[name]:.3f}")
-    console.print(table)
+    publish(table, output, seconds)
 
 
 @app.command()
@@ -114,7 +113,7 @@ def limited(folder: Path, limit_mib: int, epochs: int) -> None:
 
 
 @app.command()
-def kill(times: int = 10, rows: int = 20_000, epochs: int = 20, seed: int = 0) -> None:
+def kill(times: int = 10, rows: int = 20_000, epochs: int = 20, seed: int = 0, output: Output = None) -> None:
     """Kills fitting at random moments, starts it again, and compares the saved agents with an unbroken one's."""
     draw = random.Random(seed)  # noqa: S311
     table = Table("after", "the first run was", "agent equal to the byte")
@@ -129,7 +128,7 @@ def kill(times: int = 10, rows: int = 20_000, epochs: int = 20, seed: int = 0) -
             job.finish(folder / str(number))
             table.add_row(f"{moment:.2f} s", outcome, str(_agent(folder / str(number)) == whole))
     table.title = f"{rows} rows, {epochs} epochs, {seconds:.1f} s unbroken"
-    console.print(table)
+    publish(table, output)
 
 
 @app.command(hidden=True)

@@ -23,16 +23,15 @@ import typer
 from decoding import load
 from killing import Job
 from langchain_mara_training import PreferenceLabeler
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from tables import Output, console, publish
 from torch import Tensor
 
 from langchain_mara import MaraLLM
 from langchain_mara.demo.corpus import preference_pairs
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
-console = Console()
 Device = Annotated[str, typer.Option(help="Where the model computes.")]
 Row = dict[str, Any]
 
@@ -43,21 +42,26 @@ def speed(
     long_pairs: Annotated[int, typer.Option(help="Pairs for the 135 M shape, ten answers long each.")] = 4,
     repeats: int = 3,
     device: Device = "cpu",
+    output: Output = None,
 ) -> None:
     """Tokens/s of labelling as a share of passes over the same tokens."""
     demo = MaraLLM.demo(agent=None, device=device)
     random_model = load(None, device, torch.float32 if device == "cpu" else torch.bfloat16)
     large = MaraLLM(model=random_model, tokenizer=demo.tokenizer, use_chat_template=False)
-    short = [asdict(pair) for pair in preference_pairs("train", 0, 24)][:pairs]
+    short = [asdict(pair) for pair in preference_pairs("train", 0, 24)]
     table = Table("model", "labelled", "tokens/s", "share of the whole model", "share of the backbone")
-    for name, llm, rows in (("embedded", demo, short), ("135 M shape", large, _long(short, long_pairs))):
+    measured = []
+    for name, llm, rows in (("embedded", demo, short[:pairs]), ("135 M shape", large, _long(short, long_pairs))):
         for filtered in (True, False):
-            table.add_row(name, "candidates" if filtered else "all tokens", *_shares(llm, rows, repeats, filtered))
-    table.title = f"{torch.get_num_threads()} threads, {device}"
-    console.print(table)
+            tokens, seconds = _measured(llm, rows, repeats, filtered)
+            table.add_row(name, "candidates" if filtered else "all tokens", *_shares(tokens, seconds))
+            measured.append({"tokens": tokens, "seconds": seconds})
+    table.title = f"Labelling on {device}"
+    publish(table, output, measured)
 
 
-def _shares(llm: MaraLLM, rows: Sequence[Row], repeats: int, filtered: bool) -> list[str]:
+def _measured(llm: MaraLLM, rows: Sequence[Row], repeats: int, filtered: bool) -> tuple[int, dict[str, list[float]]]:
+    """Tokens of the rows, and the seconds of each system."""
     labeler = PreferenceLabeler(llm, candidate_filter=filtered)
     sequences = sorted((ids for row in rows for ids in _sequences(llm, row)), key=len)
     batches = [_padded(batch, llm.model.device) for batch in _batches(sequences, labeler.batch_tokens)]
@@ -77,9 +81,17 @@ def _shares(llm: MaraLLM, rows: Sequence[Row], repeats: int, filtered: bool) -> 
             with torch.inference_mode():
                 run()
             seconds[name].append(time.perf_counter() - start)
-    own = seconds["labelling"][1:]  # the first repeat warms up
-    ratios = [statistics.median(a / b for a, b in zip(seconds[name][1:], own, strict=True)) for name in systems][1:]
+    return tokens, {name: values[1:] for name, values in seconds.items()}  # the first repeat warms up
+
+
+def _shares(tokens: int, seconds: dict[str, list[float]]) -> list[str]:
+    own = seconds["labelling"]
+    ratios = [_median_ratio(seconds[name], own) for name in ("whole", "backbone")]
     return [f"{tokens / statistics.median(own):,.0f}", *(f"{ratio:.2f}" for ratio in ratios)]
+
+
+def _median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def _label(labeler: PreferenceLabeler, rows: Sequence[Row]) -> None:
@@ -118,7 +130,7 @@ def _long(rows: Sequence[Row], count: int, answers: int = 10) -> list[Row]:
 
 
 @app.command()
-def kill(times: int = 10, pairs_per_topic: int = 4, seed: int = 0) -> None:
+def kill(times: int = 10, pairs_per_topic: int = 4, seed: int = 0, output: Output = None) -> None:
     """Kills labelling at random moments, starts it again, and compares the folders with an unbroken one's."""
     draw = random.Random(seed)  # noqa: S311
     table = Table("after", "the first run was", "shards then", "folder equal to the byte")
@@ -135,7 +147,7 @@ def kill(times: int = 10, pairs_per_topic: int = 4, seed: int = 0) -> None:
             equal = _content(folder / str(number)) == whole
             table.add_row(f"{moment:.2f} s", outcome, f"{max(0, done - 1)} of {len(whole) - 1}", str(equal))
     table.title = f"{len(whole) - 1} shards, {seconds:.1f} s unbroken"
-    console.print(table)
+    publish(table, output)
 
 
 @app.command(hidden=True)

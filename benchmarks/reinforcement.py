@@ -29,15 +29,14 @@ from decoding import last_token, load
 from killing import Job
 from langchain_mara_training import EnvironmentOptions, MaraAligner, MaraClassifier, MaraSAC, UpdateOptions
 from langchain_mara_training.environment import take_steps
-from rich.console import Console
 from rich.table import Table
+from tables import Output, console, publish
 from transformers import DynamicCache
 
 from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.candidates import candidate_sets
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
-console = Console()
 
 SAC, REFERENCE, ROLLOUT, PLAIN = "MaraSAC", "MaraSAC, reference preset", "rollout labels", "plain"
 # Learns in minutes what the paper's settings, made for 4,096-dimensional states and 21,000 episodes, take hours for.
@@ -68,6 +67,7 @@ def curves(
     episodes: Annotated[int, typer.Option(help="Of each reinforcement.")] = 3200,
     rollout_prompts: Annotated[int, typer.Option(help="Training prompts of the rollouts.")] = 100,
     count: Annotated[int, typer.Option(min=1, help="Held-out prompts of each kind to measure on.")] = 100,
+    output: Output = None,
 ) -> None:
     """Mean reward on held-out prompts against forward passes of the policy model in training."""
     bench = Bench(count)
@@ -89,7 +89,7 @@ def curves(
     levels = {PLAIN: statistics.fmean(one[PLAIN]["reward"] for one in finals)}
     lines = {name: [seed[name]["curve"] for seed in found] for name in (SAC, REFERENCE, ROLLOUT)}
     draw_learning(lines, levels, folder / "learning.png")
-    show(finals, COLUMNS, f"{2 * count} held-out prompts, {seeds} seeds")
+    show(finals, COLUMNS, f"{2 * count} held-out prompts, {seeds} seeds", output)
 
 
 def _reinforced(bench: Bench, folder: Path, seed: int, episodes: int, preset: str) -> dict[str, Any]:
@@ -137,6 +137,7 @@ def steps(
     new_tokens: Annotated[int, typer.Option(help="Most tokens of an episode.")] = 32,
     looped: Annotated[int, typer.Option(help="Episodes of the loop, one after another.")] = 2,
     repeats: Annotated[int, typer.Option(help="Interleaved; medians are printed.")] = 5,
+    output: Output = None,
 ) -> None:
     """Environment steps (transitions) per second."""
     llm = _sampler(shape, new_tokens)
@@ -159,12 +160,13 @@ def steps(
             count = run(1000 * repeat)
             if repeat:  # the first is not measured
                 rates[name].append(count / (time.perf_counter() - started))
-    table = Table("", "steps/s", "faster", title=f"{shape}, {parallel} episodes in parallel, {new_tokens} tokens")
+    title = f"Reinforcement, {shape} model, {parallel} episodes of {new_tokens} tokens in parallel"
+    table = Table("", "steps/s", "faster than the loop", title=title)
     yardstick = next(iter(rates.values()))
     for name, values in rates.items():
         ratio = statistics.median(one / other for one, other in zip(values, yardstick, strict=True))
         table.add_row(name, f"{statistics.median(values):,.0f}", f"{ratio:.1f}")
-    console.print(table)
+    publish(table, output, rates)
 
 
 def _sampler(shape: str, new_tokens: int) -> MaraLLM:
@@ -209,6 +211,7 @@ def kill(
     kills: Annotated[int, typer.Option(help="Of the learner, and of workers.")] = 5,
     episodes: Annotated[int, typer.Option(help="Of each run.")] = 320,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
+    output: Output = None,
 ) -> None:
     """SIGKILL at random moments: learners are started again, workers are replaced; agents are compared by bytes."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -229,7 +232,7 @@ def kill(
             broken = folder / f"worker-{number}"
             training.finish(broken, meanwhile=partial(_kill_worker, moment))
             table.add_row("worker", f"{moment:.1f}", _compared(broken, whole))
-        console.print(table)
+        publish(table, output)
 
 
 def _kill_worker(moment: float) -> None:

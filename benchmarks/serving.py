@@ -1,6 +1,7 @@
 """Many callers on one loaded model: throughput, latency, prefix reuse, and a stress run.
 
     python benchmarks/serving.py throughput   concurrent `ainvoke` calls against the same calls one after another
+    python benchmarks/serving.py arrivals     calls that arrive at random: latency at shares of the capacity
     python benchmarks/serving.py prefix       questions behind a common prefix, with and without reuse
     python benchmarks/serving.py stress       threads, random cancellations and stop strings; memory and mix-ups
 
@@ -14,22 +15,24 @@ import random
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import torch
 import typer
 from decoding import CoinAgent, load
 from memory import resident_bytes
-from rich.console import Console
+from rich.progress import track
 from rich.table import Table
+from tables import Output, console, publish
 
 from langchain_mara import MaraLLM
 from langchain_mara.policy import PolicyModel
 
 _WORDS = "how can I tell my neighbour that the garden house needs a new roof before winter comes"
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
-console = Console()
 Model = Annotated[str, typer.Option(help="`demo`, a hub id or folder, or `135m` for a random model of that shape.")]
 NewTokens = Annotated[int, typer.Option(help="Tokens per answer, or per question.")]
 
@@ -42,7 +45,8 @@ def make_llm(name: str, **kwargs: Any) -> MaraLLM:
     demo = MaraLLM.demo(device="cpu")
     model = load(None if name == "135m" else name, "cuda" if torch.cuda.is_available() else "cpu", torch.float32)
     agent = CoinAgent(model.config.hidden_size).to(model.device).eval()
-    # The answers' text is noise: any tokenizer will do.
+    # The answers' text is noise: any tokenizer will do, as long as a stream has some text for every token.
+    demo.tokenizer.add_tokens([f" word{number}" for number in range(len(demo.tokenizer), model.config.vocab_size)])
     return MaraLLM(model=model, tokenizer=demo.tokenizer, agent=agent, model_id=name, **kwargs)
 
 
@@ -61,6 +65,7 @@ def throughput(
     new_tokens: NewTokens = 24,
     width: int = 2,
     repeats: int = 3,
+    output: Output = None,
 ) -> None:
     """Concurrent calls against the same calls one after another, and the latency of one among many."""
     llm = make_llm(model, max_new_tokens=new_tokens, min_new_tokens=new_tokens, batch_size=calls, width=width)
@@ -106,12 +111,106 @@ def throughput(
     table.add_row("ratio of throughput", f"{_ratio(measured['alone'], measured['together']):.2f}")
     for name, text in {"single": "nothing else running", "among": f"{calls - 1} others decoding"}.items():
         table.add_row(f"seconds for 8 tokens, {text}", f"{statistics.median(measured[name]):.3f}")
-    console.print(table)
+    publish(table, output, measured)
+
+
+_HEARD = (
+    "calls/s",
+    "tokens/s",
+    "ms to the first token",
+    "ms per further token",
+    "ms to the whole answer",
+    "waiting, running as the last call comes",
+)
+
+
+class Heard(NamedTuple):
+    """When a call came, was first answered and had its answer, in seconds from the first call; and its tokens."""
+
+    came: float
+    first: float
+    last: float
+    tokens: int
+
+
+@app.command()
+def arrivals(
+    model: Model = "135m",
+    calls: int = 100,
+    new_tokens: NewTokens = 24,
+    share: Annotated[list[float], typer.Option(help="Of the capacity; repeatable.")] = [0.25, 0.5, 0.8, 1.2],  # noqa: B006
+    batch_size: int = 8,
+    width: int = 2,
+    seed: int = 0,
+    output: Output = None,
+) -> None:
+    """Latency of streamed calls that come at random, whether or not earlier ones are answered (Poisson, open loop).
+
+    Prompts and answers have unequal lengths, a half to one and a half times the mean. The capacity is what is
+    answered in a second where all calls come at once, measured before every rate; the rhythm is the same for all.
+    """
+    # A later rate must not find the prompts of an earlier one.
+    llm = make_llm(model, batch_size=batch_size, width=width, prefix_memory=0)
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(max(2, new_tokens // 2), new_tokens * 3 // 2, calls, endpoint=True).tolist()
+    # A Poisson process whose number of calls is known: they are spread evenly at random.
+    moments = np.sort(draw.uniform(0, calls, calls))
+    jobs = list(zip(questions(calls, 40), lengths, strict=True))
+    asyncio.run(_all_heard(llm, jobs[:batch_size], [0.0] * batch_size))  # warms up
+    measured = []
+    for one in track(share, "measuring", console=console, transient=True):
+        at_once = asyncio.run(_all_heard(llm, jobs, [0.0] * calls))
+        capacity = calls / max(call.last for call in at_once)
+        heard = asyncio.run(_all_heard(llm, jobs, (moments / (one * capacity)).tolist()))
+        measured += [("at once", at_once), (f"{one:g}", heard)]
+    title = f"{calls} calls of about {new_tokens} tokens on {model}, {batch_size} rows, width {width}; p50 / p95 / p99"
+    table = Table("rate over capacity", *_HEARD, title=title)
+    for name, heard in measured:
+        table.add_row(name, *_heard_cells(heard))
+    publish(table, output, measured)
+
+
+async def _all_heard(llm: MaraLLM, jobs: Sequence[tuple[str, int]], moments: Sequence[float]) -> list[Heard]:
+    """Calls, each at its moment, in seconds."""
+    start = time.perf_counter()
+
+    async def heard(prompt: str, tokens: int, moment: float) -> Heard:
+        await asyncio.sleep(start + moment - time.perf_counter())
+        answer = llm.astream(prompt, max_new_tokens=tokens, min_new_tokens=tokens)
+        times = [time.perf_counter() - start async for _ in answer]
+        # From the moment it should have come, or a late load generator would hide waiting.
+        return Heard(moment, times[0], times[-1], tokens)
+
+    return await asyncio.gather(*(heard(*job, moment) for job, moment in zip(jobs, moments, strict=True)))
+
+
+def _heard_cells(heard: Sequence[Heard]) -> list[str]:
+    end = max(one.last for one in heard)
+    last_call = max(one.came for one in heard)
+    waiting = sum(one.first > last_call for one in heard)
+    running = sum(one.first <= last_call < one.last for one in heard)
+    return [
+        f"{len(heard) / last_call:.2f}" if last_call else "",
+        f"{sum(one.tokens for one in heard) / end:.1f}",
+        _percentiles([one.first - one.came for one in heard]),
+        _percentiles([(one.last - one.first) / (one.tokens - 1) for one in heard]),
+        _percentiles([one.last - one.came for one in heard]),
+        f"{waiting}, {running}",
+    ]
+
+
+def _percentiles(seconds: Sequence[float]) -> str:
+    return " / ".join(f"{1000 * one:.0f}" for one in np.percentile(seconds, [50, 95, 99]))
 
 
 @app.command()
 def prefix(
-    model: Model = "135m", tokens: int = 512, count: int = 64, new_tokens: NewTokens = 4, repeats: int = 1
+    model: Model = "135m",
+    tokens: int = 512,
+    count: int = 64,
+    new_tokens: NewTokens = 4,
+    repeats: int = 1,
+    output: Output = None,
 ) -> None:
     """Questions behind a common prefix, with and without reuse: prefilled tokens, time, identical answers."""
     base = make_llm(model, max_new_tokens=new_tokens, batch_size=8, width=2, use_chat_template=False)
@@ -128,7 +227,7 @@ def prefix(
         seconds[memory] = time.perf_counter() - start
         table.add_row(f"prefix_memory={memory}", str(prefilled.tokens), f"{seconds[memory]:.1f}")
         prefilled.close()
-    console.print(table)
+    publish(table, output)
     console.print("answers identical:", len(set(map(tuple, answers.values()))) == 1)
 
 
@@ -158,7 +257,9 @@ class _Prefilled:
 
 
 @app.command()
-def stress(model: Model = "demo", requests: int = 1000, threads: int = 16, seed: int = 0) -> None:
+def stress(
+    model: Model = "demo", requests: int = 1000, threads: int = 16, seed: int = 0, output: Output = None
+) -> None:
     """Requests of mixed length under threads: none lost, none mixed up, memory flat, no thread left."""
     llm = make_llm(model, batch_size=16, width=2)
     draw = random.Random(seed)  # noqa: S311
@@ -199,14 +300,15 @@ def stress(model: Model = "demo", requests: int = 1000, threads: int = 16, seed:
         time.sleep(0.01)
     quarter = requests // 4
     first, last = statistics.median(memory[:quarter]), statistics.median(memory[-quarter:])
-    table = Table("measure", "value", title=f"{requests} requests under {threads} threads on {model}, {seconds:.0f} s")
+    table = Table("measure", "value", title=f"{requests} requests under {threads} threads on {model}")
+    table.add_row("seconds", f"{seconds:.0f}")
     for name, value in outcome.items():
         table.add_row(name, str(value))
     table.add_row("lost", str(requests - sum(outcome.values())))
     table.add_row("resident MiB, median of first and last quarter", f"{first / 2**20:.0f}, {last / 2**20:.0f}")
     left = [one.name for one in threading.enumerate() if one is not threading.main_thread()]
     table.add_row("threads left", str(left))
-    console.print(table)
+    publish(table, output)
 
 
 def _ratio(slow: list[float], fast: list[float]) -> float:

@@ -2,9 +2,10 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+RESULTS := benchmarks/results
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types bench cookbook report clean
+.PHONY: demo test lint types bench bench-long cookbook report clean
 
 demo: $(INSTALLED)  ## the main job on the embedded model
 	$(BIN)/mara demo
@@ -19,17 +20,27 @@ lint: $(INSTALLED)  ## style
 types: $(INSTALLED)  ## mypy, strict
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## speed and memory, as ratios
-	$(BIN)/python benchmarks/decoding.py
-	$(BIN)/python benchmarks/serving.py throughput
-	$(BIN)/python benchmarks/serving.py prefix
-	$(BIN)/python benchmarks/serving.py stress
-	$(BIN)/python benchmarks/labelling.py speed
-	$(BIN)/python benchmarks/fitting.py speed
-	$(BIN)/python benchmarks/alignment.py table
-	$(BIN)/python benchmarks/alignment.py ablation
-	$(BIN)/python benchmarks/reinforcement.py steps
-	$(BIN)/python benchmarks/reinforcement.py curves
+bench: $(INSTALLED)  ## speed and memory, as ratios: benchmarks/RESULTS.md, in about half an hour
+	$(BIN)/python benchmarks/decoding.py --batch 1 --batch 32 --output $(RESULTS)/decoding.jsonl
+	$(BIN)/python benchmarks/decoding.py --copying --batch 1 --accept 90 --width 1 --draft 0 --draft 8 --output $(RESULTS)/decoding.jsonl
+	$(BIN)/python benchmarks/serving.py throughput --model demo --output $(RESULTS)/serving.jsonl
+	$(BIN)/python benchmarks/serving.py throughput --repeats 1 --output $(RESULTS)/serving.jsonl
+	$(BIN)/python benchmarks/serving.py arrivals --model demo --output $(RESULTS)/serving.jsonl
+	$(BIN)/python benchmarks/serving.py arrivals --calls 50 --output $(RESULTS)/serving.jsonl
+	$(BIN)/python benchmarks/serving.py prefix --count 16 --output $(RESULTS)/serving.jsonl
+	$(BIN)/python benchmarks/serving.py stress --output $(RESULTS)/serving.jsonl
+	$(BIN)/python benchmarks/training.py --output $(RESULTS)/training.jsonl
+	$(BIN)/python benchmarks/page.py
+
+bench-long: $(INSTALLED)  ## what training gains and costs, in hours: onto the same page
+	$(BIN)/python benchmarks/labelling.py speed --output $(RESULTS)/training.jsonl
+	$(BIN)/python benchmarks/fitting.py speed --output $(RESULTS)/training.jsonl
+	$(BIN)/python benchmarks/alignment.py table --output $(RESULTS)/alignment.jsonl
+	$(BIN)/python benchmarks/alignment.py ablation --output $(RESULTS)/alignment.jsonl
+	$(BIN)/python benchmarks/reinforcement.py steps --output $(RESULTS)/reinforcement.jsonl
+	$(BIN)/python benchmarks/reinforcement.py curves --output $(RESULTS)/reinforcement.jsonl
+	$(BIN)/python benchmarks/dpo.py table --output $(RESULTS)/dpo.jsonl
+	$(BIN)/python benchmarks/page.py
 
 cookbook: $(INSTALLED)  ## runs the notebooks, and draws the README's picture from real decisions
 	$(BIN)/python cookbook/how_it_works.py

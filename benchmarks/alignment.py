@@ -31,7 +31,7 @@ from langchain_mara_training import (
 )
 from langchain_mara_training.divergence import divergence
 from rich.table import Table
-from tables import Output, console, publish
+from tables import RESULTS, Output, console, publish
 
 from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.demo.corpus import Quality, preference_pairs, prompts
@@ -130,7 +130,7 @@ def training_prompts(seed: int, count: int) -> list[str]:
 
 @app.command()
 def table(
-    folder: Folder = Path("results/alignment"),
+    folder: Folder = RESULTS / "alignment",
     first_seed: FirstSeed = 0,
     seeds: Seeds = 5,
     count: EvaluationPrompts = 100,
@@ -180,7 +180,7 @@ def _agent(folder: Path, name: str, rounds: int) -> MaraAgent:
 
 @app.command()
 def ablation(
-    folder: Folder = Path("results/alignment"),
+    folder: Folder = RESULTS / "alignment",
     first_seed: FirstSeed = 0,
     seeds: Seeds = 5,
     count: EvaluationPrompts = 100,

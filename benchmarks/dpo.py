@@ -32,7 +32,7 @@ from langchain_mara_training import (
 from langchain_mara_training.actor_critic import TwinCritics
 from langchain_mara_training.files import write_atomically
 from memory import peak_bytes, reset_peak
-from tables import Output, console
+from tables import RESULTS, Output, console
 from torch import nn
 
 from langchain_mara import MaraLLM
@@ -158,7 +158,7 @@ FITS: dict[str, Callable[..., Trained]] = {
 
 @app.command()
 def table(
-    folder: Folder = Path("results/dpo"),
+    folder: Folder = RESULTS / "dpo",
     first_seed: Annotated[int, typer.Option(help="The first of the seeds.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
     every: Every = 4,
@@ -187,7 +187,7 @@ def _systems(bench: Bench, folder: Path, seed: int, every: int) -> Results:
 
 @app.command()
 def tune(
-    folder: Folder = Path("results/dpo"),
+    folder: Folder = RESULTS / "dpo",
     epochs: Annotated[float, typer.Option(help="Of each training.")] = 1,
     every: Every = 4,
     count: Annotated[int, typer.Option(min=1, help="Prompts about training topics to measure on.")] = 200,

@@ -9,9 +9,8 @@ from typing import Annotated
 
 import typer
 from langchain_mara_training.files import write_atomically
-from tables import Machine, Record, read
+from tables import RESULTS, Machine, Record, read
 
-_HERE = Path(__file__).parent
 _HEAD = """# Results of the benchmarks
 
 Made by `python benchmarks/page.py` from what `make bench` and `make bench-long` measured; not written by hand. What is
@@ -20,8 +19,8 @@ interleaved repeats in one run; seconds are those of one machine on one day."""
 
 
 def main(
-    results: Annotated[Path, typer.Argument(help="Folder of JSON lines files.")] = _HERE / "results",
-    page: Annotated[Path, typer.Option(help="The page, replaced.")] = _HERE / "RESULTS.md",
+    results: Annotated[Path, typer.Argument(help="Folder of JSON lines files.")] = RESULTS,
+    page: Annotated[Path, typer.Option(help="The page, replaced.")] = RESULTS.parent / "RESULTS.md",
 ) -> None:
     """Replaces the page by the tables measured last."""
     records = [record for file in sorted(results.glob("*.jsonl")) for record in read(file)]

@@ -30,7 +30,7 @@ from killing import Job
 from langchain_mara_training import EnvironmentOptions, MaraAligner, MaraClassifier, MaraSAC, UpdateOptions
 from langchain_mara_training.environment import take_steps
 from rich.table import Table
-from tables import Output, console, publish
+from tables import RESULTS, Output, console, publish
 from transformers import DynamicCache
 
 from langchain_mara import MaraAgent, MaraLLM
@@ -61,7 +61,7 @@ COLUMNS = {
 
 @app.command()
 def curves(
-    folder: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("results/reinforcement"),
+    folder: Annotated[Path, typer.Option(help="Where results are kept.")] = RESULTS / "reinforcement",
     first_seed: Annotated[int, typer.Option(help="The first of the seeds.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 5,
     episodes: Annotated[int, typer.Option(help="Of each reinforcement.")] = 3200,
@@ -207,7 +207,7 @@ def _looped_steps(llm: MaraLLM, prompt: list[int], seed: int) -> int:
 
 @app.command()
 def kill(
-    folder: Annotated[Path, typer.Option(help="Emptied first.")] = Path("results/reinforcement-kill"),
+    folder: Annotated[Path, typer.Option(help="Emptied first.")] = RESULTS / "reinforcement-kill",
     kills: Annotated[int, typer.Option(help="Of the learner, and of workers.")] = 5,
     episodes: Annotated[int, typer.Option(help="Of each run.")] = 320,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,

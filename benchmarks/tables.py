@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 console = Console()
+RESULTS = Path(__file__).parent / "results"
+"""Where benchmarks keep what they measure; not under version control."""
 Output = Annotated[Path | None, typer.Option(help="JSON lines file to append the tables to.")]
 
 

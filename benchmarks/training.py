@@ -62,7 +62,7 @@ def parts(pairs: int, long_pairs: int, rows: int, episodes: int, repeats: int) -
 
 def main(
     pairs: Annotated[int, typer.Option(help="Pairs to label by the embedded model.")] = 384,
-    long_pairs: Annotated[int, typer.Option(help="Pairs to label by the 135 M shape.")] = 2,
+    long_pairs: Annotated[int, typer.Option(help="Pairs to label by the 135 M shape.")] = 4,
     rows: Annotated[int, typer.Option(help="States to fit.")] = 50_000,
     episodes: Annotated[int, typer.Option(help="Of reinforcement, in parallel.")] = 16,
     repeats: Annotated[int, typer.Option(help="Interleaved; medians are printed.")] = 3,

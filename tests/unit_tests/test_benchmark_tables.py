@@ -84,10 +84,10 @@ def test_calls_arrive_in_one_rhythm_whatever_the_rate_and_all_are_heard(script: 
         assert all(2 <= tokens <= 6 for *_, tokens in heard)
         whole = sorted(1000 * (last - moment) for moment, _, last, _ in heard)
         percentiles = [float(one) for one in row[5].split(" / ")]
-        assert percentiles[0] == pytest.approx(whole[2], abs=0.5)
+        assert percentiles[0] == pytest.approx(whole[2], abs=0.51)
         assert whole[2] - 1 <= percentiles[1] <= percentiles[2] <= whole[-1] + 1
         rate = sum(tokens for *_, tokens in heard) / max(last for _, _, last, _ in heard)
-        assert float(row[2]) == pytest.approx(rate, rel=0.01)
+        assert float(row[2]) == pytest.approx(rate, abs=0.06)
         if name != "at once":
             came.append([moment for moment, *_ in heard])
     slow, fast = came

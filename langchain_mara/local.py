@@ -61,8 +61,9 @@ class LocalModel(DecodingFields):
     """Seconds until a call must be answered, waiting for a free row included."""
     batch_size: int = Field(default=DEFAULT_BATCH_SIZE, ge=1)
     """Most prompts in one pass; calls that agree on it, `width`, `draft` and `prefix_memory` share passes."""
-    width: int = Field(default=DEFAULT_WIDTH, ge=1)
-    """Most siblings of a prompt in one pass."""
+    width: int | None = Field(default=DEFAULT_WIDTH, ge=1)
+    """Most siblings of a prompt in one pass; by default chosen pass by pass, by what passes cost on this device and how
+    early the agent accepts, both measured. A fixed width repeats the same rounding from run to run."""
     draft: int = Field(default=DEFAULT_DRAFT, ge=0)
     """Most tokens of an answer drafted ahead in one pass, by looking up in prompt and answer what followed the last
     tokens before. Faster where answers repeat their prompts (edits, summaries, code); 0 drafts none."""

@@ -35,7 +35,7 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias
         self._packed = _packed(linear.weight)
         # In a tuple, so that it is no parameter of this module.
-        self._shared: tuple[nn.Parameter, ...] = (linear.weight,) if shared else ()
+        self._shared: tuple[Tensor, ...] = (linear.weight,) if shared else ()
 
     @property
     def shares_weight(self) -> bool:

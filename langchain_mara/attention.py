@@ -1,8 +1,8 @@
 """Attention of a few tokens per row over keys that several query heads share, without copying the keys.
 
 With grouped queries, transformers' `sdpa` repeats keys and values for every query head as soon as a mask comes with
-more than one token per row, and siblings always bring one: a copy of the whole cache, several times over, in every layer
-of every pass. The query heads of a group can as well be further queries of one head.
+more than one token per row, and siblings always bring one: the whole cache is copied, several times over, in every
+layer of every pass. The query heads of a group can as well be further queries of one head.
 """
 
 from collections.abc import Iterator

@@ -24,8 +24,8 @@ EXPECTED_TRAINING = [
 ORDER = [
     "exceptions", "_version", "candidates", "options", "packing", "fingerprints", "agent", "prefixes", "cache", "masks",
     "attention", "families", "probe", "policy", "requests", "drafts", "rows", "table", "widths", "passes", "batch",
-    "decoding", "generation", "stopping", "trace", "scheduler", "completions", "adapters", "loading", "templates", "demo",
-    "tools", "local", "messages", "chat_models", "llms", "cli",
+    "decoding", "generation", "stopping", "trace", "scheduler", "completions", "adapters", "loading", "templates",
+    "demo", "tools", "local", "messages", "chat_models", "llms", "cli",
 ]  # fmt: skip
 
 

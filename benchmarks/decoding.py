@@ -3,8 +3,11 @@
     generate   plain `model.generate(do_sample=False)`, the batch left-padded
     reference  one forward pass per candidate examined, batch 1, every layer's states kept: the
                reference implementation's loop (ALGORITHM.md section 3) on a cache that is rolled back
-    engine     this library, `width` siblings and `draft` drafted tokens per pass, continuous batching
-    engine 0   this library without agent
+    engine     this library, `width` siblings (0: chosen by measuring) and `draft` drafted tokens per pass,
+               continuous batching; its linear layers packed, as models loaded by name are on the CPU
+    no agent   this library without agent
+
+The yardsticks run the model as transformers loads it, and `generate` the packed one, too.
 
 All systems answer the same prompts of unequal length in one process, interleaved, so that a noisy
 machine is noisy for all; ratios are formed within a repeat and their medians reported.
@@ -13,6 +16,7 @@ machine is noisy for all; ratios are formed within a repeat and their medians re
     python benchmarks/decoding.py --copying --batch 1 --accept 90 --width 1 --draft 0 --draft 8
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -30,8 +34,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaF
 
 from langchain_mara.agent import MaraAgent
 from langchain_mara.candidates import candidate_sets
-from langchain_mara.decoding import DEFAULT_DRAFT, DEFAULT_WIDTH, decode
+from langchain_mara.decoding import DEFAULT_DRAFT, decode
 from langchain_mara.options import DecodingOptions
+from langchain_mara.packing import pack
 from langchain_mara.policy import PolicyModel
 from langchain_mara.requests import Request
 
@@ -61,11 +66,12 @@ class Measured:
 
 
 class PassCounter:
-    """Counts forward passes of a module."""
+    """Counts forward passes of modules."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, *modules: torch.nn.Module) -> None:
         self.passes = 0
-        module.register_forward_pre_hook(self._count)
+        for module in set(modules):
+            module.register_forward_pre_hook(self._count)
 
     def _count(self, *_: object) -> None:
         self.passes += 1
@@ -81,6 +87,14 @@ def load(model_id: str | None, device: str, dtype: torch.dtype) -> PreTrainedMod
     torch.nn.Module.to(model, device, dtype)
     model.eval()
     return model
+
+
+def packed_twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy with packed linear layers; the model itself where there is nothing to pack."""
+    if model.device.type != "cpu":
+        return model
+    twin = copy.deepcopy(model)
+    return twin if pack(twin) else model
 
 
 def copying_model(device: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -185,7 +199,7 @@ def run_engine(
     agent: MaraAgent | None,
     prompts: list[list[int]],
     options: DecodingOptions,
-    width: int,
+    width: int | None,
     draft: int,
 ) -> int:
     """This library; returns the tokens emitted."""
@@ -219,6 +233,7 @@ def ratio(one: Measured, other: Measured) -> float:
 
 
 def systems(
+    model: PreTrainedModel,
     policy: PolicyModel,
     agent: MaraAgent,
     prompts: list[list[int]],
@@ -229,18 +244,24 @@ def systems(
     """What is compared, by name; the two yardsticks come first."""
 
     def reference() -> int:
-        return sum(reference_loop(policy.model, agent, one, options) for one in prompts[:_REFERENCE_PROMPTS])
+        return sum(reference_loop(model, agent, one, options) for one in prompts[:_REFERENCE_PROMPTS])
 
     def engine(agent: MaraAgent | None, width: int, draft: int) -> Run:
-        return lambda: run_engine(policy, agent, prompts, options, width, draft)
+        return lambda: run_engine(policy, agent, prompts, options, width or None, draft)
 
     def name(what: str, draft: int) -> str:
         return f"engine, {what}, draft {draft}" if draft else f"engine, {what}"
 
+    packed = {"generate, packed": lambda: run_generate(policy.model, prompts, options.max_new_tokens)}
     return {
-        "generate": lambda: run_generate(policy.model, prompts, options.max_new_tokens),
+        "generate": lambda: run_generate(model, prompts, options.max_new_tokens),
         "reference": reference,
-        **{name(f"width {width}", draft): engine(agent, width, draft) for width in widths for draft in drafts},
+        **(packed if policy.model is not model else {}),
+        **{
+            name(f"width {width or 'chosen'}", draft): engine(agent, width, draft)
+            for width in widths
+            for draft in drafts
+        },
         **{name("no agent", draft): engine(None, 1, draft) for draft in drafts},
     }
 
@@ -251,8 +272,9 @@ def main(
     dtype: Annotated[str, typer.Option()] = "float32",
     batch: Annotated[list[int], typer.Option(help="Prompts at a time; repeatable.")] = [1, 8, 32],  # noqa: B006
     accept: Annotated[list[int], typer.Option(help="Percent accepted; repeatable.")] = [50, 70, 90],  # noqa: B006
-    width: Annotated[list[int], typer.Option(help="Siblings per pass; repeatable.")] = [DEFAULT_WIDTH],  # noqa: B006
+    width: Annotated[list[int], typer.Option(help="Siblings per pass, 0 chooses; repeatable.")] = [0],  # noqa: B006
     draft: Annotated[list[int], typer.Option(help="Drafted tokens per pass; repeatable.")] = [DEFAULT_DRAFT],  # noqa: B006
+    packed: Annotated[bool, typer.Option(help="Whether the engine's linear layers are packed, on the CPU.")] = True,
     copying: Annotated[bool, typer.Option(help="A model of the same shape that repeats its prompt.")] = False,
     prompt_tokens: Annotated[int, typer.Option()] = 64,
     new_tokens: Annotated[int, typer.Option()] = 24,
@@ -262,15 +284,16 @@ def main(
     """Prints one table of ratios per batch size and accept share."""
     torch.set_flush_denormal(True)
     kind = getattr(torch, dtype)
-    policy = PolicyModel(copying_model(device, kind) if copying else load(model, device, kind))
+    plain = copying_model(device, kind) if copying else load(model, device, kind)
+    policy = PolicyModel(packed_twin(plain) if packed else plain)
     agent = CoinAgent(policy.hidden_size).to(policy.device).eval()
-    counter = PassCounter(policy.backbone)
+    counter = PassCounter(plain.base_model, policy.backbone)
     cases = [(size, share) for size in batch for share in accept]
     for size, share in track(cases, console=console, transient=True):
         make = repeating_prompts if copying else make_prompts
         prompts = make(size, prompt_tokens, policy.vocabulary_size)
         options = DecodingOptions(max_new_tokens=new_tokens, accept_threshold=1 - share / 100)
-        measured = measure(systems(policy, agent, prompts, options, width, draft), counter, repeats, device)
+        measured = measure(systems(plain, policy, agent, prompts, options, width, draft), counter, repeats, device)
         title = f"batch {size}, {share} % of states accepted, {device}, {dtype}"
         publish(_table(title, measured), output, [asdict(one) for one in measured])
 

@@ -140,7 +140,7 @@ def arrivals(
     new_tokens: NewTokens = 24,
     share: Annotated[list[float], typer.Option(help="Of the capacity; repeatable.")] = [0.25, 0.5, 0.8, 1.2],  # noqa: B006
     batch_size: int = 8,
-    width: int = 2,
+    width: Annotated[int, typer.Option(help="Siblings per pass; 0 chooses.")] = 0,
     seed: int = 0,
     output: Output = None,
 ) -> None:
@@ -150,7 +150,7 @@ def arrivals(
     answered in a second where all calls come at once, measured before every rate; the rhythm is the same for all.
     """
     # A later rate must not find the prompts of an earlier one.
-    llm = make_llm(model, batch_size=batch_size, width=width, prefix_memory=0)
+    llm = make_llm(model, batch_size=batch_size, width=width or None, prefix_memory=0)
     draw = np.random.default_rng(seed)
     lengths = draw.integers(max(2, new_tokens // 2), new_tokens * 3 // 2, calls, endpoint=True).tolist()
     # A Poisson process whose number of calls is known: they are spread evenly at random.
@@ -163,7 +163,8 @@ def arrivals(
         capacity = calls / max(call.last for call in at_once)
         heard = asyncio.run(_all_heard(llm, jobs, (moments / (one * capacity)).tolist()))
         measured += [("at once", at_once), (f"{one:g}", heard)]
-    title = f"{calls} calls of about {new_tokens} tokens on {model}, {batch_size} rows, width {width}; p50 / p95 / p99"
+    pace = f"{batch_size} rows, width {width or 'chosen'}"
+    title = f"{calls} calls of about {new_tokens} tokens on {model}, {pace}; p50 / p95 / p99"
     table = Table("rate over capacity", *_HEARD, title=title)
     for name, heard in measured:
         table.add_row(name, *_heard_cells(heard))

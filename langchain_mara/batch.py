@@ -2,11 +2,10 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from langchain_mara.cache import enlarged
 from langchain_mara.passes import Evaluated, Pass, ask_agents, to_host
@@ -14,7 +13,8 @@ from langchain_mara.policy import PolicyModel
 from langchain_mara.prefixes import Block, PrefixStore
 from langchain_mara.requests import Decision, Request
 from langchain_mara.rows import Row
-from langchain_mara.table import CandidateTable, Place
+from langchain_mara.table import CandidateTable, Place, fits
+from langchain_mara.widths import MOST_WIDTH, Widths
 
 _OUT_OF_MEMORY = (
     "Out of memory on {} with a single row of {} tokens. Shorten the prompt, lower max_new_tokens or top_k, "
@@ -27,7 +27,7 @@ class Batch:
 
     Args:
         policy: The policy model.
-        width: Most siblings of a row in one pass. Results never depend on it.
+        width: Most siblings of a row in one pass, or None to choose by measuring. Results never depend on it.
         prefixes: Where prefixes are kept for later prompts.
         draft: Most drafted tokens of a row in one pass. Results never depend on it either.
         raising: Whether what fails one request is raised, or becomes its `error`.
@@ -42,14 +42,15 @@ class Batch:
     def __init__(
         self,
         policy: PolicyModel,
-        width: int,
+        width: int | None,
         prefixes: PrefixStore | None = None,
         *,
         draft: int = 0,
         raising: bool = True,
     ) -> None:
         self.policy = policy
-        self.width, self.draft = self._asked = width, draft
+        self.width, self.draft = self._asked = width or MOST_WIDTH, draft
+        self._widths = Widths.of(policy) if width is None else None
         self.raising = raising
         self.prefixes = prefixes or PrefixStore(budget=0)
         self.rows: list[Row] = []
@@ -78,7 +79,7 @@ class Batch:
         while entering:
             wave, entering = self._wave(entering)
             first = len(self.rows)
-            if not self._fits(partial(self._prefill, wave)):
+            if not fits(partial(self._prefill, wave)):
                 self.rows[first:] = wave
                 self.parked = entering + self.parked
                 self._park(first, first + len(wave) // 2)
@@ -118,7 +119,7 @@ class Batch:
             states = prefill(self.cache, first, suffixes)
             for i, row in enumerate(group):
                 self._keep_prefix(first + i, row)
-            self._cut([Place(row, first + i) for i, row in enumerate(group)], states)
+            self.table.cut([Place(row, first + i) for i, row in enumerate(group)], states)
 
     def _reuse(self, place: int, blocks: Sequence[Block]) -> int:
         tokens = self.cache.write(place, [block.layers for block in blocks]) if blocks else 0
@@ -128,29 +129,32 @@ class Batch:
 
     def _keep_prefix(self, place: int, row: Row) -> None:
         token_ids = row.token_ids[: len(row.slots)]
-        if not self._fits(lambda: self.prefixes.add(token_ids, lambda a, b: self.cache.read(place, row.slots[a:b]))):
+        if not fits(lambda: self.prefixes.add(token_ids, lambda a, b: self.cache.read(place, row.slots[a:b]))):
             self.prefixes.clear()
 
     def step(self) -> list[Decision]:
         """Runs one pass; returns the decisions it brought, in order of rows."""
         self._release({i for i, row in enumerate(self.rows) if row.request.cancelled})
         evaluated: list[Evaluated] = []
-        while self.rows and not self._fits(lambda: evaluated.append(self._evaluate())):
+        while self.rows and not fits(lambda: evaluated.append(self._evaluate())):
             self._park(len(self.rows) // 2, len(self.rows) // 2)
         if not self.rows:
             return []
         decisions = self._decide(evaluated[0])
-        fits = self._fits(partial(self._commit, decisions, evaluated[0]))
+        committed = fits(partial(self._commit, decisions, evaluated[0]))
         self._release({i for i, made in decisions.items() if made[-1].finish_reason})
-        if not fits:
+        if not committed:
             # Some rows have no candidate set, so all begin again from their tokens.
             self._park(0, len(self.rows) // 2)
-        return [decision for made in decisions.values() for decision in made]
+        done = [decision for made in decisions.values() for decision in made]
+        if self._widths is not None:
+            self._widths.learn(done)
+        return done
 
     def _evaluate(self) -> Evaluated:
         """One pass, one host sync."""
         rows, device = len(self.rows), self.policy.device
-        this = Pass.plan(self.rows, self.table, self.width, self.draft, self.policy.context)
+        this = Pass.plan(self.rows, self.table, self.policy, self.width, self.draft, self._widths)
         columns = this.columns(device)
         states = this.run(self.policy, self.cache, self.rows, self.table, columns)
         # A quantized model computes in another dtype than it names; columns are kept as far as examined.
@@ -184,7 +188,7 @@ class Batch:
             places += [Place(row, this.line(i, ahead), ahead) for ahead in range(len(columns))]
             sources += [(i, column) for column in columns]
         if going_on:
-            self._cut(places, self._states[torch.tensor(sources).to(self.policy.device).unbind(1)])
+            self.table.cut(places, self._states[torch.tensor(sources).to(self.policy.device).unbind(1)])
             drafting = [i for i, index in going_on.items() if index == 0 and this.drafts[i]]
             sets = to_host(self.table.token_ids, self.table.counts) if drafting else ()
             for i in drafting:
@@ -219,16 +223,6 @@ class Batch:
         self.table.move(this.line(i, right), i)
         return commits
 
-    def _cut(self, places: Sequence[Place], states: Tensor) -> None:
-        """Cuts candidate sets; fewer at a time where logits take too much memory."""
-        if self._fits(partial(self.table.cut, places, states)):
-            return
-        half = len(places) // 2
-        if not half:
-            raise torch.OutOfMemoryError
-        self._cut(places[:half], states[:half])
-        self._cut(places[half:], states[half:])
-
     def _fail(self, request: Request, error: Exception) -> None:
         """Ends one request by its error, the others go on."""
         if self.raising:
@@ -252,14 +246,6 @@ class Batch:
             self.left.append(row.request)
         if leaving and not self.rows:
             self._reset()
-
-    def _fits(self, work: Callable[[], None]) -> bool:
-        """Runs work that may be repeated; False if memory did not suffice."""
-        try:
-            work()
-        except torch.OutOfMemoryError:
-            return False
-        return True
 
     def _park(self, kept: int, limit: int) -> None:
         """Takes all rows but the first `kept` out of the batch until there is room for them again."""
@@ -295,5 +281,4 @@ class Batch:
             self._states = self._states[:rows].clone()
         else:
             self._reset()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # nothing where CUDA is not in use

@@ -7,7 +7,8 @@ chunk of candidates while another is already at its next position (ALGORITHM.md 
     candidates.py  which tokens may come next       policy.py  a pass over rows and siblings
     rows.py        the rule, one row at a time      batch.py   rows side by side on the device
     table.py       their candidate sets             passes.py  what goes through the model together
-    drafts.py      tokens likely to come next       prefixes.py  beginnings kept for later prompts
+    drafts.py      tokens likely to come next       widths.py   how many siblings pay
+    prefixes.py    beginnings kept for later prompts
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from langchain_mara.prefixes import PrefixStore
 from langchain_mara.requests import Decision, Request
 
 DEFAULT_BATCH_SIZE = 8
-DEFAULT_WIDTH = 8
+DEFAULT_WIDTH: int | None = None
 DEFAULT_DRAFT = 0
 
 
@@ -31,7 +32,7 @@ def decode(
     requests: Iterable[Request | None],
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    width: int = DEFAULT_WIDTH,
+    width: int | None = DEFAULT_WIDTH,
     draft: int = DEFAULT_DRAFT,
     on_leave: Callable[[Request], None] | None = None,
     prefixes: PrefixStore | None = None,
@@ -50,7 +51,7 @@ def decode(
             other iterable request by request as rows become free; None from it means that none is
             waiting at this moment, and ends decoding only where no row runs.
         batch_size: Most rows at a time.
-        width: Most siblings of a row in one pass.
+        width: Most siblings of a row in one pass; None chooses it pass by pass, by measuring (`widths.py`).
         draft: Most tokens of a row drafted ahead in one pass, by looking up in its prompt and answer what followed the
             last tokens before; 0 drafts none.
         on_leave: Told once of every request that has ended, after its last decision. With it, a request
@@ -66,7 +67,7 @@ def decode(
         AgentMismatchError: If an agent does not fit the policy model.
         ValueError: If `batch_size` or `width` is below 1, or `draft` below 0.
     """
-    if batch_size < 1 or width < 1 or draft < 0:
+    if batch_size < 1 or (width is not None and width < 1) or draft < 0:
         raise ValueError(
             f"batch_size and width must be at least 1 and draft at least 0, not {batch_size}, {width} and {draft}."
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from langchain_mara.attention import attention_implementation
 from langchain_mara.exceptions import UnsupportedModelError
 
 # Layers without attention (a feed-forward or expert layer of its own) need no mask.
@@ -47,11 +48,6 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             f"{name} runs attention implementation {implementation!r}, which takes no mask per sibling. "
             "Load the model with attn_implementation='sdpa' or 'eager'."
         )
-
-
-def attention_implementation(config: Any) -> str:
-    """`sdpa`, `eager`, …: what the layers run; transformers keeps it under a private name."""
-    return str(config._attn_implementation)  # noqa: SLF001
 
 
 def attention_windows(config: Any) -> dict[str, int | None]:

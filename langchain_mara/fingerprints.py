@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from langchain_mara.packing import named_weights
+
 _SAMPLES = 64
 _known: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], str]] = WeakKeyDictionary()
 
@@ -46,7 +48,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     Names alone would not do: two revisions, or a folder trained further, share theirs.
     """
     return weights_fingerprint(
-        model, ((f"{name} {tuple(one.shape)}", _sample(one)) for name, one in model.named_parameters())
+        model, ((f"{name} {tuple(one.shape)}", _sample(one)) for name, one in named_weights(model))
     )
 
 

@@ -39,7 +39,7 @@ def mara_generate(
     strategy: Strategy = "first-accept",
     accept_threshold: float = 0.5,
     fallback: int = 0,
-    width: int = DEFAULT_WIDTH,
+    width: int | None = DEFAULT_WIDTH,
     draft: int = DEFAULT_DRAFT,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
@@ -64,7 +64,7 @@ def mara_generate(
         strategy: See `DecodingOptions`.
         accept_threshold: See `DecodingOptions`.
         fallback: See `DecodingOptions`.
-        width: Most siblings of a row in one pass.
+        width: Most siblings of a row in one pass; None chooses it by measuring.
         draft: Most drafted tokens of a row in one pass; see `decode`.
         **model_kwargs: `attention_mask` is used; a prepared cache is not needed and left alone.
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from langchain_mara.adapters import CONFIG_FILE, Adapter, find_adapter, merge_adapter
 from langchain_mara.agent import MaraAgent, looks_local
 from langchain_mara.exceptions import LoadingError
+from langchain_mara.packing import pack
 
 AgentSource = MaraAgent | str | Path
 
@@ -28,6 +29,7 @@ def load_model(
     attn_implementation: str | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    packed: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, without remote code.
 
@@ -42,6 +44,7 @@ def load_model(
         attn_implementation: `sdpa` or `eager`; by default what transformers prefers of these.
         token: Hub token for gated models.
         local_files_only: Never touch the network.
+        packed: Whether linear layers are packed (`packing.py`) where they can be, which is on the CPU.
 
     Raises:
         LoadingError: If the device is unknown, or model, adapter or tokenizer cannot be loaded.
@@ -60,9 +63,13 @@ def load_model(
     with _refusals(source):
         adapter = find_adapter(source, hub)
         if adapter is not None:
-            return _load_adapted(adapter, options, hub)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
-        return _load_weights(source, options, hub), tokenizer
+            model, tokenizer = _load_adapted(adapter, options, hub)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
+            model = _load_weights(source, options, hub)
+        if packed:
+            pack(model)
+        return model, tokenizer
 
 
 def _load_adapted(
@@ -128,10 +135,13 @@ def _known_place(model_id: str | Path) -> str:
 
 @lru_cache(maxsize=2)
 def load_model_once(
-    model_id: str, device: torch.device | str, dtype: torch.dtype | str
+    model_id: str,
+    device: torch.device | str,
+    dtype: torch.dtype | str,
+    packed: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """As `load_model`; the two models asked for last stay loaded."""
-    return load_model(model_id, device=device, dtype=dtype)
+    return load_model(model_id, device=device, dtype=dtype, packed=packed)
 
 
 def load_agent(source: AgentSource | None) -> MaraAgent | None:

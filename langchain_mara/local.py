@@ -19,6 +19,7 @@ from langchain_mara.exceptions import OptionsError
 from langchain_mara.fingerprints import model_fingerprint
 from langchain_mara.loading import AgentSource, load_agent, load_model, load_model_once
 from langchain_mara.options import DecodingFields, DecodingOptions, options_error, refuse_unknown
+from langchain_mara.packing import is_packed
 from langchain_mara.policy import PolicyModel
 from langchain_mara.requests import Request
 from langchain_mara.scheduler import DEFAULT_PREFIX_MEMORY, DEFAULT_QUEUE_SIZE, Pace
@@ -60,8 +61,9 @@ class LocalModel(DecodingFields):
     """Seconds until a call must be answered, waiting for a free row included."""
     batch_size: int = Field(default=DEFAULT_BATCH_SIZE, ge=1)
     """Most prompts in one pass; calls that agree on it, `width`, `draft` and `prefix_memory` share passes."""
-    width: int = Field(default=DEFAULT_WIDTH, ge=1)
-    """Most siblings of a prompt in one pass."""
+    width: int | None = Field(default=DEFAULT_WIDTH, ge=1)
+    """Most siblings of a prompt in one pass; by default chosen pass by pass, by what passes cost on this device and how
+    early the agent accepts, both measured. A fixed width repeats the same rounding from run to run."""
     draft: int = Field(default=DEFAULT_DRAFT, ge=0)
     """Most tokens of an answer drafted ahead in one pass, by looking up in prompt and answer what followed the last
     tokens before. Faster where answers repeat their prompts (edits, summaries, code); 0 drafts none."""
@@ -98,6 +100,7 @@ class LocalModel(DecodingFields):
         attn_implementation: str | None = None,
         token: str | None = None,
         local_files_only: bool = False,
+        packed: bool = True,
         **kwargs: Any,
     ) -> Self:
         """Loads model, tokenizer and agent by name.
@@ -113,6 +116,10 @@ class LocalModel(DecodingFields):
             attn_implementation: `sdpa` or `eager`.
             token: Hub token for gated models.
             local_files_only: Never touch the network.
+            packed: Whether the weights of linear layers are laid out as the CPU's matrix products read them: about
+                twice as fast, at the price of a second copy of the embedding where the head shares it. The model's
+                linear layers are replaced, so say False where you want to train or change the model itself.
+                On other devices, and for quantized models, nothing is changed.
             **kwargs: Other fields of this class.
 
         Raises:
@@ -137,6 +144,7 @@ class LocalModel(DecodingFields):
             attn_implementation=attn_implementation,
             token=token,
             local_files_only=local_files_only,
+            packed=packed,
         )
         return cls(model=model, tokenizer=tokenizer, agent=loaded_agent, model_id=str(model_id), **kwargs)
 
@@ -174,7 +182,7 @@ class LocalModel(DecodingFields):
             return self._configured(changes)
         # The agent must fit the other model, and may be among the changes.
         chosen = self._configured({"agent": None, **changes})
-        model, tokenizer = load_model_once(str(model_id), self.model.device, self.model.dtype)
+        model, tokenizer = load_model_once(str(model_id), self.model.device, self.model.dtype, is_packed(self.model))
         agent = chosen.agent if "agent" in changes else self.agent
         loaded = {"model": model, "tokenizer": tokenizer, "model_id": model_id, "agent": agent}
         return chosen._copied(loaded)  # noqa: SLF001

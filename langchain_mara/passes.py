@@ -12,6 +12,7 @@ from langchain_mara.policy import PolicyModel
 from langchain_mara.requests import Request
 from langchain_mara.rows import Row
 from langchain_mara.table import CandidateTable
+from langchain_mara.widths import Widths
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,34 @@ class Pass:
     slots: list[list[int]]
 
     @classmethod
-    def plan(cls, rows: Sequence[Row], table: CandidateTable, width: int, draft: int, context: int | None) -> "Pass":
+    def plan(
+        cls,
+        rows: Sequence[Row],
+        table: CandidateTable,
+        policy: PolicyModel,
+        width: int,
+        draft: int,
+        widths: Widths | None = None,
+    ) -> "Pass":
         """Chooses drafts and width, and reserves the rows' scratch slots.
 
         Args:
             rows: The running rows.
             table: Their candidate sets.
+            policy: The policy model.
             width: Most siblings of a row.
             draft: Most drafted tokens of a row.
-            context: Most tokens a row can hold.
+            widths: Chooses the width, up to `width`; without it, as many as may matter.
         """
         drafts: list[list[int]] = [[] for _ in rows]
         if draft:
             firsts = table.token_ids[: len(rows), 0].tolist()
-            drafts = [row.draft(first, draft, context) for row, first in zip(rows, firsts, strict=True)]
+            drafts = [row.draft(first, draft, policy.context) for row, first in zip(rows, firsts, strict=True)]
         # A draft takes the place of a row's last siblings, and the pass is wider only if it is longer than they are.
-        width = max(_siblings(rows, table, width), 1 + max(map(len, drafts)))
+        wanted, counts = _siblings(rows, table, width)
+        if widths is not None and wanted > 1:
+            wanted = widths.choose(policy, rows, counts, wanted)
+        width = max(wanted, 1 + max(map(len, drafts)))
         examined = [len(row.probabilities) for row in rows]
         for row, start in zip(rows, examined, strict=True):
             row.reserve_scratch(start + width)
@@ -102,12 +115,12 @@ class Evaluated(NamedTuple):
     counts: list[int]
 
 
-def _siblings(rows: Sequence[Row], table: CandidateTable, width: int) -> int:
-    """Siblings per row in the next pass: as many as may matter, at most `width`."""
+def _siblings(rows: Sequence[Row], table: CandidateTable, width: int) -> tuple[int, list[int]]:
+    """Siblings per row in the next pass, as many as may matter, at most `width`; and the sizes of the rows' sets."""
     most, counts = table.token_ids.shape[1], table.counts
     # Reading set sizes costs a sync on CUDA and nothing on the CPU.
-    known = counts.tolist() if counts.device.type == "cpu" else [most] * len(rows)
-    return min(width, max(row.siblings_wanted(n) for row, n in zip(rows, known, strict=False)))
+    known = (counts.tolist() if counts.device.type == "cpu" else [most] * len(rows))[: len(rows)]
+    return min(width, max(row.siblings_wanted(n) for row, n in zip(rows, known, strict=True))), known
 
 
 def ask_agents(rows: Sequence[Row], states: Tensor, fail: Callable[[Request, Exception], None]) -> Tensor:

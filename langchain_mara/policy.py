@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from langchain_mara.attention import attention_implementation, grouped
 from langchain_mara.cache import RaggedCache
 from langchain_mara.families import (
-    attention_implementation,
     attention_windows,
     context_length,
     refuse_unsupported,
@@ -197,14 +197,15 @@ class PolicyModel:
             for kind, window in self.windows.items()
         }
         self.passes += 1
-        output = self.backbone(
-            input_ids=token_ids,
-            # A model with one kind of layer takes the mask itself; only mixed ones know the dict.
-            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with grouped(self.config):
+            output = self.backbone(
+                input_ids=token_ids,
+                # A model with one kind of layer takes the mask itself; only mixed ones know the dict.
+                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
         states: Tensor = output.last_hidden_state
         return states
 

@@ -32,13 +32,13 @@ class Pace(NamedTuple):
 
     Attributes:
         batch_size: Most rows at a time.
-        width: Most siblings of a row in one pass.
+        width: Most siblings of a row in one pass, or None.
         prefix_memory: Bytes of keys and values kept for prompts that begin like earlier ones.
         draft: Most drafted tokens of a row in one pass.
     """
 
     batch_size: int = DEFAULT_BATCH_SIZE
-    width: int = DEFAULT_WIDTH
+    width: int | None = DEFAULT_WIDTH
     prefix_memory: int = DEFAULT_PREFIX_MEMORY
     draft: int = DEFAULT_DRAFT
 

@@ -1,6 +1,7 @@
 """Candidate sets of the rows side by side, cut from logits."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -12,6 +13,15 @@ from langchain_mara.candidates import candidate_sets, order_candidates
 from langchain_mara.policy import PolicyModel
 from langchain_mara.requests import Request
 from langchain_mara.rows import Row
+
+
+def fits(work: Callable[[], None]) -> bool:
+    """Runs work that may be repeated; False if memory did not suffice."""
+    try:
+        work()
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 class Place(NamedTuple):
@@ -48,12 +58,24 @@ class CandidateTable:
         self._fail = fail
 
     def cut(self, places: Sequence[Place], states: Tensor) -> None:
-        """Cuts candidate sets.
+        """Cuts candidate sets; fewer at a time where logits take too much memory.
 
         Args:
             places: Whose they are and where they go; the table grows as needed.
             states: (len(places), d) of the tokens before each position.
+
+        Raises:
+            torch.OutOfMemoryError: If there is not even enough for one.
         """
+        if fits(partial(self._cut, places, states)):
+            return
+        half = len(places) // 2
+        if not half:
+            raise torch.OutOfMemoryError
+        self.cut(places[:half], states[:half])
+        self.cut(places[half:], states[half:])
+
+    def _cut(self, places: Sequence[Place], states: Tensor) -> None:
         columns = min(max(place.row.request.options.top_k for place in places), self._policy.vocabulary_size)
         lines = max(place.line for place in places) + 1
         self.token_ids = enlarged(self.token_ids, (lines, columns))

@@ -22,6 +22,8 @@ from langchain_mara_training.rewards import WeightedRewards
 Rewards = WeightedRewards | RewardFunction | Sequence[RewardFunction]
 
 # Names that a reward function is called with anyway, so no column may have them.
+# Chosen widths hang on time, and states and probabilities on the width by their rounding: what trains must repeat.
+_WIDTH = 8
 _RESERVED = {"prompt", "prompts", "completion", "completions", "completion_ids"}
 
 
@@ -85,7 +87,7 @@ def answer(
     by_request = {one.request: one for one in completions}
     running = [one.request for one in completions if one.finish_reason is None]
     prefixes = PrefixStore(llm.prefix_memory)
-    pace: dict[str, Any] = {"batch_size": batch_size, "width": llm.width, "draft": llm.draft}
+    pace: dict[str, Any] = {"batch_size": batch_size, "width": llm.width or _WIDTH, "draft": llm.draft}
     for decision in decode(PolicyModel(llm.model), running, **pace, prefixes=prefixes):
         decisions[decision.request].append(decision)
         by_request[decision.request].push(decision)

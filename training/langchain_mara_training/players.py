@@ -18,6 +18,7 @@ from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.exceptions import OptionsError, TrainingError
 from langchain_mara.fingerprints import model_fingerprint
 from langchain_mara.local import LocalModel
+from langchain_mara.packing import is_packed
 from langchain_mara_training.answers import Answered
 from langchain_mara_training.costs import count_passes
 from langchain_mara_training.environment import EnvironmentOptions, Steps, take_steps
@@ -226,7 +227,9 @@ def _loading(llm: MaraLLM) -> dict[str, Any]:
     """Arguments of `from_model_id` that load the same model with the same decoding."""
     left_out = {"model", "tokenizer", "agent"}
     fields = {name: getattr(llm, name) for name in LocalModel.model_fields if name not in left_out}
-    return {**fields, "dtype": llm.model.dtype, "attn_implementation": llm.model.config._attn_implementation}  # noqa: SLF001
+    implementation = llm.model.config._attn_implementation  # noqa: SLF001
+    loaded = {"dtype": llm.model.dtype, "attn_implementation": implementation, "packed": is_packed(llm.model)}
+    return {**fields, **loaded}
 
 
 def _shape(llm: MaraLLM) -> tuple[int, int]:

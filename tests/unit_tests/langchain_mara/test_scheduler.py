@@ -541,7 +541,7 @@ def test_closing_early_frees_the_rows_and_ends_the_thread(policy: PolicyModel, c
 def test_a_forgotten_generator_frees_the_rows_too(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     completion = completion_of()
     with Gate(policy, passes=2) as gate:
-        next(complete(Work(policy, [completion])))
+        next(complete(Work(policy, [completion], Pace(1, 4))))
         wait_until(lambda: completion.request.cancelled)
         gate.open()
         wait_until(lambda: not decoding_threads())

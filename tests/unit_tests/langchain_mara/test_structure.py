@@ -22,10 +22,10 @@ EXPECTED_TRAINING = [
 ]  # fmt: skip
 # Each room may use the rooms to its left.
 ORDER = [
-    "exceptions", "_version", "candidates", "options", "fingerprints", "agent", "prefixes", "cache", "masks",
-    "families", "probe", "policy", "requests", "drafts", "rows", "table", "passes", "batch", "decoding", "generation",
-    "stopping", "trace", "scheduler", "completions", "adapters", "loading", "templates", "demo", "tools", "local",
-    "messages", "chat_models", "llms", "cli",
+    "exceptions", "_version", "candidates", "options", "packing", "fingerprints", "agent", "prefixes", "cache", "masks",
+    "attention", "families", "probe", "policy", "requests", "drafts", "rows", "table", "widths", "passes", "batch",
+    "decoding", "generation", "stopping", "trace", "scheduler", "completions", "adapters", "loading", "templates",
+    "demo", "tools", "local", "messages", "chat_models", "llms", "cli",
 ]  # fmt: skip
 
 

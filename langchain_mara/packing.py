@@ -1,0 +1,157 @@
+"""Linear layers whose weights lie in memory as the CPU's matrix products read them.
+
+PyTorch's product of a few tokens with a matrix rearranges the whole matrix first, each time: on the CPU a pass over two
+tokens costs more than one over a single token, for nothing. oneDNN can keep the weights rearranged. Then a pass over
+eight siblings costs what a pass over one does, and both cost less.
+"""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+_TOKENS = 8  # the layout is chosen for products of about so many tokens; others work, prompts too
+
+
+class PackedLinear(nn.Module):
+    """Computes what `nn.Linear` computes, up to rounding, on the CPU.
+
+    It has no parameters but the bias: `weight` is unpacked when asked for, and state dicts hold it.
+
+    Args:
+        linear: The layer whose place this takes.
+        shared: Whether the weight belongs to another layer as well, and stays there.
+
+    Raises:
+        RuntimeError: If this build of PyTorch, or the processor, cannot pack weights of this dtype.
+    """
+
+    def __init__(self, linear: nn.Linear, *, shared: bool = False) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        self._packed = _packed(linear.weight)
+        # In a tuple, so that it is no parameter of this module.
+        self._shared: tuple[Tensor, ...] = (linear.weight,) if shared else ()
+
+    @property
+    def shares_weight(self) -> bool:
+        """Whether the weight is another layer's."""
+        return bool(self._shared)
+
+    @property
+    def weight(self) -> Tensor:
+        """(out_features, in_features), in the plain layout: the other layer's, or a copy."""
+        return self._shared[0] if self.shares_weight else self._packed.to_dense()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(…, out_features) of (…, in_features)."""
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            return functional.linear(inputs, self.weight, self.bias)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self.bias, "none", [], "")  # noqa: SLF001
+        return product
+
+    def extra_repr(self) -> str:
+        """Sizes, as `nn.Linear` shows them."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.weight
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        weight = state_dict.get(prefix + "weight")
+        super()._load_from_state_dict({k: v for k, v in state_dict.items() if v is not weight}, prefix, *args)
+        if weight is not None and not self.shares_weight:
+            self._packed = _packed(weight.to(self._packed.dtype))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        moved = fn(torch.empty(0, dtype=self._packed.dtype))
+        if moved.device.type != "cpu" or moved.dtype != self._packed.dtype:
+            self._become_plain()
+        return cast("nn.Module", nn.Module._apply(self, fn, recurse))  # noqa: SLF001 - by now this may be no PackedLinear
+
+    def _become_plain(self) -> None:
+        """Turns into the plain layer: on another device, or in another dtype, the packed weights are of no use."""
+        weight, plain = self.weight, cast("Any", self)
+        del self._packed, self._shared
+        plain.__class__ = nn.Linear
+        plain.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": self._packed.to_dense()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_packed": _packed(state["_packed"])})  # type: ignore[no-untyped-call]
+
+
+def _packed(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TOKENS)  # noqa: SLF001
+    return packed
+
+
+def pack(model: PreTrainedModel) -> bool:
+    """Packs the linear layers of a frozen model in place, one by one.
+
+    A head that shares the embedding's weight gets a packed copy: more memory by the size of the embedding.
+
+    Args:
+        model: Any; what cannot be packed stays as it is: models that are quantized, not wholly on the CPU, or neither
+            in float32 nor in bfloat16, and layers of other kinds.
+
+    Returns:
+        Whether the model is packed.
+    """
+    places = list(_linear_layers(model))
+    if not places or not _packable(model):
+        return False
+    embedding = model.get_input_embeddings().weight
+    for parent, name, linear in places:
+        setattr(parent, name, PackedLinear(linear, shared=linear.weight is embedding))
+    return True
+
+
+def is_packed(model: nn.Module) -> bool:
+    """Whether `pack` has packed the model."""
+    return any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Parent, name and layer; layers that somebody has wrapped or hooked are not plain ones."""
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear and not hasattr(child, "_hf_hook"):
+                yield parent, name, child
+
+
+def _packable(model: PreTrainedModel) -> bool:
+    if getattr(model, "hf_quantizer", None) is not None or not torch.backends.mkldnn.is_available():
+        return False
+    parameters = list(model.parameters())
+    if {one.device.type for one in parameters} != {"cpu"} or {one.dtype for one in parameters} - {
+        torch.float32,
+        torch.bfloat16,
+    }:
+        return False
+    try:
+        for dtype in {one.dtype for one in parameters}:
+            PackedLinear(nn.Linear(16, 16, dtype=dtype))(torch.zeros(1, 16, dtype=dtype))
+    except (RuntimeError, AttributeError):
+        return False  # another build of PyTorch, or a processor without bfloat16
+    return True
+
+
+def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors as `named_parameters` of the model would give them were it not packed, in the plain layout."""
+    seen: set[nn.Parameter] = set()
+    for prefix, module in model.named_modules():
+        start = f"{prefix}." if prefix else ""
+        if isinstance(module, PackedLinear) and not module.shares_weight:
+            yield f"{start}weight", module.weight
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in seen:
+                seen.add(parameter)
+                yield start + name, parameter

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -35,24 +35,33 @@ def grouped_attention(
     Returns:
         (batch, tokens, heads, dimension), and None in place of the weights.
     """
-    heads, key_heads, tokens = query.shape[1], key.shape[1], query.shape[2]
-    mask = attention_mask
-    # A mask of many tokens, once for every head of a group, would be larger than the keys.
-    many = tokens > query.shape[-1]
+    groups, tokens = query.shape[1] // key.shape[1], query.shape[2]
+    mask, scaling = attention_mask, kwargs.get("scaling")
     biased = kwargs.get("position_bias") is not None
-    if heads == key_heads or tokens == 1 or many or biased or mask is None or mask.shape[1] != 1:
+    # A mask of many tokens, once for every head of a group, would be larger than the keys.
+    few = tokens <= query.shape[-1]
+    able = few or query.device.type == "cpu"
+    if groups == 1 or mask is None or mask.shape[1] != 1 or biased or not able:
         result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
         return result
-    groups = heads // key_heads
+    output = _folded(query, key, value, mask, scaling) if few else _shared(query, key, value, mask, scaling)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """The heads of a group as further queries of the head whose keys they share."""
+    batch, heads, tokens, dimension = query.shape
+    groups = heads // key.shape[1]
+    folded = query.reshape(batch, key.shape[1], groups * tokens, dimension)
     output = functional.scaled_dot_product_attention(
-        query.reshape(len(query), key_heads, groups * tokens, -1),
-        key,
-        value,
-        attn_mask=mask.repeat(1, 1, groups, 1),
-        dropout_p=kwargs.get("dropout", 0.0),
-        scale=kwargs.get("scaling"),
+        folded, key, value, attn_mask=mask.repeat(1, 1, groups, 1), scale=scaling
     )
-    return output.reshape(len(output), heads, tokens, -1).transpose(1, 2).contiguous(), None
+    return output.reshape(batch, heads, tokens, value.shape[-1])
+
+
+def _shared(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """PyTorch's own way, which only the CPU's kernel has together with a mask."""
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
 
 
 AttentionInterface.register(GROUPED, grouped_attention)
@@ -60,15 +69,17 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
 @contextmanager
-def grouped(config: Any) -> Iterator[None]:
+def grouped(model: PreTrainedModel, config: Any) -> Iterator[None]:
     """Has a model of `sdpa` attention run `grouped_attention` instead; others are left alone.
 
     Another thread that runs the model meanwhile may meet either of the two, which compute the same.
 
     Args:
-        config: The model's configuration.
+        model: The model.
+        config: Of its decoder.
     """
-    if attention_implementation(config) != "sdpa":
+    # Transformers has no public way to tell whether layers look the implementation up, nor to choose it for a moment.
+    if attention_implementation(config) != "sdpa" or not model._can_set_attn_implementation():  # noqa: SLF001
         yield
         return
     config._attn_implementation = GROUPED  # noqa: SLF001

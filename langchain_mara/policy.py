@@ -197,7 +197,7 @@ class PolicyModel:
             for kind, window in self.windows.items()
         }
         self.passes += 1
-        with grouped(self.config):
+        with grouped(self.model, self.config):
             output = self.backbone(
                 input_ids=token_ids,
                 # A model with one kind of layer takes the mask itself; only mixed ones know the dict.

@@ -24,7 +24,7 @@ def tensors(heads: int, key_heads: int, tokens: int, keys: int = 11) -> tuple[Te
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (6, 1)])
-@pytest.mark.parametrize("tokens", [1, 2, 5, 8, 9])
+@pytest.mark.parametrize("tokens", [1, 2, 5, 8, 9, 30])
 @pytest.mark.parametrize("scaling", [None, 0.3])
 def test_it_equals_sdpa(heads: int, key_heads: int, tokens: int, scaling: float | None) -> None:
     module: Any = SimpleNamespace(num_key_value_groups=heads // key_heads, is_causal=True)
@@ -73,11 +73,11 @@ def test_passes_over_siblings_copy_no_keys(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_the_model_is_left_as_it_was(implementation: str) -> None:
     model = gqa_model(attn_implementation=implementation)
-    with grouped(model.config):
+    with grouped(model, model.config):
         assert model.config._attn_implementation == (GROUPED if implementation == "sdpa" else "eager")
         assert attention_implementation(model.config) == implementation
         # Another thread begins its pass now, and ends it after this one.
-        other = grouped(model.config)
+        other = grouped(model, model.config)
         other.__enter__()
     other.__exit__(None, None, None)
     assert model.config._attn_implementation == implementation
@@ -88,6 +88,6 @@ def test_a_model_that_runs_it_by_itself_answers_alike() -> None:
     model, ids = gqa_model(), torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     expected = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=6, pad_token_id=0)  # type: ignore[operator]
-    with grouped(model.config):
+    with grouped(model, model.config):
         got = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=6, pad_token_id=0)  # type: ignore[operator]
     assert torch.equal(got, expected)

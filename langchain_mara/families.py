@@ -7,7 +7,6 @@ pass with a cache-free evaluation where it does not (`verify_siblings` in `probe
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,6 +14,8 @@ from langchain_mara.exceptions import UnsupportedModelError
 
 # Layers without attention (a feed-forward or expert layer of its own) need no mask.
 _MASKLESS = {"moe", "mlp"}
+# What `attention.py` adds to the name for the time of a pass.
+GROUPED = "_grouped"
 
 
 def refuse_unsupported(model: PreTrainedModel) -> None:
@@ -51,7 +52,7 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
 
 def attention_implementation(config: Any) -> str:
     """`sdpa`, `eager`, …: what the layers run; transformers keeps it under a private name."""
-    return str(config._attn_implementation)  # noqa: SLF001
+    return str(config._attn_implementation).removesuffix(GROUPED)  # noqa: SLF001
 
 
 def attention_windows(config: Any) -> dict[str, int | None]:

@@ -24,6 +24,8 @@ bench: $(INSTALLED)  ## speed and memory, as ratios: benchmarks/RESULTS.md, in a
 	$(BIN)/python benchmarks/decoding.py --batch 1 --batch 32 --output $(RESULTS)/decoding.jsonl
 	$(BIN)/python benchmarks/decoding.py --copying --batch 1 --accept 90 --width 1 --draft 0 --draft 8 --output $(RESULTS)/decoding.jsonl
 	$(BIN)/python benchmarks/overheads.py --batch 1 --batch 8 --output $(RESULTS)/decoding.jsonl
+	$(BIN)/python benchmarks/context.py vocabulary --output $(RESULTS)/context.jsonl
+	$(BIN)/python benchmarks/context.py prompt --tokens 2048 --tokens 32768 --repeats 2 --output $(RESULTS)/context.jsonl
 	$(BIN)/python benchmarks/serving.py throughput --model demo --output $(RESULTS)/serving.jsonl
 	$(BIN)/python benchmarks/serving.py throughput --repeats 1 --output $(RESULTS)/serving.jsonl
 	$(BIN)/python benchmarks/serving.py arrivals --model demo --output $(RESULTS)/serving.jsonl

@@ -102,7 +102,7 @@ class RaggedCache(Cache):
         """Makes room for `rows` rows of `slots` slots; storage grows in blocks as it is written."""
         capacity = self.positions.shape[1]
         if slots > capacity:
-            capacity = slots + max(GROWTH_SLOTS, slots // 16)
+            capacity = slots + max(GROWTH_SLOTS, slots // 32)
         self.positions = enlarged(self.positions, (rows, capacity), fill=-1)
         self._pass.rows, self._pass.capacity = self.positions.shape
 
@@ -145,7 +145,7 @@ class RaggedCache(Cache):
 
     def read(self, row: int, slots: Sequence[int]) -> KeysValues:
         """Copies of the keys and values in slots of a row, layer by layer."""
-        index = torch.tensor(slots)
+        index = torch.tensor(slots).to(self.positions.device)
         return [
             (layer.keys[row, index.to(layer.keys.device)], layer.values[row, index.to(layer.values.device)])
             for layer in self._ragged

@@ -7,7 +7,6 @@ pass with a cache-free evaluation where it does not (`verify_siblings` in `probe
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -81,5 +80,5 @@ def scale_logits(config: Any, logits: Tensor) -> Tensor:
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
         logits = logits / divisor
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
+        logits = (logits / cap).tanh_().mul_(cap)
     return logits

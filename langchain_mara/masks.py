@@ -16,8 +16,12 @@ def visible_keys(key_positions: Tensor, query_positions: Tensor, window: int | N
         (batch, queries, keys) bool, True where the key is visible.
     """
     keys, queries = key_positions.unsqueeze(1), query_positions.unsqueeze(2)
-    visible = (keys >= 0) & (keys <= queries)
-    return visible if window is None else visible & (queries - keys < window)
+    # In place, and no sums of (queries, keys): with a long prompt these are the largest things there are.
+    visible = keys <= queries
+    visible &= keys >= 0
+    if window is not None:
+        visible &= keys > queries - window
+    return visible
 
 
 def visible_in_pass(positions: Tensor, depths: Tensor | None, window: int | None) -> Tensor:

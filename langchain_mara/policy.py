@@ -9,6 +9,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from langchain_mara.attention import attention_implementation, grouped
@@ -23,6 +24,9 @@ from langchain_mara.masks import attention_mask, visible_in_pass, visible_keys
 from langchain_mara.probe import verify_siblings
 
 PREFILL_TOKENS = 1024
+# With many keys a pass takes fewer tokens, so that its mask stays within some MiB, but enough to be worth a pass.
+_MASK_ENTRIES = 2**21
+_FEWEST_TOKENS = 256
 
 
 class PolicyModel:
@@ -122,13 +126,12 @@ class PolicyModel:
         longest = max(lengths)
         cache.reserve(first_row + rows, max(starts) + longest)
         # Padding stands behind a row's tokens, where nothing of the row sees it, and is never committed.
-        padded = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in token_ids]).to(self.device)
+        padded = pad_sequence([torch.tensor(ids) for ids in token_ids], batch_first=True).to(self.device)
         first_slots = torch.tensor(starts).to(self.device).unsqueeze(1)
         row_index = first_row + torch.arange(rows, device=self.device).unsqueeze(1)
         last = padded.new_zeros((rows, self.hidden_size), dtype=self.model.dtype)
-        step = max(1, PREFILL_TOKENS // rows)
-        for start in range(0, longest, step):
-            chunk = padded[:, start : start + step]
+        for start, stop in _chunks(longest, rows, max(starts)):
+            chunk = padded[:, start:stop]
             slots = first_slots + start + torch.arange(chunk.shape[1], device=self.device)
             span = max(starts) + start + chunk.shape[1]
             cache.begin_pass(cache.flat(row_index, slots).flatten(), read=(first_row, first_row + rows, span))
@@ -139,9 +142,9 @@ class PolicyModel:
             last = last.to(states)
             last[list(ends)] = states[list(ends), list(ends.values())]
         self.prefilled += sum(lengths)
-        committed = [(i, start + j) for i, (start, n) in enumerate(zip(starts, lengths, strict=True)) for j in range(n)]
-        which, positions = torch.tensor(committed).T.to(self.device)
-        cache.commit(first_row + which, positions, positions)
+        which, ahead = (torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)).nonzero(as_tuple=True)
+        positions = (torch.tensor(starts)[which] + ahead).to(self.device)
+        cache.commit(first_row + which.to(self.device), positions, positions)
         return last
 
     def siblings(
@@ -213,6 +216,16 @@ class PolicyModel:
 def _backbone(model: PreTrainedModel) -> nn.Module:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     return model.base_model if decoder is None or decoder is model else decoder
+
+
+def _chunks(tokens: int, rows: int, held: int) -> Iterator[tuple[int, int]]:
+    """Begins and ends of the passes that extend rows, which hold up to `held` tokens, by up to `tokens` each."""
+    start = 0
+    while start < tokens:
+        budget = min(PREFILL_TOKENS, max(_FEWEST_TOKENS, _MASK_ENTRIES // (held + start + PREFILL_TOKENS)))
+        stop = min(tokens, start + max(1, budget // rows))
+        yield start, stop
+        start = stop
 
 
 def _packs(prompts: Sequence[Sequence[int]], budget: int) -> Iterator[Sequence[Sequence[int]]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from langchain_mara.cache import enlarged
-from langchain_mara.candidates import candidate_sets, order_candidates
+from langchain_mara.candidates import candidate_sets, log_probabilities, order_candidates
 from langchain_mara.policy import PolicyModel
 from langchain_mara.requests import Request
 from langchain_mara.rows import Row
@@ -100,7 +100,7 @@ class CandidateTable:
             noise = torch.stack([row.gumbel(sets.scores.shape[1]) for row in rows]).to(logits.device)
         sets = order_candidates(sets, options.order, options.temperature, noise)
         if any(row.request.keep for row in rows):
-            logs = logits.float().log_softmax(-1).gather(1, sets.token_ids)
+            logs = log_probabilities(logits, sets.token_ids)
             for i, row in enumerate(rows):
                 row.log_probabilities = logs[i] if row.request.keep else None
         targets = torch.tensor([place.line for place in places]).to(self.counts.device)

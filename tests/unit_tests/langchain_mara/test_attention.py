@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import CONFIGS, tiny_model
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -91,3 +92,21 @@ def test_a_model_that_runs_it_by_itself_answers_alike() -> None:
     with grouped(model, model.config):
         got = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=6, pad_token_id=0)  # type: ignore[operator]
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("family", ["llama-3", "mistral-v0.1", "qwen-3", "granite"])
+def test_no_pass_repeats_keys(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = PolicyModel(tiny_model(family))
+    monkeypatch.setattr("transformers.integrations.sdpa_attention.repeat_kv", pytest.fail)
+    with torch.inference_mode():
+        policy.prefill(policy.new_cache(), 0, [[1, 2, 3], [4, 5]])
+        policy.prefill(policy.new_cache(), 0, [[1, 2, 3] * 20])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_configuration_says_the_same_afterwards_and_to_who_asks_meanwhile(family: str) -> None:
+    model = tiny_model(family)
+    before = model.config._attn_implementation
+    with grouped(model, model.config):
+        assert attention_implementation(model.config) == before
+    assert model.config._attn_implementation == before

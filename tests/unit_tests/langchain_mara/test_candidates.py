@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from langchain_mara.candidates import CandidateSets, candidate_sets, order_candidates
+from langchain_mara.candidates import CandidateSets, candidate_sets, log_probabilities, order_candidates
 
 NAN, INF = float("nan"), float("inf")
 
@@ -60,6 +60,52 @@ def test_one_dominant_token_stands_alone() -> None:
 def test_nonfinite_logits_are_never_candidates(bad: float) -> None:
     sets = candidate_sets(torch.tensor([[1.0, bad, 0.9], [bad, bad, bad]]), 3, 1.0)
     assert as_lists(sets) == [[0, 2], []]
+
+
+def straightforward(logits: Tensor, top_k: int, top_p: float) -> CandidateSets:
+    """The cut written with copies: what is not finite is put aside before anything else."""
+    scores, token_ids = torch.where(logits.isfinite(), logits, -torch.inf).topk(min(top_k, logits.shape[-1]))
+    shares = scores.float().softmax(-1)
+    keep = (shares.cumsum(-1) - shares < top_p) & scores.isfinite()
+    keep[:, 0] = scores[:, 0].isfinite()
+    return CandidateSets(token_ids, scores.float(), keep.sum(-1))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from([NAN, INF, -INF, -3.0, 0.0, 0.5, 1.0]), min_size=50, max_size=50), max_size=4),
+    st.integers(1, 60),
+    st.sampled_from([0.3, 0.95, 1.0]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+)
+def test_nonfinite_logits_and_ties_come_out_as_with_copies(
+    rows: list[list[float]], top_k: int, top_p: float, dtype: torch.dtype
+) -> None:
+    logits = torch.tensor([*rows, [0.5] * 50], dtype=dtype)
+    expected, got = straightforward(logits, top_k, top_p), candidate_sets(logits.clone(), top_k, top_p)
+    assert as_lists(got) == as_lists(expected)
+    for mine, reference, count in zip(got.scores, expected.scores, expected.counts.tolist(), strict=True):
+        assert torch.equal(mine[:count], reference[:count])
+
+
+def test_finite_logits_are_left_as_they_are() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    logits[0, 3] = -INF
+    before = logits.clone()
+    candidate_sets(logits)
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at_once", [1, 150, 10**6])
+def test_log_probabilities_are_those_over_the_whole_vocabulary(
+    at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("langchain_mara.candidates._LOGITS_AT_ONCE", at_once)
+    logits = torch.randn(7, 50, generator=torch.Generator().manual_seed(2)).to(dtype)
+    token_ids = logits.topk(5).indices
+    expected = logits.float().log_softmax(-1).gather(1, token_ids)
+    assert torch.equal(log_probabilities(logits, token_ids), expected)
 
 
 def ordered(order: str, count: int, width: int = 6) -> list[int]:

@@ -1,0 +1,238 @@
+"""Large vocabularies and long prompts: time and memory where they are large.
+
+    vocabulary  cutting candidate sets, and log-probabilities of candidates, against doing it with copies of all logits
+    prompt      prefill and decoding at the end of a long prompt, against plain forward passes with a cache
+
+Repeats are interleaved in one process and medians reported. Peaks are above the weights and, for prompts, above the
+keys and values the tokens take up.
+
+    python benchmarks/context.py vocabulary --dtype float32 --dtype bfloat16
+    python benchmarks/context.py prompt --tokens 2048 --tokens 32768
+"""
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Annotated
+
+import torch
+import typer
+from memory import peak_bytes, reset_peak
+from rich.table import Table
+from tables import Output, publish
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from langchain_mara.candidates import candidate_sets, log_probabilities
+from langchain_mara.policy import PolicyModel
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+app = typer.Typer(add_completion=False)
+
+
+@dataclass
+class Measured:
+    """Figures over the repeats.
+
+    Attributes:
+        what: Name.
+        seconds: Of each repeat.
+        peak_bytes: Most memory above what was in use at the start.
+    """
+
+    what: str
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+
+def measure(one: Measured, work: Callable[[], object], device: str) -> None:
+    """Adds a repeat."""
+    gc.collect()
+    _give_back_free_memory()
+    reset_peak(device)
+    start = time.perf_counter()
+    result = work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    one.seconds.append(time.perf_counter() - start)
+    one.peak_bytes = max(one.peak_bytes, peak_bytes(device))
+    del result
+
+
+def _give_back_free_memory() -> None:
+    # Else what was freed before counts as in use, and hides what is taken from it.
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def cut_with_copies(logits: Tensor, top_k: int = 40, top_p: float = 0.95) -> Tensor:
+    """Sizes of candidate sets, cut the straightforward way."""
+    scores = torch.where(logits.isfinite(), logits, -torch.inf).float().topk(top_k).values
+    shares = scores.softmax(-1)
+    return (shares.cumsum(-1) - shares < top_p).sum(-1)
+
+
+def log_probabilities_with_copies(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """Log-probabilities of tokens, the straightforward way."""
+    return logits.float().log_softmax(-1).gather(1, token_ids)
+
+
+@app.command()
+def vocabulary(
+    size: Annotated[int, typer.Option(help="Token ids.")] = 151_936,
+    rows: Annotated[int, typer.Option()] = 32,
+    dtype: Annotated[list[str], typer.Option(help="Repeatable.")] = ["float32", "bfloat16"],  # noqa: B006
+    device: Annotated[str, typer.Option()] = DEVICE,
+    repeats: Annotated[int, typer.Option()] = 9,
+    output: Output = None,
+) -> None:
+    """Cuts candidate sets out of large vocabularies."""
+    for kind in dtype:
+        logits = torch.randn(rows, size, device=device).to(getattr(torch, kind))
+        token_ids = logits.topk(40).indices
+        work: dict[str, Callable[[], object]] = {
+            "sets, with copies": partial(cut_with_copies, logits),
+            "sets": partial(candidate_sets, logits),
+            "log-probabilities, with copies": partial(log_probabilities_with_copies, logits, token_ids),
+            "log-probabilities": partial(log_probabilities, logits, token_ids),
+        }
+        found = {name: Measured(name) for name in work}
+        for repeat in range(repeats + 1):
+            for name, run in work.items():
+                measure(found[name] if repeat else Measured(name), run, device)
+        table = Table("what", "ms", "peak MiB", title=f"vocabulary {size}, {rows} rows, {kind}, {device}")
+        for one in found.values():
+            table.add_row(one.what, f"{one.median * 1e3:.1f}", f"{one.peak_bytes / 2**20:.1f}")
+        publish(table, output, [asdict(one) for one in found.values()])
+
+
+def long_model(tokens: int, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A small random model with grouped heads and a long context."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=max(40_000, tokens + 1024),
+    )
+    model = LlamaForCausalLM(config)
+    torch.nn.Module.to(model, device, dtype)
+    model.eval()
+    return model
+
+
+class Plain:
+    """Forward passes of the model with its own cache: the prompt at once, then token by token."""
+
+    def __init__(self, model: PreTrainedModel, prompt: Tensor) -> None:
+        self.model, self.prompt = model, prompt
+        self.cache = DynamicCache(config=model.config)
+
+    def prefill(self) -> None:
+        """The prompt."""
+        self.model(self.prompt, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+    def decode(self, tokens: int) -> None:
+        """Further tokens."""
+        for _ in range(tokens):
+            self.model(self.prompt[:, :1], past_key_values=self.cache, use_cache=True)
+
+
+class Ours:
+    """The policy model's passes, as decoding makes them: siblings of which the first is emitted."""
+
+    def __init__(self, policy: PolicyModel, prompt: Tensor, width: int) -> None:
+        self.policy, self.prompt, self.width = policy, prompt, width
+        self.cache = policy.new_cache()
+
+    def prefill(self) -> None:
+        """The prompt."""
+        self.policy.logits(self.policy.prefill(self.cache, 0, self.prompt.tolist()))
+
+    def decode(self, tokens: int) -> None:
+        """Further tokens."""
+        device, length = self.policy.device, self.prompt.shape[1]
+        scratch = list(range(length, length + self.width))
+        for position in range(length, length + tokens):
+            span = max(scratch) + 1
+            self.cache.reserve(1, span)
+            slots, at = torch.tensor([scratch], device=device), torch.tensor([position], device=device)
+            states = self.policy.siblings(self.cache, self.prompt[:, : self.width], slots, at, span)
+            candidate_sets(self.policy.logits(states[:, 0]))
+            self.cache.commit(torch.zeros_like(at), slots[:, 0], at)
+            scratch = [*scratch[1:], span]
+
+
+@app.command()
+@torch.inference_mode()
+def prompt(
+    tokens: Annotated[list[int], typer.Option(help="Tokens of the prompt; repeatable.")] = [2048, 8192],  # noqa: B006
+    new_tokens: Annotated[int, typer.Option()] = 32,
+    width: Annotated[int, typer.Option(help="Siblings per pass.")] = 4,
+    device: Annotated[str, typer.Option()] = DEVICE,
+    dtype: Annotated[str, typer.Option()] = "float32",
+    repeats: Annotated[int, typer.Option()] = 3,
+    output: Output = None,
+) -> None:
+    """Prefills long prompts and decodes behind them."""
+    torch.set_flush_denormal(True)
+    for length in tokens:
+        model = long_model(length + new_tokens, device, getattr(torch, dtype))
+        policy = PolicyModel(model)
+        ids = torch.randint(0, policy.vocabulary_size, (1, length), generator=torch.Generator().manual_seed(0))
+        names = [f"{who} {what}" for who in ("plain", "engine") for what in ("prefill", "decode")]
+        found = {name: Measured(name) for name in names}
+        for _ in range(repeats):
+            for who, system in (
+                ("plain", Plain(model, ids.to(device))),
+                ("engine", Ours(policy, ids.to(device), width)),
+            ):
+                measure(found[f"{who} prefill"], system.prefill, device)
+                measure(found[f"{who} decode"], partial(system.decode, new_tokens), device)
+        cached = _cache_bytes(model, length)
+        for name in ("plain prefill", "engine prefill"):
+            found[name].peak_bytes = max(0, found[name].peak_bytes - cached)
+        title = f"prompt of {length} tokens, cache of {cached / 2**20:.1f} MiB, width {width}, {dtype}, {device}"
+        table = _prompt_table(title, found, length, new_tokens, cached)
+        publish(table, output, [asdict(one) for one in found.values()])
+
+
+def _cache_bytes(model: PreTrainedModel, tokens: int) -> int:
+    config = model.config
+    size = torch.empty(0, dtype=model.dtype).element_size()
+    return int(2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size * tokens)
+
+
+def _prompt_table(title: str, found: dict[str, Measured], length: int, new_tokens: int, cached: int) -> Table:
+    table = Table("what", "tokens/s", "ms per token", "of plain", "peak MiB", "% of the cache", title=title)
+    for name, one in found.items():
+        who, what = name.split()
+        tokens = length if what == "prefill" else new_tokens
+        plain = found[f"plain {what}"]
+        ratio = statistics.median(a / b for a, b in zip(plain.seconds, one.seconds, strict=True))
+        table.add_row(
+            f"{who} {what}",
+            f"{tokens / one.median:.0f}",
+            f"{one.median / tokens * 1e3:.3f}",
+            f"{ratio:.2f}",
+            f"{one.peak_bytes / 2**20:.1f}",
+            f"{100 * one.peak_bytes / cached:.0f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    app()

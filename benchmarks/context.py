@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +85,11 @@ def cut_with_copies(logits: Tensor, top_k: int = 40, top_p: float = 0.95) -> Ten
     return (shares.cumsum(-1) - shares < top_p).sum(-1)
 
 
+def log_probabilities_with_copies(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """The straightforward way."""
+    return logits.float().log_softmax(-1).gather(1, token_ids)
+
+
 @app.command()
 def vocabulary(
     size: Annotated[int, typer.Option(help="Token ids.")] = 151_936,
@@ -98,17 +104,15 @@ def vocabulary(
         logits = torch.randn(rows, size, device=device).to(getattr(torch, kind))
         token_ids = logits.topk(40).indices
         work: dict[str, Callable[[], object]] = {
-            "sets, with copies": lambda logits=logits: cut_with_copies(logits),
-            "sets": lambda logits=logits: candidate_sets(logits),
-            "log-probabilities, with copies": lambda logits=logits, ids=token_ids: (
-                logits.float().log_softmax(-1).gather(1, ids)
-            ),
-            "log-probabilities": lambda logits=logits, ids=token_ids: log_probabilities(logits, ids),
+            "sets, with copies": partial(cut_with_copies, logits),
+            "sets": partial(candidate_sets, logits),
+            "log-probabilities, with copies": partial(log_probabilities_with_copies, logits, token_ids),
+            "log-probabilities": partial(log_probabilities, logits, token_ids),
         }
         found = {name: Measured(name) for name in work}
         for repeat in range(repeats + 1):
-            for name, one in work.items():
-                measure(found[name] if repeat else Measured(name), one, device)
+            for name, run in work.items():
+                measure(found[name] if repeat else Measured(name), run, device)
         table = Table("what", "ms", "peak MiB", title=f"vocabulary {size}, {rows} rows, {kind}, {device}")
         for one in found.values():
             table.add_row(one.what, f"{one.median * 1e3:.1f}", f"{one.peak_bytes / 2**20:.1f}")
@@ -195,12 +199,14 @@ def prompt(
         names = [f"{who} {what}" for who in ("plain", "engine") for what in ("prefill", "decode")]
         found = {name: Measured(name) for name in names}
         for _ in range(repeats):
-            for who, system in (
-                ("plain", Plain(model, ids.to(device))),
-                ("engine", Ours(policy, ids.to(device), width)),
-            ):
+            systems: dict[str, Plain | Ours] = {
+                "plain": Plain(model, ids.to(device)),
+                "engine": Ours(policy, ids.to(device), width),
+            }
+            for who in list(systems):
+                system = systems.pop(who)
                 measure(found[f"{who} prefill"], system.prefill, device)
-                measure(found[f"{who} decode"], lambda system=system: system.decode(new_tokens), device)
+                measure(found[f"{who} decode"], partial(system.decode, new_tokens), device)
         cached = _cache_bytes(model, length)
         for name in ("plain prefill", "engine prefill"):
             found[name].peak_bytes = max(0, found[name].peak_bytes - cached)
@@ -215,7 +221,7 @@ def _cache_bytes(model: PreTrainedModel, tokens: int) -> int:
 
 
 def _prompt_table(title: str, found: dict[str, Measured], length: int, new_tokens: int, cached: int) -> Table:
-    table = Table("what", "tokens/s", "ms per token", "of plain", "peak MiB", "% of the cache", title=title)
+    table = Table("what", "tokens/s", "ms/token", "of plain", "peak MiB", "% of cache", title=title)
     for name, one in found.items():
         who, what = name.split()
         tokens = length if what == "prefill" else new_tokens

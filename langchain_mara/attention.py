@@ -40,7 +40,7 @@ def grouped_attention(
     # Kernels for CUDA take no mask with groups; a mask for every head of a group must not be larger than the copies.
     foldable = query.shape[2] <= key.shape[1] * key.shape[3]
     if attention_mask is None or groups == 1 or not (on_cpu or foldable):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     attend = _grouped if on_cpu else _folded
     return attend(query, key, value, attention_mask, kwargs.get("scaling")).transpose(1, 2).contiguous(), None
 

@@ -59,12 +59,15 @@ class LocalModel(DecodingFields):
     timeout: float | None = Field(default=None, gt=0)
     """Seconds until a call must be answered, waiting for a free row included."""
     batch_size: int = Field(default=DEFAULT_BATCH_SIZE, ge=1)
-    """Most prompts in one pass; calls that agree on it, `width`, `draft` and `prefix_memory` share passes."""
+    """Most prompts in one pass; calls that agree on all that changes speed alone share passes."""
     width: int = Field(default=DEFAULT_WIDTH, ge=1)
     """Most siblings of a prompt in one pass."""
     draft: int = Field(default=DEFAULT_DRAFT, ge=0)
     """Most tokens of an answer drafted ahead in one pass, by looking up in prompt and answer what followed the last
     tokens before. Faster where answers repeat their prompts (edits, summaries, code); 0 drafts none."""
+    compile: bool = False
+    """Whether passes over siblings run as compiled graphs: on CUDA recorded and replayed, which pays where launching a
+    small model's kernels takes longer than they do. The first passes of each shape take many seconds."""
     prefix_memory: int = Field(default=DEFAULT_PREFIX_MEMORY, ge=0)
     """Bytes of keys and values kept on the model's device for prompts that begin like earlier ones."""
     queue_size: int = Field(default=DEFAULT_QUEUE_SIZE, ge=1)
@@ -197,8 +200,8 @@ class LocalModel(DecodingFields):
         ]
 
     def _work(self, completions: Sequence[Completion]) -> Work:
-        pace = Pace(self.batch_size, self.width, self.prefix_memory, self.draft)
-        return Work(PolicyModel(self.model), completions, pace, self.queue_size, self.timeout)
+        pace = Pace(self.batch_size, self.width, self.prefix_memory, self.draft, self.compile)
+        return Work(PolicyModel(self.model, compile=self.compile), completions, pace, self.queue_size, self.timeout)
 
     def _traces(self, prompts: Sequence[Any], completions: Sequence[Completion]) -> list[Trace]:
         """Drains `n` completions of every prompt."""

@@ -5,6 +5,7 @@
                reference implementation's loop (ALGORITHM.md section 3) on a cache that is rolled back
     engine     this library, `width` siblings and `draft` drafted tokens per pass, continuous batching
     engine 0   this library without agent
+    compiled   each of this library's, its passes over siblings compiled (`--compile`)
 
 All systems answer the same prompts of unequal length in one process, interleaved, so that a noisy
 machine is noisy for all; ratios are formed within a repeat and their medians reported.
@@ -63,14 +64,20 @@ class Measured:
 
 
 class PassCounter:
-    """Counts forward passes of a module."""
+    """Counts forward passes: those of the engine and, through the whole model, those of its yardsticks."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.passes = 0
-        module.register_forward_pre_hook(self._count)
+    def __init__(self, policies: list[PolicyModel]) -> None:
+        self._policies = policies
+        self._calls = 0
+        policies[0].model.register_forward_pre_hook(self._count)
 
     def _count(self, *_: object) -> None:
-        self.passes += 1
+        self._calls += 1
+
+    @property
+    def passes(self) -> int:
+        """Passes so far."""
+        return self._calls + sum(policy.passes for policy in self._policies)
 
 
 def load(model_id: str | None, device: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -221,7 +228,7 @@ def ratio(one: Measured, other: Measured) -> float:
 
 
 def systems(
-    policy: PolicyModel,
+    policies: list[PolicyModel],
     agent: MaraAgent,
     prompts: list[list[int]],
     options: DecodingOptions,
@@ -229,22 +236,30 @@ def systems(
     drafts: list[int],
 ) -> dict[str, Run]:
     """What is compared, by name; the two yardsticks come first."""
+    model = policies[0].model
 
     def reference() -> int:
-        return sum(reference_loop(policy.model, agent, one, options) for one in prompts[:_REFERENCE_PROMPTS])
+        return sum(reference_loop(model, agent, one, options) for one in prompts[:_REFERENCE_PROMPTS])
 
-    def engine(agent: MaraAgent | None, width: int, draft: int) -> Run:
+    def engine(policy: PolicyModel, agent: MaraAgent | None, width: int, draft: int) -> Run:
         return lambda: run_engine(policy, agent, prompts, options, width, draft)
 
-    def name(what: str, draft: int) -> str:
-        return f"engine, {what}, draft {draft}" if draft else f"engine, {what}"
+    def name(policy: PolicyModel, what: str, draft: int) -> str:
+        engine = "compiled" if policy.compile else "engine"
+        return f"{engine}, {what}, draft {draft}" if draft else f"{engine}, {what}"
 
-    return {
-        "generate": lambda: run_generate(policy.model, prompts, options.max_new_tokens),
+    found: dict[str, Run] = {
+        "generate": lambda: run_generate(model, prompts, options.max_new_tokens),
         "reference": reference,
-        **{name(f"width {width}", draft): engine(agent, width, draft) for width in widths for draft in drafts},
-        **{name("no agent", draft): engine(None, 1, draft) for draft in drafts},
     }
+    for policy in policies:
+        kinds = [(f"width {width}", agent, width) for width in widths] + [("no agent", None, 1)]
+        found |= {
+            name(policy, what, draft): engine(policy, who, width, draft)
+            for what, who, width in kinds
+            for draft in drafts
+        }
+    return found
 
 
 def main(
@@ -255,6 +270,7 @@ def main(
     accept: Annotated[list[int], typer.Option(help="Percent accepted; repeatable.")] = [50, 70, 90],  # noqa: B006
     width: Annotated[list[int], typer.Option(help="Siblings per pass; repeatable.")] = [DEFAULT_WIDTH],  # noqa: B006
     draft: Annotated[list[int], typer.Option(help="Drafted tokens per pass; repeatable.")] = [DEFAULT_DRAFT],  # noqa: B006
+    compile: Annotated[bool, typer.Option("--compile", help="Also with compiled passes.")] = False,  # noqa: A002
     copying: Annotated[bool, typer.Option(help="A model of the same shape that repeats its prompt.")] = False,
     prompt_tokens: Annotated[int, typer.Option()] = 64,
     new_tokens: Annotated[int, typer.Option()] = 24,
@@ -266,14 +282,15 @@ def main(
     console = Console()
     kind = getattr(torch, dtype)
     policy = PolicyModel(copying_model(device, kind) if copying else load(model, device, kind))
+    policies = [policy, *([PolicyModel(policy.model, compile=True)] if compile else [])]
     agent = CoinAgent(policy.hidden_size).to(policy.device).eval()
-    counter = PassCounter(policy.backbone)
+    counter = PassCounter(policies)
     cases = [(size, share) for size in batch for share in accept]
     for size, share in track(cases, console=console, transient=True):
         make = repeating_prompts if copying else make_prompts
         prompts = make(size, prompt_tokens, policy.vocabulary_size)
         options = DecodingOptions(max_new_tokens=new_tokens, accept_threshold=1 - share / 100)
-        measured = measure(systems(policy, agent, prompts, options, width, draft), counter, repeats, device)
+        measured = measure(systems(policies, agent, prompts, options, width, draft), counter, repeats, device)
         title = f"batch {size}, {share} % of states accepted, {device}, {dtype}"
         console.print(_table(title, measured))
         if output is not None:

@@ -41,7 +41,6 @@ class _RaggedLayer(CacheLayerMixin):
         super().__init__()  # type: ignore[no-untyped-call]
         self.current = current
         self._windows: dict[tuple[int, int], Window] = {}
-        self._windows_of: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Empty stores for states of the shape (…, heads, tokens, dimension)."""
@@ -56,15 +55,20 @@ class _RaggedLayer(CacheLayerMixin):
         if not self.is_initialized:
             self._initialize(keys, values)
         shape = (self.current.rows, self.current.capacity)
-        self.keys, self.values = enlarged(self.keys, shape), enlarged(self.values, shape)
+        if any(size < wanted for size, wanted in zip(self.keys.shape, shape, strict=False)):
+            self._windows.clear()
+            self.keys, self.values = enlarged(self.keys, shape), enlarged(self.values, shape)
+
+    def keep_rows(self, rows: int) -> None:
+        """Gives back the memory of all rows but the first `rows`."""
+        self._windows.clear()
+        self.keys, self.values = self.keys[:rows].clone(), self.values[:rows].clone()
 
     def window(self, rows: int, slots: int) -> Window | None:
         """Views of the first rows and slots, the same objects until the stores move; None where a layer has no past."""
         if not self.is_initialized:
             return None
         self.make_room(self.keys, self.values)
-        if self._windows_of is not self.keys:
-            self._windows, self._windows_of = {}, self.keys
         if (rows, slots) not in self._windows:
             views = self.keys[:rows, :slots], self.values[:rows, :slots]
             for view in views:
@@ -76,20 +80,18 @@ class _RaggedLayer(CacheLayerMixin):
         """Writes (batch, heads, tokens, dimension) states and returns what this pass attends to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys, keys = self._write(self.keys, key_states)
-        self.values, values = self._write(self.values, value_states)
-        return keys, values
+        self.make_room(self.keys, self.values)
+        return self._write(self.keys, key_states), self._write(self.values, value_states)
 
-    def _write(self, store: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    def _write(self, store: Tensor, states: Tensor) -> Tensor:
         current = self.current
-        store = enlarged(store, (current.rows, current.capacity))
         states = finite(states)
         tokens = states.transpose(1, 2).flatten(0, 1)
         store.flatten(0, 1).index_copy_(0, current.write.to(store.device), tokens)
         if current.read is None:
-            return store, states
+            return states
         start, stop, span = current.read
-        return store, store[start:stop, :span].transpose(1, 2)
+        return store[start:stop, :span].transpose(1, 2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 - the interface's
         return self.current.capacity, 0
@@ -204,7 +206,7 @@ class RaggedCache(Cache):
         self.positions = self.positions[:rows].clone()
         for layer in self._ragged:
             if layer.is_initialized:
-                layer.keys, layer.values = layer.keys[:rows].clone(), layer.values[:rows].clone()
+                layer.keep_rows(rows)
 
 
 def finite(states: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ The keys and values stay at their addresses until the cache outgrows its bucket;
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from textwrap import shorten
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -139,7 +140,7 @@ def run_compiled(
 
 
 def _warn(backbone: nn.Module, error: Exception) -> None:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = shorten(str(error).partition("\n\n")[0], 240) or type(error).__name__
     warnings.warn(
         f"{type(backbone).__name__} cannot be compiled ({reason}): its passes run without. Set compile=False, or "
         "install what torch.compile needs: a C++ compiler on the CPU, Triton on CUDA.",

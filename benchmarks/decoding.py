@@ -6,6 +6,7 @@
     engine     this library, `width` siblings (0: chosen by measuring) and `draft` drafted tokens per pass,
                continuous batching; its linear layers packed, as models loaded by name are on the CPU
     no agent   this library without agent
+    compiled   each of this library's, its passes over siblings compiled (`--compile`)
 
 The yardsticks run the model as transformers loads it, and `generate` the packed one, too.
 
@@ -66,15 +67,21 @@ class Measured:
 
 
 class PassCounter:
-    """Counts forward passes of modules."""
+    """Counts forward passes: those of the engine and, through the whole model, those of its yardsticks."""
 
-    def __init__(self, *modules: torch.nn.Module) -> None:
-        self.passes = 0
-        for module in set(modules):
-            module.register_forward_pre_hook(self._count)
+    def __init__(self, models: list[PreTrainedModel], policies: list[PolicyModel]) -> None:
+        self._policies = policies
+        self._calls = 0
+        for model in {id(model): model for model in models}.values():
+            model.register_forward_pre_hook(self._count)
 
     def _count(self, *_: object) -> None:
-        self.passes += 1
+        self._calls += 1
+
+    @property
+    def passes(self) -> int:
+        """Passes so far."""
+        return self._calls + sum(policy.passes for policy in self._policies)
 
 
 def load(model_id: str | None, device: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -234,7 +241,7 @@ def ratio(one: Measured, other: Measured) -> float:
 
 def systems(
     model: PreTrainedModel,
-    policy: PolicyModel,
+    policies: list[PolicyModel],
     agent: MaraAgent,
     prompts: list[list[int]],
     options: DecodingOptions,
@@ -242,28 +249,32 @@ def systems(
     drafts: list[int],
 ) -> dict[str, Run]:
     """What is compared, by name; the two yardsticks come first."""
+    model = policies[0].model
 
     def reference() -> int:
         return sum(reference_loop(model, agent, one, options) for one in prompts[:_REFERENCE_PROMPTS])
 
-    def engine(agent: MaraAgent | None, width: int, draft: int) -> Run:
+    def engine(policy: PolicyModel, agent: MaraAgent | None, width: int, draft: int) -> Run:
         return lambda: run_engine(policy, agent, prompts, options, width or None, draft)
 
-    def name(what: str, draft: int) -> str:
-        return f"engine, {what}, draft {draft}" if draft else f"engine, {what}"
+    def name(policy: PolicyModel, what: str, draft: int) -> str:
+        engine = "compiled" if policy.compile else "engine"
+        return f"{engine}, {what}, draft {draft}" if draft else f"{engine}, {what}"
 
-    packed = {"generate, packed": lambda: run_generate(policy.model, prompts, options.max_new_tokens)}
-    return {
+    found: dict[str, Run] = {
         "generate": lambda: run_generate(model, prompts, options.max_new_tokens),
         "reference": reference,
-        **(packed if policy.model is not model else {}),
-        **{
-            name(f"width {width or 'chosen'}", draft): engine(agent, width, draft)
-            for width in widths
-            for draft in drafts
-        },
-        **{name("no agent", draft): engine(None, 1, draft) for draft in drafts},
     }
+    if policies[0].model is not model:
+        found["generate, packed"] = lambda: run_generate(policies[0].model, prompts, options.max_new_tokens)
+    for policy in policies:
+        kinds = [(f"width {width or 'chosen'}", agent, width) for width in widths] + [("no agent", None, 1)]
+        found |= {
+            name(policy, what, draft): engine(policy, who, width, draft)
+            for what, who, width in kinds
+            for draft in drafts
+        }
+    return found
 
 
 def main(
@@ -275,6 +286,7 @@ def main(
     width: Annotated[list[int], typer.Option(help="Siblings per pass, 0 chooses; repeatable.")] = [0],  # noqa: B006
     draft: Annotated[list[int], typer.Option(help="Drafted tokens per pass; repeatable.")] = [DEFAULT_DRAFT],  # noqa: B006
     packed: Annotated[bool, typer.Option(help="Whether the engine's linear layers are packed, on the CPU.")] = True,
+    compile: Annotated[bool, typer.Option("--compile", help="Also with compiled passes; none is packed then.")] = False,  # noqa: A002
     copying: Annotated[bool, typer.Option(help="A model of the same shape that repeats its prompt.")] = False,
     prompt_tokens: Annotated[int, typer.Option()] = 64,
     new_tokens: Annotated[int, typer.Option()] = 24,
@@ -285,15 +297,16 @@ def main(
     torch.set_flush_denormal(True)
     kind = getattr(torch, dtype)
     plain = copying_model(device, kind) if copying else load(model, device, kind)
-    policy = PolicyModel(packed_twin(plain) if packed else plain)
+    policy = PolicyModel(packed_twin(plain) if packed and not compile else plain)
+    policies = [policy, *([PolicyModel(policy.model, compile=True)] if compile else [])]
     agent = CoinAgent(policy.hidden_size).to(policy.device).eval()
-    counter = PassCounter(plain.base_model, policy.backbone)
+    counter = PassCounter([plain, policy.model], policies)
     cases = [(size, share) for size in batch for share in accept]
     for size, share in track(cases, console=console, transient=True):
         make = repeating_prompts if copying else make_prompts
         prompts = make(size, prompt_tokens, policy.vocabulary_size)
         options = DecodingOptions(max_new_tokens=new_tokens, accept_threshold=1 - share / 100)
-        measured = measure(systems(plain, policy, agent, prompts, options, width, draft), counter, repeats, device)
+        measured = measure(systems(plain, policies, agent, prompts, options, width, draft), counter, repeats, device)
         title = f"batch {size}, {share} % of states accepted, {device}, {dtype}"
         publish(_table(title, measured), output, [asdict(one) for one in measured])
 

@@ -15,7 +15,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from langchain_mara.prefixes import KeysValues
 
+Window = tuple[Tensor, Tensor]
+
 GROWTH_SLOTS = 64
+SMALLEST_BUCKET, LARGEST_STEP = 128, 4096
 
 
 class _Pass:
@@ -37,6 +40,7 @@ class _RaggedLayer(CacheLayerMixin):
     def __init__(self, current: _Pass) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.current = current
+        self._windows: dict[tuple[int, int], Window] = {}
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Empty stores for states of the shape (…, heads, tokens, dimension)."""
@@ -51,28 +55,43 @@ class _RaggedLayer(CacheLayerMixin):
         if not self.is_initialized:
             self._initialize(keys, values)
         shape = (self.current.rows, self.current.capacity)
-        self.keys, self.values = enlarged(self.keys, shape), enlarged(self.values, shape)
+        if any(size < wanted for size, wanted in zip(self.keys.shape, shape, strict=False)):
+            self._windows.clear()
+            self.keys, self.values = enlarged(self.keys, shape), enlarged(self.values, shape)
+
+    def keep_rows(self, rows: int) -> None:
+        """Gives back the memory of all rows but the first `rows`."""
+        self._windows.clear()
+        self.keys, self.values = self.keys[:rows].clone(), self.values[:rows].clone()
+
+    def window(self, rows: int, slots: int) -> Window | None:
+        """Views of the first rows and slots, the same objects until the stores move; None where a layer has no past."""
+        if not self.is_initialized:
+            return None
+        self.make_room(self.keys, self.values)
+        if (rows, slots) not in self._windows:
+            views = self.keys[:rows, :slots], self.values[:rows, :slots]
+            for view in views:
+                torch._dynamo.mark_static_address(view)  # noqa: SLF001 - as the caches of transformers do
+            self._windows[rows, slots] = views
+        return self._windows[rows, slots]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes (batch, heads, tokens, dimension) states and returns what this pass attends to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys, keys = self._write(self.keys, key_states)
-        self.values, values = self._write(self.values, value_states)
-        return keys, values
+        self.make_room(self.keys, self.values)
+        return self._write(self.keys, key_states), self._write(self.values, value_states)
 
-    def _write(self, store: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    def _write(self, store: Tensor, states: Tensor) -> Tensor:
         current = self.current
-        store = enlarged(store, (current.rows, current.capacity))
-        # A masked slot still enters the product with weight 0, and 0 * NaN is NaN: one bad
-        # sibling would spoil its row for good.
-        states = states.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        states = finite(states)
         tokens = states.transpose(1, 2).flatten(0, 1)
         store.flatten(0, 1).index_copy_(0, current.write.to(store.device), tokens)
         if current.read is None:
-            return store, states
+            return states
         start, stop, span = current.read
-        return store, store[start:stop, :span].transpose(1, 2)
+        return store[start:stop, :span].transpose(1, 2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 - the interface's
         return self.current.capacity, 0
@@ -87,12 +106,18 @@ class _RaggedLayer(CacheLayerMixin):
 class RaggedCache(Cache):
     """Cache of a changing set of rows; rows 0 … n-1 are in use, the policy model's layers share it.
 
+    Args:
+        layers: Number of layers.
+        device: Where `positions` is.
+        static: Whether storage has the sizes of compiled passes (`compiled.py`), and grows rarely.
+
     Attributes:
         positions: (rows, capacity) int64, position of the committed token in each slot, -1 where
             the slot is free or holds an undecided sibling.
     """
 
-    def __init__(self, layers: int, device: torch.device) -> None:
+    def __init__(self, layers: int, device: torch.device, *, static: bool = False) -> None:
+        self._static = static
         self._pass = _Pass()
         self._ragged = [_RaggedLayer(self._pass) for _ in range(layers)]
         super().__init__(layers=list(self._ragged))
@@ -101,7 +126,9 @@ class RaggedCache(Cache):
     def reserve(self, rows: int, slots: int) -> None:
         """Makes room for `rows` rows of `slots` slots; storage grows in blocks as it is written."""
         capacity = self.positions.shape[1]
-        if slots > capacity:
+        if self._static:
+            rows, capacity = power_of_two(rows), max(capacity, slot_bucket(slots))
+        elif slots > capacity:
             capacity = slots + max(GROWTH_SLOTS, slots // 32)
         self.positions = enlarged(self.positions, (rows, capacity), fill=-1)
         self._pass.rows, self._pass.capacity = self.positions.shape
@@ -115,6 +142,15 @@ class RaggedCache(Cache):
                 where the pass attends to its own tokens only.
         """
         self._pass.write, self._pass.read = write, read
+
+    def window(self, rows: int, slots: int) -> list[Window | None]:
+        """Keys and values of the first rows and slots, layer by layer, for a compiled pass to read and write.
+
+        Args:
+            rows: At most those reserved.
+            slots: At most those reserved.
+        """
+        return [layer.window(rows, slots) for layer in self._ragged]
 
     def flat(self, rows: Tensor, slots: Tensor) -> Tensor:
         """Flat index of (row, slot) pairs, for `begin_pass`."""
@@ -170,7 +206,28 @@ class RaggedCache(Cache):
         self.positions = self.positions[:rows].clone()
         for layer in self._ragged:
             if layer.is_initialized:
-                layer.keys, layer.values = layer.keys[:rows].clone(), layer.values[:rows].clone()
+                layer.keep_rows(rows)
+
+
+def finite(states: Tensor) -> Tensor:
+    """The states with 0 for what is not finite.
+
+    A masked slot still enters the product with weight 0, and 0 * NaN is NaN: one bad sibling would spoil its row
+    for good.
+    """
+    return states.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is not below `size`."""
+    return 1 << (size - 1).bit_length()
+
+
+def slot_bucket(slots: int) -> int:
+    """Slots rounded up to one of a few sizes: powers of two, and multiples of `LARGEST_STEP` beyond it."""
+    if slots > LARGEST_STEP:
+        return -(-slots // LARGEST_STEP) * LARGEST_STEP
+    return max(SMALLEST_BUCKET, power_of_two(slots))
 
 
 def enlarged(table: Tensor, shape: tuple[int, ...], fill: float = 0) -> Tensor:

@@ -42,7 +42,7 @@ class ChatMara(LocalModel, BaseChatModel):
     Key init args, model:
         model, tokenizer: A loaded `AutoModelForCausalLM` and its tokenizer, which needs a chat template.
         agent: A `MaraAgent`; None decodes plainly, through the same loop.
-        batch_size, width, draft, prefix_memory, queue_size, timeout: As for `MaraLLM`.
+        batch_size, width, draft, compile, prefix_memory, queue_size, timeout: As for `MaraLLM`.
 
     Instantiate:
         ```python

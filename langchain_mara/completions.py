@@ -101,7 +101,7 @@ class Work:
     Attributes:
         policy: The policy model.
         completions: None of them begun.
-        pace: Batch size, width, draft and prefix memory.
+        pace: Batch size, width, draft, prefix memory and whether passes are compiled.
         queue_size: Most requests that may be waiting before.
         timeout: Seconds until all of it must be done; None for no limit.
     """

@@ -44,6 +44,7 @@ class MaraLLM(LocalModel, BaseLLM):
         system_prompt: System message before the prompt; needs the chat template.
         batch_size, width, draft, prefix_memory: Most prompts, and most siblings and drafted tokens of a prompt,
             in one pass, and bytes kept for common prefixes. They change speed and memory, never results.
+        compile: Whether passes run as compiled graphs; this changes speed and memory, too.
         queue_size, timeout: Most prompts that may wait for the model, and seconds a call may take.
 
     All but model and tokenizer can be given to a call, too. Calls that run at the same time, on whatever

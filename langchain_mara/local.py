@@ -60,13 +60,16 @@ class LocalModel(DecodingFields):
     timeout: float | None = Field(default=None, gt=0)
     """Seconds until a call must be answered, waiting for a free row included."""
     batch_size: int = Field(default=DEFAULT_BATCH_SIZE, ge=1)
-    """Most prompts in one pass; calls that agree on it, `width`, `draft` and `prefix_memory` share passes."""
+    """Most prompts in one pass; calls that agree on all that changes speed alone share passes."""
     width: int | None = Field(default=DEFAULT_WIDTH, ge=1)
     """Most siblings of a prompt in one pass; by default chosen pass by pass, by what passes cost on this device and how
     early the agent accepts, both measured. A fixed width repeats the same rounding from run to run."""
     draft: int = Field(default=DEFAULT_DRAFT, ge=0)
     """Most tokens of an answer drafted ahead in one pass, by looking up in prompt and answer what followed the last
     tokens before. Faster where answers repeat their prompts (edits, summaries, code); 0 drafts none."""
+    compile: bool = False
+    """Whether passes over siblings run as compiled graphs: on CUDA recorded and replayed, which pays where launching a
+    small model's kernels takes longer than they do. The first passes of each shape take many seconds."""
     prefix_memory: int = Field(default=DEFAULT_PREFIX_MEMORY, ge=0)
     """Bytes of keys and values kept on the model's device for prompts that begin like earlier ones."""
     queue_size: int = Field(default=DEFAULT_QUEUE_SIZE, ge=1)
@@ -119,7 +122,7 @@ class LocalModel(DecodingFields):
             packed: Whether the weights of linear layers are laid out as the CPU's matrix products read them: about
                 twice as fast, at the price of a second copy of the embedding where the head shares it. The model's
                 linear layers are replaced, so say False where you want to train or change the model itself.
-                On other devices, and for quantized models, nothing is changed.
+                On other devices, for quantized models and with `compile=True` nothing is changed.
             **kwargs: Other fields of this class.
 
         Raises:
@@ -144,7 +147,7 @@ class LocalModel(DecodingFields):
             attn_implementation=attn_implementation,
             token=token,
             local_files_only=local_files_only,
-            packed=packed,
+            packed=packed and not kwargs.get("compile"),
         )
         return cls(model=model, tokenizer=tokenizer, agent=loaded_agent, model_id=str(model_id), **kwargs)
 
@@ -205,8 +208,8 @@ class LocalModel(DecodingFields):
         ]
 
     def _work(self, completions: Sequence[Completion]) -> Work:
-        pace = Pace(self.batch_size, self.width, self.prefix_memory, self.draft)
-        return Work(PolicyModel(self.model), completions, pace, self.queue_size, self.timeout)
+        pace = Pace(self.batch_size, self.width, self.prefix_memory, self.draft, self.compile)
+        return Work(PolicyModel(self.model, compile=self.compile), completions, pace, self.queue_size, self.timeout)
 
     def _traces(self, prompts: Sequence[Any], completions: Sequence[Completion]) -> list[Trace]:
         """Drains `n` completions of every prompt."""

@@ -3,6 +3,7 @@
 What is special to a model family stands here and in `families.py`; the decode loop knows none of it.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from langchain_mara.attention import attention_implementation, grouped
 from langchain_mara.cache import RaggedCache
+from langchain_mara.compiled import Backend, SiblingTokens, padded, run_compiled
 from langchain_mara.families import (
     attention_windows,
     context_length,
@@ -21,6 +23,7 @@ from langchain_mara.families import (
     scale_logits,
 )
 from langchain_mara.masks import attention_mask, visible_in_pass, visible_keys
+from langchain_mara.packing import is_packed
 from langchain_mara.probe import verify_siblings
 
 PREFILL_TOKENS = 1024
@@ -34,6 +37,8 @@ class PolicyModel:
 
     Args:
         model: Any `AutoModelForCausalLM` with standard attention; it is put into eval mode.
+        compile: Whether passes over siblings run as compiled graphs; where the model does not allow it they run as they
+            are, after a warning.
 
     Attributes:
         hidden_size: Size d of a state.
@@ -46,7 +51,7 @@ class PolicyModel:
         UnsupportedModelError: If siblings cannot be evaluated in one pass; the sentence says why.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, compile: bool = False, _backend: Backend = "inductor") -> None:  # noqa: A002
         refuse_unsupported(model)
         self.model = model.eval()
         self.config = model.config.get_text_config(decoder=True)
@@ -58,7 +63,16 @@ class PolicyModel:
         self.vocabulary_size = int(self.config.vocab_size)
         self.device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
         self.passes = self.prefilled = 0
+        self.compile, self._backend = False, _backend
         verify_siblings(self)
+        if compile and is_packed(model):
+            compile = False  # noqa: A001
+            warnings.warn(
+                "Packed linear layers cannot be compiled: passes run as they are. Load the model with packed=False.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self.compile = compile
 
     @property
     def name(self) -> str:
@@ -67,7 +81,7 @@ class PolicyModel:
 
     def new_cache(self) -> RaggedCache:
         """An empty cache for this model."""
-        return RaggedCache(int(self.config.num_hidden_layers), self.device)
+        return RaggedCache(int(self.config.num_hidden_layers), self.device, static=self.compile)
 
     def prefill(self, cache: RaggedCache, first_row: int, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Commits whole prompts to fresh rows.
@@ -170,6 +184,11 @@ class PolicyModel:
         Returns:
             (rows, width, d) states after the final norm, in the model's dtype.
         """
+        asked_rows, asked = token_ids.shape
+        if self.compile:
+            tokens = SiblingTokens(token_ids, slots, positions, span, depths)
+            token_ids, slots, positions, span, depths = padded(tokens)
+            cache.reserve(len(positions), span)
         rows, width = token_ids.shape
         row_index = torch.arange(rows, device=slots.device).unsqueeze(-1)
         cache.begin_pass(cache.flat(row_index, slots).flatten(), read=(0, rows, span))
@@ -183,7 +202,8 @@ class PolicyModel:
             prefix = visible_keys(cache.positions[:rows, :span], query_positions, window)
             return prefix.scatter_(-1, places, visible_in_pass(query_positions, depths, window))
 
-        return self._forward(cache, token_ids, query_positions, visible)
+        states = self._forward(cache, token_ids, query_positions, visible, slots if self.compile else None)
+        return states[:asked_rows, :asked]
 
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits (n, vocabulary) of (n, d) states, in the model's dtype."""
@@ -191,25 +211,36 @@ class PolicyModel:
         return scale_logits(self.config, self.head(states.to(weight.device)))
 
     def _forward(
-        self, cache: RaggedCache, token_ids: Tensor, positions: Tensor, visible: Callable[[int | None], Tensor]
+        self,
+        cache: RaggedCache,
+        token_ids: Tensor,
+        positions: Tensor,
+        visible: Callable[[int | None], Tensor],
+        slots: Tensor | None = None,
     ) -> Tensor:
-        """One forward pass; `visible` gives the (batch, queries, keys) mask for a size of window."""
+        """One forward pass, compiled if told the slots.
+
+        `visible` gives the (batch, queries, keys) mask for a size of window.
+        """
         implementation = attention_implementation(self.config)
         masks = {
             kind: attention_mask(visible(window), implementation, self.model.dtype)
             for kind, window in self.windows.items()
         }
         self.passes += 1
+        inputs = {
+            "input_ids": token_ids,
+            # A model with one kind of layer takes the mask itself; only mixed ones know the dict.
+            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+            "position_ids": positions.contiguous(),
+        }
         with grouped(self.model, self.config):
-            output = self.backbone(
-                input_ids=token_ids,
-                # A model with one kind of layer takes the mask itself; only mixed ones know the dict.
-                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
-        states: Tensor = output.last_hidden_state
+            if slots is not None:
+                window = cache.window(len(slots), next(iter(masks.values())).shape[-1])
+                compiled = run_compiled(self.backbone, inputs, slots, window, self._backend)
+                if compiled is not None:
+                    return compiled
+            states: Tensor = self.backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
         return states
 
 

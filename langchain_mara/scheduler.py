@@ -35,12 +35,14 @@ class Pace(NamedTuple):
         width: Most siblings of a row in one pass, or None.
         prefix_memory: Bytes of keys and values kept for prompts that begin like earlier ones.
         draft: Most drafted tokens of a row in one pass.
+        compile: Whether passes over siblings run as compiled graphs.
     """
 
     batch_size: int = DEFAULT_BATCH_SIZE
     width: int | None = DEFAULT_WIDTH
     prefix_memory: int = DEFAULT_PREFIX_MEMORY
     draft: int = DEFAULT_DRAFT
+    compile: bool = False
 
 
 class Call:
@@ -49,7 +51,7 @@ class Call:
     Args:
         policy: The policy model.
         requests: To be decoded in this order.
-        pace: Batch size, width, draft and prefix memory.
+        pace: Batch size, width, draft, prefix memory and whether passes are compiled.
         on_decision: Given every decision, in the decoding thread; what it raises fails that request.
         on_leave: Given every request that has ended, in the decoding thread, once.
     """

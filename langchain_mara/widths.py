@@ -127,7 +127,9 @@ def measure_costs(policy: PolicyModel) -> Costs:
         policy: The policy model.
     """
     times: dict[int, list[float]] = {}
-    start, passes, prefilled = time.perf_counter(), policy.passes, policy.prefilled
+    start = time.perf_counter()
+    # Its passes are nobody's, and none is compiled, which would take minutes.
+    policy = PolicyModel(policy.model)
     cache = policy.new_cache()
     try:
         policy.prefill(cache, 0, [[0] * min(16, (policy.context or 17) - 1)])
@@ -139,7 +141,6 @@ def measure_costs(policy: PolicyModel) -> Costs:
                     times.setdefault(tokens, []).append(seconds)
     except torch.OutOfMemoryError:
         pass  # what was measured before is enough to choose among what fits
-    policy.passes, policy.prefilled = passes, prefilled
     return Costs(list(times) or [1], [median(one) for one in times.values()] or [1.0])
 
 

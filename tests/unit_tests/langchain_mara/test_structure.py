@@ -23,9 +23,9 @@ EXPECTED_TRAINING = [
 # Each room may use the rooms to its left.
 ORDER = [
     "exceptions", "_version", "candidates", "options", "packing", "fingerprints", "agent", "prefixes", "cache", "masks",
-    "attention", "families", "probe", "policy", "requests", "drafts", "rows", "table", "widths", "passes", "batch",
-    "decoding", "generation", "stopping", "trace", "scheduler", "completions", "adapters", "loading", "templates",
-    "demo", "tools", "local", "messages", "chat_models", "llms", "cli",
+    "attention", "families", "probe", "compiled", "policy", "requests", "drafts", "rows", "table", "widths", "passes",
+    "batch", "decoding", "generation", "stopping", "trace", "scheduler", "completions", "adapters", "loading",
+    "templates", "demo", "tools", "local", "messages", "chat_models", "llms", "cli",
 ]  # fmt: skip
 
 

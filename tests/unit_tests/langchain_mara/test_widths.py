@@ -121,26 +121,26 @@ def test_measuring_leaves_no_trace_and_costs_grow(policy: PolicyModel) -> None:
 
 
 def test_slow_passes_show_in_the_costs(policy: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    siblings = policy.siblings
+    siblings = PolicyModel.siblings
 
-    def slow(cache: Any, token_ids: Tensor, *args: Any) -> Tensor:
+    def slow(self: PolicyModel, cache: Any, token_ids: Tensor, *args: Any) -> Tensor:
         time.sleep(0.02 if token_ids.shape[1] > 16 else 0.0)
-        return siblings(cache, token_ids, *args)
+        return siblings(self, cache, token_ids, *args)
 
-    monkeypatch.setattr(policy, "siblings", slow)
+    monkeypatch.setattr(PolicyModel, "siblings", slow)
     costs = measure_costs(policy)
     assert costs.of(32) > 0.02 > costs.of(16)
 
 
 def test_memory_that_ends_while_measuring_is_no_failure(policy: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    siblings = policy.siblings
+    siblings = PolicyModel.siblings
 
-    def narrow(cache: Any, token_ids: Tensor, *args: Any) -> Tensor:
+    def narrow(self: PolicyModel, cache: Any, token_ids: Tensor, *args: Any) -> Tensor:
         if token_ids.shape[1] > 4:
             raise torch.OutOfMemoryError
-        return siblings(cache, token_ids, *args)
+        return siblings(self, cache, token_ids, *args)
 
-    monkeypatch.setattr(policy, "siblings", narrow)
+    monkeypatch.setattr(PolicyModel, "siblings", narrow)
     assert measure_costs(policy).tokens == [1, 2, 4]
 
 

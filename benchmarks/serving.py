@@ -29,6 +29,7 @@ from rich.table import Table
 from tables import Output, console, publish
 
 from langchain_mara import MaraLLM
+from langchain_mara.packing import pack
 from langchain_mara.policy import PolicyModel
 
 _WORDS = "how can I tell my neighbour that the garden house needs a new roof before winter comes"
@@ -44,6 +45,7 @@ def make_llm(name: str, **kwargs: Any) -> MaraLLM:
         return MaraLLM.demo(device="cpu", **kwargs)
     demo = MaraLLM.demo(device="cpu")
     model = load(None if name == "135m" else name, "cuda" if torch.cuda.is_available() else "cpu", torch.float32)
+    pack(model)  # as models loaded by name are on the CPU
     agent = CoinAgent(model.config.hidden_size).to(model.device).eval()
     # The answers' text is noise: any tokenizer will do, as long as a stream has some text for every token.
     demo.tokenizer.add_tokens([f" word{number}" for number in range(len(demo.tokenizer), model.config.vocab_size)])
@@ -63,12 +65,12 @@ def throughput(
     model: Model = "135m",
     calls: int = 32,
     new_tokens: NewTokens = 24,
-    width: int = 2,
+    width: Annotated[int, typer.Option(help="Siblings per pass; 0 chooses.")] = 0,
     repeats: int = 3,
     output: Output = None,
 ) -> None:
     """Concurrent calls against the same calls one after another, and the latency of one among many."""
-    llm = make_llm(model, max_new_tokens=new_tokens, min_new_tokens=new_tokens, batch_size=calls, width=width)
+    llm = make_llm(model, max_new_tokens=new_tokens, min_new_tokens=new_tokens, batch_size=calls, width=width or None)
     prompts = questions(calls)
 
     async def alone() -> list[str]:
@@ -103,7 +105,7 @@ def throughput(
         if texts["alone"] != texts["together"]:
             differing = sum(a != b for a, b in zip(texts["alone"], texts["together"], strict=True))
             console.print(f"repeat {repeat}: {differing} of {calls} answers differ (rounding in float32)")
-    table = Table("measure", "median", title=f"{calls} calls of {new_tokens} tokens on {model}, width {width}")
+    table = Table("measure", "median", title=f"{calls} calls of {new_tokens} tokens on {model}, width {width or 'chosen'}")
     measured = {name: values[1:] for name, values in rows.items()}
     for name in ("alone", "together"):
         rate = statistics.median(calls * new_tokens / seconds for seconds in measured[name])

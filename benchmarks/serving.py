@@ -105,7 +105,8 @@ def throughput(
         if texts["alone"] != texts["together"]:
             differing = sum(a != b for a, b in zip(texts["alone"], texts["together"], strict=True))
             console.print(f"repeat {repeat}: {differing} of {calls} answers differ (rounding in float32)")
-    table = Table("measure", "median", title=f"{calls} calls of {new_tokens} tokens on {model}, width {width or 'chosen'}")
+    pace = f"width {width or 'chosen'}"
+    table = Table("measure", "median", title=f"{calls} calls of {new_tokens} tokens on {model}, {pace}")
     measured = {name: values[1:] for name, values in rows.items()}
     for name in ("alone", "together"):
         rate = statistics.median(calls * new_tokens / seconds for seconds in measured[name])

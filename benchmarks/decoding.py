@@ -249,7 +249,6 @@ def systems(
     drafts: list[int],
 ) -> dict[str, Run]:
     """What is compared, by name; the two yardsticks come first."""
-    model = policies[0].model
 
     def reference() -> int:
         return sum(reference_loop(model, agent, one, options) for one in prompts[:_REFERENCE_PROMPTS])

@@ -218,7 +218,7 @@ def _trained(name: str, seed: int, folder: Path, options: dict[str, float], ever
 @app.command(hidden=True)
 def train(name: str, seed: int, folder: Path, options: str, every: Annotated[int, typer.Argument()] = 1) -> None:
     """What `table` and `tune` start: one training, with its processor seconds and its peak of memory."""
-    llm, rows = MaraLLM.demo(agent=None, device="cpu"), pairs(seed)[::every]
+    llm, rows = MaraLLM.demo(agent=None, device="cpu", packed=False), pairs(seed)[::every]
     if name in CHOSEN:
         import trl.trainer.dpo_trainer  # noqa: F401, PLC0415 - the import is no part of the training
     reset_peak("cpu")

@@ -23,7 +23,7 @@ def dpo() -> Any:
 
 @pytest.fixture
 def llm() -> MaraLLM:
-    return MaraLLM.demo(agent=None, device="cpu")
+    return MaraLLM.demo(agent=None, device="cpu", packed=False)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def rows(dpo: ModuleType) -> list[dict[str, Any]]:
 def test_dpo_trains_and_its_model_loads_as_any_other(
     dpo: ModuleType, llm: MaraLLM, rows: list[dict[str, Any]], tmp_path: Path, lora: bool
 ) -> None:
-    plain = MaraLLM.demo(agent=None, device="cpu").model
+    plain = MaraLLM.demo(agent=None, device="cpu", packed=False).model
     with torch.enable_grad():
         trained, parameters = dpo.fit_dpo(llm, rows, 0, lora=lora, learning_rate=1e-3, epochs=1, max_steps=2)
     trained.save_pretrained(tmp_path)

@@ -57,6 +57,7 @@ def test_a_packed_model_holds_the_same_weights(tied: bool) -> None:
     before, after = model.state_dict(), twin.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(one.requires_grad for one in after.values())
     plain, unpacked = dict(model.named_parameters()), dict(named_weights(twin))
     assert list(plain) == list(unpacked)
     assert all(torch.equal(plain[name], unpacked[name]) for name in plain)

@@ -207,7 +207,8 @@ class PolicyModel:
 
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits (n, vocabulary) of (n, d) states, in the model's dtype."""
-        weight = getattr(self.head, "weight", states)
+        # Asking a packed head for its weight would unpack it, which costs more than the product.
+        weight = next(self.head.parameters(), states)
         return scale_logits(self.config, self.head(states.to(weight.device)))
 
     def _forward(

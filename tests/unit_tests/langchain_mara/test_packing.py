@@ -10,9 +10,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from langchain_mara import MaraLLM
+from langchain_mara import DecodingOptions, MaraAgent, MaraLLM
+from langchain_mara.decoding import decode
 from langchain_mara.fingerprints import model_fingerprint
 from langchain_mara.packing import PackedLinear, is_packed, named_weights, pack
+from langchain_mara.policy import PolicyModel
+from langchain_mara.requests import Request
 
 IDS = torch.tensor([[5, 9, 2, 7]])
 
@@ -63,6 +66,14 @@ def test_a_packed_model_holds_the_same_weights(tied: bool) -> None:
     assert all(torch.equal(plain[name], unpacked[name]) for name in plain)
     assert model_fingerprint(model) == model_fingerprint(twin)
     assert sum(one.numel() for one in twin.parameters()) < sum(one.numel() for one in model.parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_decoding_never_unpacks(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = PolicyModel(packed_twin(tiny(tie_word_embeddings=tied)))
+    monkeypatch.setattr(PackedLinear, "weight", property(lambda _: pytest.fail("a weight was unpacked")))
+    decisions = list(decode(policy, [Request([5, 9, 2], DecodingOptions(max_new_tokens=4), MaraAgent(32))]))
+    assert len(decisions) == 4
 
 
 @pytest.mark.parametrize("tied", [True, False])

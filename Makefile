@@ -22,10 +22,12 @@ types: $(INSTALLED)  ## mypy, strict
 
 bench: $(INSTALLED)  ## speed and memory, as ratios: benchmarks/RESULTS.md, in about half an hour
 	$(BIN)/python benchmarks/decoding.py --batch 1 --batch 32 --output $(RESULTS)/decoding.jsonl
-	$(BIN)/python benchmarks/decoding.py --copying --batch 1 --accept 90 --width 1 --draft 0 --draft 8 --output $(RESULTS)/decoding.jsonl
-	$(BIN)/python benchmarks/overheads.py --batch 1 --batch 8 --output $(RESULTS)/decoding.jsonl
+	$(BIN)/python benchmarks/decoding.py --copying --batch 1 --accept 90 --accept 70 --width 0 --draft 0 --draft 8 --new-tokens 48 --output $(RESULTS)/decoding.jsonl
+	$(BIN)/python benchmarks/overheads.py --new-tokens 24 --repeats 3 --output $(RESULTS)/decoding.jsonl
+	$(BIN)/python benchmarks/overheads.py --model demo --repeats 3 --output $(RESULTS)/decoding.jsonl
+	$(BIN)/python benchmarks/decoding.py --dtype bfloat16 --batch 1 --batch 32 --accept 70 --output $(RESULTS)/decoding.jsonl
 	$(BIN)/python benchmarks/context.py vocabulary --output $(RESULTS)/context.jsonl
-	$(BIN)/python benchmarks/context.py prompt --tokens 2048 --tokens 32768 --repeats 2 --output $(RESULTS)/context.jsonl
+	$(BIN)/python benchmarks/context.py prompt --tokens 2048 --tokens 32768 --repeats 1 --output $(RESULTS)/context.jsonl
 	$(BIN)/python benchmarks/serving.py throughput --model demo --output $(RESULTS)/serving.jsonl
 	$(BIN)/python benchmarks/serving.py throughput --repeats 1 --output $(RESULTS)/serving.jsonl
 	$(BIN)/python benchmarks/serving.py arrivals --model demo --output $(RESULTS)/serving.jsonl

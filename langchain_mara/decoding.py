@@ -7,7 +7,7 @@ chunk of candidates while another is already at its next position (ALGORITHM.md 
     candidates.py  which tokens may come next       policy.py  a pass over rows and siblings
     rows.py        the rule, one row at a time      batch.py   rows side by side on the device
     table.py       their candidate sets             passes.py  what goes through the model together
-    drafts.py      tokens likely to come next       widths.py   how many siblings pay
+    drafts.py      tokens likely to come next       widths.py  how many siblings pay
     prefixes.py    beginnings kept for later prompts
 """
 

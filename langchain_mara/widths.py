@@ -132,7 +132,7 @@ def measure_costs(policy: PolicyModel) -> Costs:
     policy = PolicyModel(policy.model)
     cache = policy.new_cache()
     try:
-        policy.prefill(cache, 0, [[0] * min(16, (policy.context or 17) - 1)])
+        policy.prefill(cache, 0, [[0] * max(1, min(16, (policy.context or 17) - 1))])
         _seconds(policy, cache, 1)
         for repeat in range(_REPEATS):
             for tokens in _MEASURED_TOKENS:

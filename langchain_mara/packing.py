@@ -105,11 +105,13 @@ def pack(model: PreTrainedModel) -> bool:
     Returns:
         Whether the model is packed.
     """
-    places = list(_linear_layers(model))
+    places = _linear_layers(model)
     if not places or not _packable(model):
         return False
     embedding = model.get_input_embeddings().weight
-    for parent, name, linear in places:
+    for parent, name in places:
+        # Nothing else holds a plain layer, so that its memory is free before the next one is packed.
+        linear = getattr(parent, name)
         setattr(parent, name, PackedLinear(linear, shared=linear.weight is embedding))
     return True
 
@@ -119,25 +121,25 @@ def is_packed(model: nn.Module) -> bool:
     return any(isinstance(module, PackedLinear) for module in model.modules())
 
 
-def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """Parent, name and layer; layers that somebody has wrapped or hooked are not plain ones."""
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if type(child) is nn.Linear and not hasattr(child, "_hf_hook"):
-                yield parent, name, child
+def _linear_layers(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Parents and names; layers that somebody has wrapped or hooked are not plain ones."""
+    return [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and not hasattr(child, "_hf_hook")
+    ]
 
 
 def _packable(model: PreTrainedModel) -> bool:
     if getattr(model, "hf_quantizer", None) is not None or not torch.backends.mkldnn.is_available():
         return False
-    parameters = list(model.parameters())
-    if {one.device.type for one in parameters} != {"cpu"} or {one.dtype for one in parameters} - {
-        torch.float32,
-        torch.bfloat16,
-    }:
+    devices = {one.device.type for one in model.parameters()}
+    dtypes = {one.dtype for one in model.parameters()}
+    if devices != {"cpu"} or not dtypes <= {torch.float32, torch.bfloat16}:
         return False
     try:
-        for dtype in {one.dtype for one in parameters}:
+        for dtype in dtypes:
             PackedLinear(nn.Linear(16, 16, dtype=dtype))(torch.zeros(1, 16, dtype=dtype))
     except (RuntimeError, AttributeError):
         return False  # another build of PyTorch, or a processor without bfloat16

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,22 @@ def test_gradients_pass_through() -> None:
     PackedLinear(linear)(inputs).square().sum().backward()
     linear(same).square().sum().backward()
     torch.testing.assert_close(inputs.grad, same.grad)
+
+
+def test_each_plain_layer_is_gone_before_the_next_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed_twin(tiny())
+    model = tiny()
+    plain = [weakref.ref(module) for module in model.modules() if isinstance(module, nn.Linear)]
+    alive, init = [], PackedLinear.__init__
+
+    def watched(self: PackedLinear, linear: nn.Linear, **how: bool) -> None:
+        alive.append(sum(one() is not None for one in plain))
+        init(self, linear, **how)
+
+    monkeypatch.setattr(PackedLinear, "__init__", watched)
+    pack(model)
+    # The first call tries out whether packing works.
+    assert alive[1:] == list(range(len(plain), 0, -1))
 
 
 def test_what_cannot_be_packed_stays_as_it_is() -> None:

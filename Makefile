@@ -20,7 +20,7 @@ lint: $(INSTALLED)  ## style
 types: $(INSTALLED)  ## mypy, strict
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## speed and memory, as ratios: benchmarks/RESULTS.md, in about half an hour
+bench: $(INSTALLED)  ## speed and memory, as ratios: benchmarks/RESULTS.md, in well under an hour
 	$(BIN)/python benchmarks/decoding.py --batch 1 --batch 32 --output $(RESULTS)/decoding.jsonl
 	$(BIN)/python benchmarks/decoding.py --copying --batch 1 --accept 90 --accept 70 --width 0 --draft 0 --draft 8 --new-tokens 48 --output $(RESULTS)/decoding.jsonl
 	$(BIN)/python benchmarks/overheads.py --new-tokens 24 --repeats 3 --output $(RESULTS)/decoding.jsonl

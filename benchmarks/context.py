@@ -13,7 +13,6 @@ keys and values the tokens take up.
 import ctypes
 import gc
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,7 +20,8 @@ from typing import Annotated
 
 import torch
 import typer
-from memory import peak_bytes, reset_peak
+from decoding import placed
+from memory import measured
 from rich.table import Table
 from tables import Output, publish
 from torch import Tensor
@@ -59,14 +59,9 @@ def measure(one: Measured, work: Callable[[], object], device: str) -> None:
     """Adds a repeat."""
     gc.collect()
     _give_back_free_memory()
-    reset_peak(device)
-    start = time.perf_counter()
-    result = work()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    one.seconds.append(time.perf_counter() - start)
-    one.peak_bytes = max(one.peak_bytes, peak_bytes(device))
-    del result
+    stretch = measured(work, device)
+    one.seconds.append(stretch.seconds)
+    one.peak_bytes = max(one.peak_bytes, stretch.peak_bytes)
 
 
 def _give_back_free_memory() -> None:
@@ -128,10 +123,7 @@ def long_model(tokens: int, device: str, dtype: torch.dtype) -> PreTrainedModel:
         num_key_value_heads=2,
         max_position_embeddings=max(40_000, tokens + 1024),
     )
-    model = LlamaForCausalLM(config)
-    torch.nn.Module.to(model, device, dtype)
-    model.eval()
-    return model
+    return placed(LlamaForCausalLM(config), device, dtype)
 
 
 class Plain:

@@ -19,14 +19,13 @@ machine is noisy for all; ratios are formed within a repeat and their medians re
 
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import torch
 import typer
-from memory import peak_bytes, reset_peak
+from memory import measured
 from rich.progress import track
 from rich.table import Table
 from tables import Output, console, publish
@@ -85,12 +84,15 @@ class PassCounter:
 
 
 def load(model_id: str | None, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model by name with its weights, or a random one of the 135 M shape."""
-    if model_id is not None:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_id)
-    else:
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**SHAPE_135M))
+    """The model by name with its weights; a random one of the 135 M shape for `135m` or no name."""
+    if model_id not in (None, "135m"):
+        return placed(AutoModelForCausalLM.from_pretrained(model_id), device, dtype)
+    torch.manual_seed(0)
+    return placed(LlamaForCausalLM(LlamaConfig(**SHAPE_135M)), device, dtype)
+
+
+def placed(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The model itself, on a device, in a dtype, and in eval mode."""
     torch.nn.Module.to(model, device, dtype)
     model.eval()
     return model
@@ -119,9 +121,7 @@ def copying_model(device: str, dtype: torch.dtype) -> PreTrainedModel:
     embeddings = torch.nn.functional.normalize(weights.data)
     weights.data = embeddings
     model.lm_head.weight.data = 0.5 * embeddings.roll(1, 0) + 0.41 * embeddings.roll(2, 0)
-    torch.nn.Module.to(model, device, dtype)
-    model.eval()
-    return model
+    return placed(model, device, dtype)
 
 
 def repeating_prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
@@ -219,17 +219,12 @@ def measure(systems: dict[str, Run], counter: PassCounter, repeats: int, device:
     found = {name: Measured(name, []) for name in systems}
     for repeat in range(repeats + 1):
         for name, run in systems.items():
-            reset_peak(device)
             passes = counter.passes
-            start = time.perf_counter()
-            tokens = run()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
+            tokens, seconds, peak = measured(run, device)
             if repeat:
                 found[name].tokens_per_second.append(tokens / seconds)
             found[name].passes_per_token = (counter.passes - passes) / tokens
-            found[name].peak_bytes = max(found[name].peak_bytes, peak_bytes(device))
+            found[name].peak_bytes = max(found[name].peak_bytes, peak)
     return list(found.values())
 
 

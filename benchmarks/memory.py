@@ -1,6 +1,9 @@
-"""Peak memory of a stretch of work: CUDA's allocator, or the process's resident set on Linux."""
+"""Time and peak memory of a stretch of work: CUDA's allocator, or the process's resident set on Linux."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -23,6 +26,27 @@ def peak_bytes(device: str) -> int:
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated()) - _start_bytes
     return max(0, _resident("VmHWM") - _start_bytes)
+
+
+Result = TypeVar("Result")
+
+
+class Stretch(NamedTuple, Generic[Result]):
+    """What work returned, its seconds until the device is done, and the peak above what was in use before."""
+
+    result: Result
+    seconds: float
+    peak_bytes: int
+
+
+def measured(work: Callable[[], Result], device: str) -> Stretch[Result]:
+    """Does the work once."""
+    reset_peak(device)
+    start = time.perf_counter()
+    result = work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return Stretch(result, time.perf_counter() - start, peak_bytes(device))
 
 
 def resident_bytes() -> int:

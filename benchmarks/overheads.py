@@ -135,7 +135,7 @@ def main(
     if model == "demo":
         loaded = MaraLLM.demo(device=device, packed=False).model
     else:
-        loaded = load(None if model == "135m" else model, device, getattr(torch, dtype))
+        loaded = load(model, device, getattr(torch, dtype))
     engine = PolicyModel(packed_twin(loaded) if packed else loaded)
     agent = CoinAgent(engine.hidden_size).to(engine.device).eval()
     options = DecodingOptions(max_new_tokens=new_tokens, accept_threshold=1 - accept / 100)

@@ -44,7 +44,7 @@ def make_llm(name: str, **kwargs: Any) -> MaraLLM:
     if name == "demo":
         return MaraLLM.demo(device="cpu", **kwargs)
     demo = MaraLLM.demo(device="cpu")
-    model = load(None if name == "135m" else name, "cuda" if torch.cuda.is_available() else "cpu", torch.float32)
+    model = load(name, "cuda" if torch.cuda.is_available() else "cpu", torch.float32)
     pack(model)  # as models loaded by name are on the CPU
     agent = CoinAgent(model.config.hidden_size).to(model.device).eval()
     # The answers' text is noise: any tokenizer will do, as long as a stream has some text for every token.

@@ -21,9 +21,9 @@ from langchain_mara_training.rewards import WeightedRewards
 
 Rewards = WeightedRewards | RewardFunction | Sequence[RewardFunction]
 
-# Names that a reward function is called with anyway, so no column may have them.
 # Chosen widths hang on time, and states and probabilities on the width by their rounding: what trains must repeat.
 _WIDTH = 8
+# Names that a reward function is called with anyway, so no column may have them.
 _RESERVED = {"prompt", "prompts", "completion", "completions", "completion_ids"}
 
 

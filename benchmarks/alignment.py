@@ -29,13 +29,13 @@ from langchain_mara_training import (
     decode_system,
     preference_rate,
 )
-from langchain_mara_training.divergence import divergence
+from langchain_mara_training.demo.corpus import Quality, preference_pairs, prompts
+from langchain_mara_training.demo.judge import Judge
+from langchain_mara_training.evaluation.divergence import divergence
 from rich.table import Table
 from tables import RESULTS, Output, console, publish
 
 from langchain_mara import MaraAgent, MaraLLM
-from langchain_mara.demo.corpus import Quality, preference_pairs, prompts
-from langchain_mara.demo.judge import Judge
 
 Results = dict[str, dict[str, float]]
 """Of each system by its name: its figures by theirs."""

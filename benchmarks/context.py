@@ -27,8 +27,8 @@ from tables import Output, publish
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from langchain_mara.candidates import candidate_sets, log_probabilities
-from langchain_mara.policy import PolicyModel
+from langchain_mara.decoding.candidates import candidate_sets, log_probabilities
+from langchain_mara.policy.model import PolicyModel
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -32,13 +32,13 @@ from tables import Output, console, publish
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from langchain_mara.agent import MaraAgent
-from langchain_mara.candidates import candidate_sets
-from langchain_mara.decoding import DEFAULT_DRAFT, decode
-from langchain_mara.options import DecodingOptions
-from langchain_mara.packing import pack
-from langchain_mara.policy import PolicyModel
-from langchain_mara.requests import Request
+from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.decoding.candidates import candidate_sets
+from langchain_mara.decoding.loop import decode
+from langchain_mara.decoding.request import Request
+from langchain_mara.options import BATCH_DEFAULTS, DecodingOptions
+from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.packed_linear import pack
 
 SHAPE_135M: dict[str, Any] = {
     "vocab_size": 49152,
@@ -139,7 +139,7 @@ def make_prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
 
 
 class CoinAgent(MaraAgent):
-    """Costs what an agent costs, and accepts a fixed share of states whatever the context.
+    """PassCosts what an agent costs, and accepts a fixed share of states whatever the context.
 
     A random network's verdicts hang on the context more than on the candidate: some rows would never
     accept anything. A hash of the state decides instead; accept probabilities are uniform in [0, 1).
@@ -278,7 +278,7 @@ def main(
     batch: Annotated[list[int], typer.Option(help="Prompts at a time; repeatable.")] = [1, 8, 32],  # noqa: B006
     accept: Annotated[list[int], typer.Option(help="Percent accepted; repeatable.")] = [50, 70, 90],  # noqa: B006
     width: Annotated[list[int], typer.Option(help="Siblings per pass, 0 chooses; repeatable.")] = [0],  # noqa: B006
-    draft: Annotated[list[int], typer.Option(help="Drafted tokens per pass; repeatable.")] = [DEFAULT_DRAFT],  # noqa: B006
+    draft: Annotated[list[int], typer.Option(help="Drafted tokens per pass; repeatable.")] = [BATCH_DEFAULTS.draft],  # noqa: B006
     packed: Annotated[bool, typer.Option(help="Whether the engine's linear layers are packed, on the CPU.")] = True,
     compile: Annotated[bool, typer.Option("--compile", help="Also with compiled passes; none is packed then.")] = False,  # noqa: A002
     copying: Annotated[bool, typer.Option(help="A model of the same shape that repeats its prompt.")] = False,

@@ -29,8 +29,8 @@ from langchain_mara_training import (
     UpdateOptions,
     decode_system,
 )
-from langchain_mara_training.actor_critic import TwinCritics
-from langchain_mara_training.files import write_atomically
+from langchain_mara_training.reinforcement.actor_critic import TwinCritics
+from langchain_mara_training.storage.atomic import write_atomically
 from memory import peak_bytes, reset_peak
 from tables import RESULTS, Output, console
 from torch import nn

@@ -22,8 +22,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from killing import Job
-from langchain_mara_training.classifier import MaraClassifier
-from langchain_mara_training.features import SHARD_NAME, TokenLabels
+from langchain_mara_training.fitting.classifier import MaraClassifier
+from langchain_mara_training.labeling.token_labels import SHARD_NAME, TokenLabels
 from rich.progress import track
 from rich.table import Table
 from safetensors.numpy import save_file

@@ -23,13 +23,13 @@ import typer
 from decoding import load
 from killing import Job
 from langchain_mara_training import PreferenceLabeler
+from langchain_mara_training.demo.corpus import preference_pairs
 from rich.progress import track
 from rich.table import Table
 from tables import Output, console, publish
 from torch import Tensor
 
 from langchain_mara import MaraLLM
-from langchain_mara.demo.corpus import preference_pairs
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 Device = Annotated[str, typer.Option(help="Where the model computes.")]

@@ -30,10 +30,14 @@ from rich.table import Table
 from tables import Output, publish
 from torch import nn
 
-from langchain_mara import MaraLLM, batch, cache, policy, table
+from langchain_mara import MaraLLM
+from langchain_mara.decoding import batch
+from langchain_mara.decoding import candidate_table as table
 from langchain_mara.options import DecodingOptions
-from langchain_mara.packing import PackedLinear
-from langchain_mara.policy import PolicyModel
+from langchain_mara.policy import cache
+from langchain_mara.policy import model as policy
+from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.packed_linear import PackedLinear
 
 _KINDS = ("matrices", "attention", "cache", "mask", "candidates", "agents", "rest")
 _PLACES: list[tuple[Any, str, str]] = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from langchain_mara_training.files import write_atomically
+from langchain_mara_training.storage.atomic import write_atomically
 from tables import RESULTS, Machine, Record, read
 
 _HEAD = """# Results of the benchmarks

@@ -28,13 +28,13 @@ from curve import draw_learning
 from decoding import last_token, load
 from killing import Job
 from langchain_mara_training import EnvironmentOptions, MaraAligner, MaraClassifier, MaraSAC, UpdateOptions
-from langchain_mara_training.environment import take_steps
+from langchain_mara_training.reinforcement.environment import take_steps
 from rich.table import Table
 from tables import RESULTS, Output, console, publish
 from transformers import DynamicCache
 
 from langchain_mara import MaraAgent, MaraLLM
-from langchain_mara.candidates import candidate_sets
+from langchain_mara.decoding.candidates import candidate_sets
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 

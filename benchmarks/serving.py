@@ -29,8 +29,8 @@ from rich.table import Table
 from tables import Output, console, publish
 
 from langchain_mara import MaraLLM
-from langchain_mara.packing import pack
-from langchain_mara.policy import PolicyModel
+from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.packed_linear import pack
 
 _WORDS = "how can I tell my neighbour that the garden house needs a new roof before winter comes"
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from transformers.utils import logging
 
 from langchain_mara import MaraLLM
-from langchain_mara.requests import Decision
+from langchain_mara.decoding.request import Decision
 
 PROMPT = "How do I sneak into a concert?"
 POSITIONS = 8

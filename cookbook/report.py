@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from langchain_mara_training import BestOf, Decoding, PreferenceReward, RewardGuided, System, compare, write_report
-from langchain_mara_training.comparison import Comparison
+from langchain_mara_training.demo.corpus import Quality, preference_pairs, prompts
+from langchain_mara_training.demo.judge import Judge
+from langchain_mara_training.evaluation.comparison import Comparison
 from transformers.utils import logging
 
 from langchain_mara import MaraLLM
-from langchain_mara.demo.corpus import Quality, preference_pairs, prompts
-from langchain_mara.demo.judge import Judge
 
 COMMAND = "make report"
 PROMPTS_PER_KIND = 40

@@ -1,11 +1,39 @@
-"""Aligned local language models: token-level accept/reject decoding by a small agent."""
+"""Aligned local language models: token-level accept/reject decoding by a small agent.
+
+Public names are imported when they are first used, so that `import langchain_mara` and the `mara` command start
+without torch and transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from langchain_mara._version import __version__
-from langchain_mara.agent import MaraAgent
-from langchain_mara.chat_models import ChatMara
-from langchain_mara.exceptions import MaraError
-from langchain_mara.generation import mara_generate
-from langchain_mara.llms import MaraLLM
-from langchain_mara.options import DecodingOptions
+
+if TYPE_CHECKING:
+    from langchain_mara.agents.agent import MaraAgent
+    from langchain_mara.chat_models import ChatMara
+    from langchain_mara.custom_generate import mara_generate
+    from langchain_mara.exceptions import MaraError
+    from langchain_mara.llms import MaraLLM
+    from langchain_mara.options import DecodingOptions
 
 __all__ = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLLM", "__version__", "mara_generate"]
+
+_MODULES = {
+    "ChatMara": "chat_models",
+    "DecodingOptions": "options",
+    "MaraAgent": "agents.agent",
+    "MaraError": "exceptions",
+    "MaraLLM": "llms",
+    "mara_generate": "custom_generate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -14,14 +14,14 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict
 from typing_extensions import override
 
-from langchain_mara.completions import Completion, acomplete, complete
+from langchain_mara._base import LocalModel
+from langchain_mara._messages import Answer, forced_names, to_template
 from langchain_mara.exceptions import OptionsError, PromptError
-from langchain_mara.local import LocalModel
-from langchain_mara.messages import Answer, forced_names, to_template
-from langchain_mara.stopping import Stop, as_list
-from langchain_mara.templates import encode_messages
-from langchain_mara.tools import MARKERS, ToolCallParser, forced_opening, tool_format
-from langchain_mara.trace import Trace
+from langchain_mara.serving.completion import Completion, acomplete, complete
+from langchain_mara.text.chat_template import encode_messages
+from langchain_mara.text.detokenizer import Stop, as_list
+from langchain_mara.text.tool_calls import MARKERS, ToolCallParser, forced_opening, tool_format
+from langchain_mara.tracing.trace import Trace
 
 _CALL_ONLY = {"model", "tools", "tool_choice", "stream", "ls_structured_output_format", "structured_output_format"}
 

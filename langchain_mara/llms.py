@@ -12,13 +12,13 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ConfigDict
 from typing_extensions import override
 
+from langchain_mara._base import LocalModel
 from langchain_mara.chat_models import ChatMara
-from langchain_mara.completions import Completion, Piece, acomplete, complete, token_usage
 from langchain_mara.exceptions import OptionsError, PromptError
-from langchain_mara.local import LocalModel
-from langchain_mara.stopping import Stop, as_list
-from langchain_mara.templates import encode_prompt
-from langchain_mara.trace import Trace
+from langchain_mara.serving.completion import Completion, CompletionDelta, acomplete, complete, token_usage
+from langchain_mara.text.chat_template import encode_prompt
+from langchain_mara.text.detokenizer import Stop, as_list
+from langchain_mara.tracing.trace import Trace
 
 
 class MaraLLM(LocalModel, BaseLLM):
@@ -282,7 +282,7 @@ def _listeners(llm: MaraLLM, completions: Sequence[Completion], managers: Sequen
     return dict(zip(completions[:: llm.n], managers, strict=False))
 
 
-def _chunk(piece: Piece) -> GenerationChunk | None:
+def _chunk(piece: CompletionDelta) -> GenerationChunk | None:
     """What a stream yields for a piece; None for nothing."""
     if not piece.text and not piece.last:
         return None

@@ -1,15 +1,20 @@
-"""Decoding options of one request, validated once where they enter."""
+"""Decoding options, batch settings and their defaults. Each default of the library is written here, once."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from langchain_mara.candidates import Order
 from langchain_mara.exceptions import OptionsError
 
+Order = Literal["descending", "reversed", "top-1-last", "sampled"]
+"""Order in which candidates are examined."""
 Strategy = Literal["first-accept", "max-prob", "random", "sampled"]
+"""Which of the accepted candidates is emitted."""
+
+DEFAULT_QUEUE_SIZE = 4096
+"""Most prompts that may wait for a loaded model."""
 
 
 class DecodingFields(BaseModel):
@@ -66,6 +71,32 @@ class DecodingOptions(DecodingFields):
             return cls(**values)
         except ValidationError as error:
             raise options_error(error, cls.model_fields) from None
+
+
+DEFAULTS = DecodingOptions()
+"""The decoding options where nothing else is said."""
+
+
+class BatchConfig(NamedTuple):
+    """What decides speed and memory, never results. Only requests with equal settings share a batch.
+
+    Attributes:
+        batch_size: Most sequences at a time.
+        width: Most siblings of a sequence in one pass; None chooses the width pass by pass, by measuring.
+        prefix_memory: Most bytes of keys and values kept for prompts that begin like earlier ones.
+        draft: Most drafted tokens of a sequence in one pass.
+        compile: Whether passes over siblings run as compiled graphs.
+    """
+
+    batch_size: int = 8
+    width: int | None = None
+    prefix_memory: int = 512 * 2**20
+    draft: int = 0
+    compile: bool = False
+
+
+BATCH_DEFAULTS = BatchConfig()
+"""The batch settings where nothing else is said."""
 
 
 def options_error(error: ValidationError, known: Iterable[str]) -> OptionsError:

@@ -11,7 +11,7 @@ import transformers as hf
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from langchain_mara.agent import MaraAgent
+from langchain_mara.agents.agent import MaraAgent
 
 SIZES = {
     "vocab_size": 97,

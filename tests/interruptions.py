@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from langchain_mara_training.actor_critic import ActorCritic
+from langchain_mara_training.reinforcement.actor_critic import ActorCritic
 
 
 @contextmanager

@@ -1,6 +1,1 @@
-"""The embedded demonstration: a small policy model and its agent, with the code that makes both from nothing."""
-
-from pathlib import Path
-
-MODEL_FOLDER = Path(__file__).parent / "model"
-AGENT_FOLDER = Path(__file__).parent / "agent"
+"""The bundled model and its agent. `langchain_mara_training.demo` holds the code that makes them."""

@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from langchain_mara_training.demo.corpus import preference_pairs, prompts
+from langchain_mara_training.demo.judge import Judge
+from langchain_mara_training.demo.measure import Shares, measure
+from langchain_mara_training.demo.topics import topics
 
 from langchain_mara import MaraLLM
-from langchain_mara.demo.corpus import preference_pairs, prompts
-from langchain_mara.demo.judge import Judge
-from langchain_mara.demo.measure import Shares, measure
-from langchain_mara.demo.topics import topics
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 PROMPTS = 200

@@ -5,7 +5,7 @@ from parrot import FOLDER, SURE, Lesson, encode, lessons, openings, render, taug
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from langchain_mara import MaraLLM
-from langchain_mara.loading import load_model
+from langchain_mara.loading.models import load_model
 
 Parrot = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 

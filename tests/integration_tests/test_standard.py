@@ -9,7 +9,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 from parrot import FOLDER
 
 from langchain_mara import ChatMara
-from langchain_mara.loading import load_model_once
+from langchain_mara.loading.models import load_model_once
 
 
 class Parrot:

@@ -14,7 +14,7 @@ import psutil, ray, torch
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import MaraError
 from langchain_mara_training import MaraSAC
-from langchain_mara_training.players import LocalPlayers
+from langchain_mara_training.players import InProcessWorkers
 
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)
@@ -46,7 +46,7 @@ def weights(folder=None, what=None, own=llm, **options):
 def distance(one, other):
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
-class AheadHere(LocalPlayers):
+class AheadHere(InProcessWorkers):
     ahead = True
     def begin(self, prompts, seeds, weights):
         now = {name: one.clone() for name, one in self.llm.agent.state_dict().items()}

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from langchain_mara.demo import AGENT_FOLDER, MODEL_FOLDER
+from langchain_mara.loading.models import DEMO_AGENT_FOLDER, DEMO_MODEL_FOLDER
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,6 +33,6 @@ def test_links_to_files_lead_somewhere() -> None:
 
 
 def test_the_demonstration_stays_small_enough_for_the_wheel() -> None:
-    size = sum(file.stat().st_size for file in MODEL_FOLDER.parent.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in DEMO_MODEL_FOLDER.parent.rglob("*") if file.is_file())
     assert size <= 6_000_000
-    assert (AGENT_FOLDER / "model.safetensors").exists()
+    assert (DEMO_AGENT_FOLDER / "model.safetensors").exists()

@@ -7,29 +7,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from langchain_mara_training.actor_critic import UpdateOptions
     from langchain_mara_training.aligner import MaraAligner
-    from langchain_mara_training.classifier import MaraClassifier
-    from langchain_mara_training.comparison import Answer, Comparison, compare
-    from langchain_mara_training.environment import EnvironmentOptions
-    from langchain_mara_training.evaluation import Decoded, best_of_n, decode_system
-    from langchain_mara_training.features import TokenLabels
-    from langchain_mara_training.labels import PreferenceLabeler
-    from langchain_mara_training.preference_rates import Preference, preference_rate
-    from langchain_mara_training.recipe import Recipe
-    from langchain_mara_training.report import write_report
-    from langchain_mara_training.reward_guided import RewardGuided
-    from langchain_mara_training.reward_models import (
+    from langchain_mara_training.evaluation.comparison import Answer, Comparison, compare
+    from langchain_mara_training.evaluation.evaluate import Decoded, best_of_n, decode_system
+    from langchain_mara_training.evaluation.preference_rate import Preference, preference_rate
+    from langchain_mara_training.evaluation.report.page import write_report
+    from langchain_mara_training.evaluation.report.retrace import retrace
+    from langchain_mara_training.evaluation.reward_guided import RewardGuided
+    from langchain_mara_training.evaluation.systems import Aligner, BestOf, CorrectorBaseline, Decoding, System
+    from langchain_mara_training.fitting.classifier import MaraClassifier
+    from langchain_mara_training.labeling.preference import PreferenceLabeler
+    from langchain_mara_training.labeling.rollout import RolloutLabeler, RolloutOptions
+    from langchain_mara_training.labeling.token_labels import TokenLabels
+    from langchain_mara_training.reinforcement.actor_critic import UpdateOptions
+    from langchain_mara_training.reinforcement.environment import EnvironmentOptions
+    from langchain_mara_training.reinforcement.recipe import Recipe
+    from langchain_mara_training.reinforcement.sac import MaraSAC
+    from langchain_mara_training.rewards.preference_reward import PreferenceReward
+    from langchain_mara_training.rewards.published import (
         BeaverReward,
         SequenceClassificationReward,
         UltraRMReward,
         ZiyaReward,
     )
-    from langchain_mara_training.rewards import PreferenceReward, WeightedRewards
-    from langchain_mara_training.rollouts import RolloutLabeler, RolloutOptions
-    from langchain_mara_training.sac import MaraSAC
-    from langchain_mara_training.systems import Aligner, BestOf, Decoding, System
-    from langchain_mara_training.traces import retrace
+    from langchain_mara_training.rewards.weighted import WeightedRewards
 
 __all__ = [
     "Aligner",
@@ -37,6 +38,7 @@ __all__ = [
     "BeaverReward",
     "BestOf",
     "Comparison",
+    "CorrectorBaseline",
     "Decoded",
     "Decoding",
     "EnvironmentOptions",
@@ -65,39 +67,52 @@ __all__ = [
     "write_report",
 ]
 
-_ROOMS = {
-    "actor_critic": ["UpdateOptions"],
-    "aligner": ["MaraAligner"],
-    "classifier": ["MaraClassifier"],
-    "environment": ["EnvironmentOptions"],
-    "comparison": ["Answer", "Comparison", "compare"],
-    "evaluation": ["Decoded", "best_of_n", "decode_system"],
-    "features": ["TokenLabels"],
-    "labels": ["PreferenceLabeler"],
-    "preference_rates": ["Preference", "preference_rate"],
-    "recipe": ["Recipe"],
-    "report": ["write_report"],
-    "reward_guided": ["RewardGuided"],
-    "reward_models": ["BeaverReward", "SequenceClassificationReward", "UltraRMReward", "ZiyaReward"],
-    "rewards": ["PreferenceReward", "WeightedRewards"],
-    "rollouts": ["RolloutLabeler", "RolloutOptions"],
-    "sac": ["MaraSAC"],
-    "systems": ["Aligner", "BestOf", "Decoding", "System"],
-    "traces": ["retrace"],
+_MODULES = {
+    "Aligner": "evaluation.systems",
+    "Answer": "evaluation.comparison",
+    "BeaverReward": "rewards.published",
+    "BestOf": "evaluation.systems",
+    "Comparison": "evaluation.comparison",
+    "CorrectorBaseline": "evaluation.systems",
+    "Decoded": "evaluation.evaluate",
+    "Decoding": "evaluation.systems",
+    "EnvironmentOptions": "reinforcement.environment",
+    "MaraAligner": "aligner",
+    "MaraClassifier": "fitting.classifier",
+    "MaraSAC": "reinforcement.sac",
+    "Preference": "evaluation.preference_rate",
+    "PreferenceLabeler": "labeling.preference",
+    "PreferenceReward": "rewards.preference_reward",
+    "Recipe": "reinforcement.recipe",
+    "RewardGuided": "evaluation.reward_guided",
+    "RolloutLabeler": "labeling.rollout",
+    "RolloutOptions": "labeling.rollout",
+    "SequenceClassificationReward": "rewards.published",
+    "System": "evaluation.systems",
+    "TokenLabels": "labeling.token_labels",
+    "UltraRMReward": "rewards.published",
+    "UpdateOptions": "reinforcement.actor_critic",
+    "WeightedRewards": "rewards.weighted",
+    "ZiyaReward": "rewards.published",
+    "best_of_n": "evaluation.evaluate",
+    "compare": "evaluation.comparison",
+    "decode_system": "evaluation.evaluate",
+    "preference_rate": "evaluation.preference_rate",
+    "retrace": "evaluation.report.retrace",
+    "write_report": "evaluation.report.page",
 }
 
 
 def __getattr__(name: str) -> Any:
-    for room, names in _ROOMS.items():
-        if name in names:
-            try:
-                return getattr(import_module(f"{__name__}.{room}"), name)
-            except ModuleNotFoundError as error:
-                raise ModuleNotFoundError(
-                    f"{name} needs the training libraries: pip install 'langchain-mara[training]' ({error}).",
-                    name=error.name,
-                ) from error
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{name} needs the training libraries: pip install 'langchain-mara[training]' ({error}).",
+            name=error.name,
+        ) from error
 
 
 def __dir__() -> list[str]:

@@ -12,20 +12,21 @@ from sklearn.utils.validation import check_is_fitted
 
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import DataError, OptionsError
-from langchain_mara_training.answers import Answered, Start, answer, score_answers
-from langchain_mara_training.cards import save_agent
-from langchain_mara_training.classifier import MaraClassifier
-from langchain_mara_training.costs import count_passes
-from langchain_mara_training.data import Row, Source, read_pairs, read_prompts, read_rows
-from langchain_mara_training.features import TokenLabels
-from langchain_mara_training.files import write_atomically
-from langchain_mara_training.labels import PreferenceLabeler
-from langchain_mara_training.reward_calls import RewardFunction
-from langchain_mara_training.rewards import PreferenceReward, WeightedRewards
-from langchain_mara_training.rollouts import RolloutLabeler
+from langchain_mara_training.data.readers import Row, Source, read_pairs, read_prompts, read_rows
+from langchain_mara_training.fitting.classifier import MaraClassifier
+from langchain_mara_training.generation.costs import count_passes
+from langchain_mara_training.generation.generate import AnswerStart, GeneratedAnswer, answer, score_answers
+from langchain_mara_training.labeling.preference import PreferenceLabeler
+from langchain_mara_training.labeling.rollout import RolloutLabeler
+from langchain_mara_training.labeling.token_labels import TokenLabels
+from langchain_mara_training.rewards.calling import RewardFunction
+from langchain_mara_training.rewards.preference_reward import PreferenceReward
+from langchain_mara_training.rewards.weighted import WeightedRewards
+from langchain_mara_training.storage.atomic import write_atomically
+from langchain_mara_training.storage.model_card import save_agent
 
 Labeler = Literal["preference", "rollout"]
-Noted = dict[str, float]
+HistoryEntry = dict[str, float]
 """What the history says of a round."""
 
 _BATCH_SIZE = 32
@@ -107,7 +108,7 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         rows = self._read(X)
         functions = PreferenceReward().fit(rows) if self.reward_funcs is None else self.reward_funcs
         self.rewards_ = WeightedRewards(functions, self.reward_weights)
-        self.history_: list[Noted] = []
+        self.history_: list[HistoryEntry] = []
         self.llm_ = self.llm
         labels: TokenLabels | None = None
         for number in range(1, self.rounds + 1):
@@ -176,11 +177,11 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
             tables = {"Labels": {**origin, "rewards": self.rewards_.names}, "Fitting": fitting}
             save_agent(self.agent_, Path(self.output) / f"round-{number}" / "agent", tables)
 
-    def _noted(self, number: int, labels: TokenLabels, rows: Sequence[Row], costs: dict[str, float]) -> Noted:
+    def _noted(self, number: int, labels: TokenLabels, rows: Sequence[Row], costs: dict[str, float]) -> HistoryEntry:
         """The round's entry of the history: of one that was done before, as it was noted then."""
         file = None if self.output is None else Path(self.output) / f"round-{number}" / "history.json"
         if file is not None and file.is_file():
-            noted: Noted = json.loads(file.read_text(encoding="utf-8"))
+            noted: HistoryEntry = json.loads(file.read_text(encoding="utf-8"))
             return noted
         found = {"round": number, "labels": len(labels), "accept_share": float(labels.y.mean()), **costs}
         found["mean_reward"] = self._mean_reward(rows)
@@ -203,11 +204,12 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
             raise DataError("All answers drawn for a further round have the same reward. Set rounds=1.")
         return pairs
 
-    def _answers(self, rows: Sequence[Row], seed: int | None = None) -> list[Answered]:
+    def _answers(self, rows: Sequence[Row], seed: int | None = None) -> list[GeneratedAnswer]:
         """One answer for each row; drawn where a seed is given."""
         encoded = [self.llm_.encode(row["prompt"]) for row in rows]
         starts = [
-            Start(ids, seed=(seed or 0) * len(rows) + i, sampled=seed is not None) for i, ids in enumerate(encoded)
+            AnswerStart(ids, seed=(seed or 0) * len(rows) + i, sampled=seed is not None)
+            for i, ids in enumerate(encoded)
         ]
         return answer(self.llm_, starts, _BATCH_SIZE)
 

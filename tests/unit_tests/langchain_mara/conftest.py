@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from langchain_mara.agent import MaraAgent
+from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.llms import MaraLLM
 
 VOCABULARY = 97

@@ -16,8 +16,8 @@ from langchain_core.runnables import ConfigurableField
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from langchain_mara import ChatMara, MaraLLM
+from langchain_mara._messages import to_template
 from langchain_mara.exceptions import OptionsError, PromptError
-from langchain_mara.messages import to_template
 
 DRAWN: dict[str, Any] = {"order": "sampled", "temperature": 1.5}
 OPTIONS: list[dict[str, Any]] = [

@@ -8,10 +8,10 @@ from typer.testing import CliRunner, Result
 
 from langchain_mara import MaraLLM, __version__
 from langchain_mara.cli import app
-from langchain_mara.demo import AGENT_FOLDER, MODEL_FOLDER
+from langchain_mara.loading.models import DEMO_AGENT_FOLDER, DEMO_MODEL_FOLDER
 
 needs_demo = pytest.mark.skipif(
-    not (AGENT_FOLDER.is_dir() and MODEL_FOLDER.is_dir()), reason="the demonstration's agent is not built yet"
+    not (DEMO_AGENT_FOLDER.is_dir() and DEMO_MODEL_FOLDER.is_dir()), reason="the demonstration's agent is not built yet"
 )
 
 

@@ -6,9 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from langchain_mara import DecodingOptions, MaraError
-from langchain_mara.candidates import Order
 from langchain_mara.exceptions import OptionsError
-from langchain_mara.options import Strategy
+from langchain_mara.options import Order, Strategy
 
 INSIDE = {
     "top_k": [1, 10_000],

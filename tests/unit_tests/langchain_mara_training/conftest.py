@@ -4,9 +4,9 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+from langchain_mara_training.demo.corpus import preference_pairs
 
 from langchain_mara import MaraLLM
-from langchain_mara.demo.corpus import preference_pairs
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from langchain_mara_training.aligner import MaraAligner
-from langchain_mara_training.classifier import MaraClassifier
-from langchain_mara_training.labels import PreferenceLabeler
+from langchain_mara_training.fitting.classifier import MaraClassifier
+from langchain_mara_training.labeling.preference import PreferenceLabeler
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 

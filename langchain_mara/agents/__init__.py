@@ -1,0 +1,1 @@
+"""Agents: they accept or reject candidate tokens."""

@@ -1,0 +1,205 @@
+"""MaraAgent: the three-layer network that accepts or rejects a candidate's state (ALGORITHM.md section 1)."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from langchain_mara._version import __version__
+from langchain_mara.agents.reference_checkpoints import (
+    WEIGHTS_FILE,
+    agent_shape,
+    looks_local,
+    not_found,
+    read_reference,
+    resolve_reference,
+)
+from langchain_mara.exceptions import AgentMismatchError, CheckpointError
+from langchain_mara.policy.fingerprints import weights_fingerprint
+
+_MODEL_CARD = """---
+{{ card_data }}
+---
+
+# A MARA agent
+
+Accepts or rejects candidate next tokens of a frozen policy model while it decodes
+([paper](https://arxiv.org/abs/2505.19743)). `config.json` names the policy model it was trained on and the size of the
+states it reads.
+
+```python
+from langchain_mara import MaraLLM
+
+llm = MaraLLM.from_model_id("<the policy model>", agent="<this folder or repository>")
+```
+"""
+_SMALLEST_WIDTH = 4  # the second layer has a quarter of it
+
+
+class MaraAgent(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="langchain-mara",
+    paper_url="https://arxiv.org/abs/2505.19743",
+    tags=["mara", "alignment"],
+    model_card_template=_MODEL_CARD,
+):
+    """Accepts or rejects candidate next tokens of a frozen policy model, by their states.
+
+    `LayerNorm(d) -> Linear(d, width) -> ReLU -> Linear(width, width // 4) -> ReLU -> Linear(width // 4, 2)`,
+    in float32 whatever the policy model's dtype. Action 1 is accept, 0 is reject. Parameter names are
+    those of the reference's checkpoints (IAAR-Shanghai/MARA, `train/agents`).
+
+    Args:
+        hidden_size: Size d of the policy model's states.
+        width: Units of the first hidden layer.
+        policy_model: Name of the model the agent was trained on, kept for the user's orientation.
+        library_version: Version of langchain-mara that made the agent.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        width: int = 1024,
+        policy_model: str | None = None,
+        library_version: str = __version__,
+    ) -> None:
+        super().__init__()
+        if hidden_size < 1 or width < _SMALLEST_WIDTH:
+            raise ValueError(f"An agent needs hidden_size >= 1 and width >= {_SMALLEST_WIDTH}.")
+        self.hidden_size = hidden_size
+        self.width = width
+        self.policy_model = policy_model
+        self.library_version = library_version
+        self.ln = nn.LayerNorm(hidden_size)
+        self.linear1 = nn.Linear(hidden_size, width)
+        self.linear2 = nn.Linear(width, width // 4)
+        self.output_linear = nn.Linear(width // 4, 2)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Scores both actions.
+
+        Args:
+            states: (..., d), any float dtype.
+
+        Returns:
+            (..., 2) float32 logits: reject, accept.
+        """
+        hidden = self.linear1(self.ln(states.float())).relu()
+        logits: Tensor = self.output_linear(self.linear2(hidden).relu())
+        return logits
+
+    def accept_probability(self, states: Tensor, accept_action: int = 1) -> Tensor:
+        """Probability that each state's candidate is accepted.
+
+        Args:
+            states: (..., d), any float dtype.
+            accept_action: Which action counts as accept.
+
+        Returns:
+            (...,) float32 in [0, 1]; NaN where a state is not finite.
+        """
+        probability: Tensor = self(states).softmax(-1)[..., accept_action]
+        return probability
+
+    def check_fits(self, hidden_size: int, model_name: str) -> None:
+        """Refuses a policy model whose states the agent cannot read.
+
+        Raises:
+            AgentMismatchError: If the sizes differ.
+        """
+        if self.hidden_size != hidden_size:
+            trained_on = f" (trained on {self.policy_model})" if self.policy_model else ""
+            raise AgentMismatchError(
+                f"The agent{trained_on} reads states of size {self.hidden_size}, but {model_name} gives "
+                f"{hidden_size}. Use an agent trained on a model of hidden size {hidden_size}."
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with any weight; part of LangChain's cache key."""
+        return weights_fingerprint(self, sorted(self.state_dict().items()))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """Loads a folder written by `save_pretrained`, or a hub repository of that form.
+
+        Args:
+            pretrained_model_name_or_path: Folder or hub id.
+            **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `map_location`.
+
+        Raises:
+            CheckpointError: If it is missing, truncated, or holds something else than an agent.
+        """
+        source = os.path.expanduser(pretrained_model_name_or_path)  # noqa: PTH111 - may be a hub id
+        if looks_local(source) and not Path(source).exists():
+            raise CheckpointError(f"There is no folder {source}. Give a folder, or a hub id such as user/agent.")
+        if Path(source).is_file():
+            raise CheckpointError(
+                f"{source} is a file. from_pretrained takes the folder that save_pretrained wrote; "
+                "for a reference .pth use MaraAgent.from_reference."
+            )
+        try:
+            return super().from_pretrained(source, **kwargs)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{source}: config.json is not valid JSON ({error}).") from None
+        except (AttributeError, TypeError) as error:
+            raise CheckpointError(f"{source}: config.json holds no agent's configuration ({error}).") from None
+        except (OSError, HfHubHTTPError, HFValidationError) as error:
+            raise CheckpointError(not_found(source, error)) from None
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **kwargs: Any) -> Self:
+        hub = {
+            key: kwargs.pop(key, None)
+            for key in ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        }
+        folder = Path(model_id)
+        file = folder / WEIGHTS_FILE if folder.is_dir() else Path(hf_hub_download(model_id, WEIGHTS_FILE, **hub))
+        return cls._from_state(_read_safetensors(file), str(file), **kwargs).to(map_location)
+
+    @classmethod
+    def from_reference(cls, source: str | Path, policy_model: str | None = None) -> Self:
+        """Loads a `.pth` state dict of the reference implementation, without unpickling code.
+
+        Args:
+            source: Path of the file, or `repo:file` for a file in a hub repository, such as
+                `IAAR-Shanghai/MARA_AGENTS:mistral_v3_2_1_actor.pth`.
+            policy_model: Name of the model the agent was trained on, if known.
+
+        Raises:
+            CheckpointError: If it is missing, truncated, or holds something else than an agent.
+        """
+        file = resolve_reference(str(source))
+        return cls._from_state(read_reference(file), str(file), policy_model=policy_model)
+
+    @classmethod
+    def _from_state(cls, state: dict[str, Any], source: str, **config: Any) -> Self:
+        hidden_size, width = agent_shape(state, source)
+        declared = (config.setdefault("hidden_size", hidden_size), config.setdefault("width", width))
+        if declared != (hidden_size, width):
+            raise CheckpointError(
+                f"{source}: config.json says hidden size {declared[0]} and width {declared[1]}, "
+                f"the weights have {hidden_size} and {width}. The two files do not belong together."
+            )
+        agent = cls(**config)
+        try:
+            agent.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"{source} has wrong shapes: {error}") from None
+        return agent.eval()
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    if not file.exists():
+        raise CheckpointError(f"{file} is missing. The folder is no agent saved with save_pretrained.")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is truncated or corrupt ({error}). Save or download it again.") from None

@@ -1,0 +1,116 @@
+"""Candidate sets: top-k, then the nucleus of the renormalised top-k, then an order of examination.
+
+Pure tensor functions. The whole vocabulary is never sorted: `topk` first, the nucleus on what it
+leaves (ALGORITHM.md section 2; reference: the paper's section 3.2).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from langchain_mara.options import Order
+
+# 4 MiB in float32: about what the caches of a processor hold, and enough to keep a GPU busy.
+_LOGITS_AT_ONCE = 2**20
+
+
+class CandidateSets(NamedTuple):
+    """Ordered candidates of several positions. Entries at or beyond `counts` are meaningless.
+
+    Attributes:
+        token_ids: (rows, k) int64.
+        scores: (rows, k) float32, the logits the candidates were chosen by.
+        counts: (rows,) int64, 0 where no logit was finite.
+    """
+
+    token_ids: Tensor
+    scores: Tensor
+    counts: Tensor
+
+
+def candidate_sets(logits: Tensor, top_k: int = 40, top_p: float = 0.95) -> CandidateSets:
+    """Cuts logits down to candidate sets, most probable first.
+
+    A token stays while the renormalised top-k mass before it is below `top_p`; the first always
+    stays. Non-finite logits are never candidates.
+
+    Args:
+        logits: (rows, vocabulary), any float dtype. NaN and infinity may be overwritten with minus infinity.
+        top_k: Upper limit of a set's size, at least 1.
+        top_p: Nucleus mass in (0, 1].
+
+    Returns:
+        Sets with k = min(top_k, vocabulary).
+    """
+    scores, token_ids = _largest(logits, min(top_k, logits.shape[-1]))
+    scores = scores.float()
+    probabilities = scores.softmax(-1)
+    mass_before = probabilities.cumsum(-1) - probabilities
+    keep = (mass_before < top_p) & scores.isfinite()
+    keep[:, 0] = scores[:, 0].isfinite()
+    return CandidateSets(token_ids, scores, keep.sum(-1))
+
+
+def _largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest finite logits of each row and their token ids, then minus infinity."""
+    # NaN and infinity come first among the largest, so the first of a row tells. Asking costs a sync on CUDA,
+    # where overwriting without asking costs a few microseconds.
+    if logits.device.type == "cpu":
+        scores, token_ids = logits.topk(k, dim=-1)
+        if bool((scores[:, 0] < torch.inf).all()):
+            return scores, token_ids
+    scores, token_ids = logits.nan_to_num_(-torch.inf, -torch.inf, -torch.inf).topk(k, dim=-1)
+    return scores, token_ids
+
+
+def log_probabilities(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """Log-probabilities of tokens over the whole vocabulary, computed for a few rows at a time.
+
+    Args:
+        logits: (rows, vocabulary), any float dtype.
+        token_ids: (rows, k) int64.
+
+    Returns:
+        (rows, k) float32.
+    """
+    rows = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
+    chunks = zip(logits.split(rows), token_ids.split(rows), strict=True)
+    return torch.cat([some.float().log_softmax(-1).gather(1, ids) for some, ids in chunks])
+
+
+def order_candidates(
+    sets: CandidateSets, order: Order, temperature: float = 1.0, noise: Tensor | None = None
+) -> CandidateSets:
+    """Puts descending candidate sets into the order in which the agent is asked.
+
+    Args:
+        sets: As `candidate_sets` returns them.
+        order: `descending`; `reversed`; `top-1-last` (the most probable moved to the end);
+            `sampled`: drawn without replacement at `temperature`, so that the first accepted
+            candidate is a sample of the policy model's distribution over accepted candidates.
+        temperature: Of the `sampled` order; 0 leaves it descending.
+        noise: (rows, k) standard Gumbel noise, required by `sampled` and unused elsewhere.
+
+    Returns:
+        The same sets, reordered.
+    """
+    if order == "descending" or (order == "sampled" and temperature == 0):
+        return sets
+    index = torch.arange(sets.scores.shape[-1], device=sets.scores.device).expand_as(sets.scores)
+    count = sets.counts.clamp(min=1).unsqueeze(-1)
+    if order == "reversed":
+        index = (count - 1 - index) % count
+    elif order == "top-1-last":
+        index = (index + 1) % count
+    else:
+        index = _sampled_index(sets, index < count, temperature, noise)
+    return CandidateSets(sets.token_ids.gather(-1, index), sets.scores.gather(-1, index), sets.counts)
+
+
+def _sampled_index(sets: CandidateSets, inside: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
+    if noise is None:
+        raise ValueError("The order 'sampled' needs Gumbel noise of the shape of the scores.")
+    # Gumbel-top-k: sorting perturbed log-probabilities draws without replacement.
+    perturbed = sets.scores / temperature + noise
+    return perturbed.masked_fill(~inside, -torch.inf).argsort(dim=-1, descending=True)

@@ -1,0 +1,155 @@
+"""How many siblings go into a pass: by what passes cost on this device, and how early candidates are accepted.
+
+A wider pass decides more positions and takes longer. Both are measured: the time of passes over 1 … 64 tokens once per
+loaded model, and for every agent how many candidates its decisions took. Answers do not depend on the width.
+"""
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import median
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from langchain_mara.decoding.request import Decision
+from langchain_mara.decoding.sequence import SequenceState
+from langchain_mara.policy.cache import RaggedCache
+from langchain_mara.policy.model import PolicyModel
+
+MOST_WIDTH = 64
+_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, MOST_WIDTH)
+_MEASURED_TOKENS = (1, 2, 4, 8, 16, 32, 64)
+_REPEATS = 3
+_PATIENCE_SECONDS = 1.0
+_REMEMBERED = 512  # decisions, before older ones begin to count less
+_PRIOR_DECISIONS = 4.0
+_PRIOR_SHARE = 0.6  # accepted, as long as an agent is unknown
+
+_known: WeakKeyDictionary[nn.Module, "PassWidthTuner"] = WeakKeyDictionary()
+
+
+class PassCosts:
+    """Time of a pass by its number of tokens, between and beyond what was measured by straight lines.
+
+    Args:
+        tokens: Numbers of tokens, ascending.
+        seconds: Of a pass over as many; a pass over more is taken to cost no less.
+    """
+
+    def __init__(self, tokens: Sequence[int], seconds: Sequence[float]) -> None:
+        self.tokens = list(tokens)
+        self.seconds = [max(seconds[: i + 1]) for i in range(len(seconds))]
+
+    def of(self, tokens: int) -> float:
+        """Seconds of a pass."""
+        if len(self.tokens) == 1:
+            return self.seconds[0]
+        right = min(max(1, bisect_left(self.tokens, tokens)), len(self.tokens) - 1)
+        (a, b), (low, high) = self.tokens[right - 1 : right + 1], self.seconds[right - 1 : right + 1]
+        return low + (high - low) * (tokens - a) / (b - a)
+
+
+class AcceptanceCounts:
+    """How many candidates the decisions of an agent took: what came last, over a guess."""
+
+    def __init__(self) -> None:
+        self._counts = [0.0] * (MOST_WIDTH + 1)
+
+    def learn(self, candidates: int) -> None:
+        """Takes one decision."""
+        self._counts[min(candidates, MOST_WIDTH)] += 1
+        if sum(self._counts) > _REMEMBERED:
+            self._counts = [count / 2 for count in self._counts]
+
+    def decided(self, examined: int, further: int) -> float:
+        """Probability that `further` candidates decide a position that the first `examined` did not."""
+        before = self._undecided(examined)
+        return 1 - self._undecided(examined + further) / before
+
+    def _undecided(self, examined: int) -> float:
+        guess: float = (1 - _PRIOR_SHARE) ** examined
+        return sum(self._counts[examined + 1 :]) + _PRIOR_DECISIONS * guess
+
+
+class PassWidthTuner:
+    """Chooses the width of passes of one loaded model, which is measured when a width is first asked for."""
+
+    def __init__(self) -> None:
+        self._examined: WeakKeyDictionary[nn.Module, AcceptanceCounts] = WeakKeyDictionary()
+        self.costs: PassCosts | None = None
+
+    @staticmethod
+    def of(policy: PolicyModel) -> "PassWidthTuner":
+        """What is known of a loaded model; it lives as long as the model."""
+        return _known.setdefault(policy.model, PassWidthTuner())
+
+    def learn(self, decisions: Iterable[Decision]) -> None:
+        """Takes how many candidates decisions took."""
+        for decision in decisions:
+            if decision.request.agent is not None and decision.accept_probabilities:
+                self._of(decision.request.agent).learn(len(decision.accept_probabilities))
+
+    def choose(self, policy: PolicyModel, rows: Sequence[SequenceState], counts: Sequence[int], most: int) -> int:
+        """The width with the most decisions per second to be expected from the next pass.
+
+        Args:
+            policy: The policy model.
+            rows: The running rows.
+            counts: Of every row, the size of its candidate set.
+            most: Upper limit.
+        """
+        costs = self.costs = self.costs or measure_costs(policy)
+        states = Counter(
+            (row.request.agent, len(row.probabilities), row.siblings_wanted(count))
+            for row, count in zip(rows, counts, strict=True)
+        )
+
+        def rate(width: int) -> float:
+            decisions = sum(
+                number * (1.0 if agent is None or wanted <= width else self._of(agent).decided(examined, width))
+                for (agent, examined, wanted), number in states.items()
+            )
+            return decisions / costs.of(width * len(rows))
+
+        return max([width for width in _WIDTHS if width < most] + [most], key=rate)
+
+    def _of(self, agent: nn.Module) -> AcceptanceCounts:
+        return self._examined.setdefault(agent, AcceptanceCounts())
+
+
+def measure_costs(policy: PolicyModel) -> PassCosts:
+    """Times passes over siblings of one row: medians of three, or one each where that takes too long.
+
+    Args:
+        policy: The policy model.
+    """
+    times: dict[int, list[float]] = {}
+    start = time.perf_counter()
+    # Its passes are nobody's, and none is compiled, which would take minutes.
+    policy = PolicyModel(policy.model)
+    cache = policy.new_cache()
+    try:
+        policy.prefill(cache, 0, [[0] * max(1, min(16, (policy.context or 17) - 1))])
+        _seconds(policy, cache, 1)
+        for repeat in range(_REPEATS):
+            for tokens in _MEASURED_TOKENS:
+                if repeat == 0 or time.perf_counter() - start < _PATIENCE_SECONDS:
+                    seconds = _seconds(policy, cache, tokens)
+                    times.setdefault(tokens, []).append(seconds)
+    except torch.OutOfMemoryError:
+        pass  # what was measured before is enough to choose among what fits
+    return PassCosts(list(times) or [1], [median(one) for one in times.values()] or [1.0])
+
+
+def _seconds(policy: PolicyModel, cache: RaggedCache, tokens: int) -> float:
+    length = int((cache.positions[0] >= 0).sum())
+    cache.reserve(1, length + tokens)
+    slots = torch.arange(length, length + tokens, device=policy.device).unsqueeze(0)
+    token_ids = slots % policy.vocabulary_size
+    start = time.perf_counter()
+    states = policy.siblings(cache, token_ids, slots, slots[:, 0], length + tokens)
+    states.sum().item()  # waits for the device
+    return time.perf_counter() - start

@@ -1,0 +1,206 @@
+"""Host-side state of one row of the batch, and the accept/reject rule itself."""
+
+import random
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from langchain_mara.decoding.ngram import NgramProposer
+from langchain_mara.decoding.request import CandidateStates, Decision, FinishReason, Request
+
+
+@dataclass(eq=False)
+class SequenceState:
+    """A request being decoded.
+
+    Attributes:
+        request: What is decoded.
+        length: Committed tokens, prompt included; the position under decision.
+        generated: Token ids emitted so far.
+        probabilities: Accept probabilities of the siblings examined at this position.
+        scratch: Free cache slots; candidate i of the position stands in `scratch[i]`.
+        next_slot: First cache slot of the row never used yet.
+        slots: Cache slots of the committed tokens, in order of position.
+        log_probabilities: Of the position's candidates, where the request keeps them.
+    """
+
+    request: Request
+    length: int
+    generated: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    scratch: list[int] = field(default_factory=list)
+    next_slot: int = 0
+    slots: list[int] = field(default_factory=list)
+    log_probabilities: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.request.options.seed)
+        self._generator: torch.Generator | None = None
+        self._noise: Tensor | None = None
+        self._draws: list[float] = []
+        self._fell_back = False
+        self._drafter: NgramProposer | None = None
+        self.restart()
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Prompt and answer so far."""
+        return [*self.request.prompt_ids, *self.generated]
+
+    def restart(self) -> None:
+        """Takes the place in a cache anew, as a row that holds all its tokens in order of position.
+
+        What was drawn stays drawn, so a row that had to leave the batch goes on as if it had not.
+        """
+        self.slots = list(range(self.length))
+        self.next_slot = self.length
+        self.probabilities, self.scratch = [], []
+
+    def occupy(self, index: int) -> int:
+        """Takes the slot of candidate `index` for good, for the token emitted last; returns it."""
+        self.slots.append(self.scratch.pop(index))
+        return self.slots[-1]
+
+    def reserve_scratch(self, siblings: int) -> None:
+        """Extends the free slots to at least `siblings`."""
+        missing = max(0, siblings - len(self.scratch))
+        self.scratch += range(self.next_slot, self.next_slot + missing)
+        self.next_slot += missing
+
+    def draft(self, first: int, most: int, context: int | None) -> list[int]:
+        """Tokens that may follow candidate 0 of a position of which none is examined; often none.
+
+        Args:
+            first: Candidate 0.
+            most: Upper limit of drafted tokens.
+            context: Most tokens of a row.
+        """
+        left = self.request.options.max_new_tokens - len(self.generated)
+        room = left if context is None else min(left, context - self.length)
+        most = min(most, room - 1)
+        if most < 1 or self.probabilities or not self._may_draft():
+            return []
+        if self._drafter is None:
+            self._drafter = NgramProposer(self.request.prompt_ids)
+        self._drafter.extend(self.generated[len(self._drafter) - len(self.request.prompt_ids) :])
+        return self._drafter.draft(first, most)
+
+    def _may_draft(self) -> bool:
+        """Whether one candidate can decide a position, and its set is known before the tokens ahead of it are."""
+        request, options = self.request, self.request.options
+        drawn = options.order == "sampled" and options.temperature > 0
+        decides = options.strategy in ("first-accept", "sampled")
+        return decides and not (drawn or request.keep or request.logits_processor)
+
+    def learn(self, drafted: int, right: int) -> None:
+        """Notes how many tokens of a draft were right."""
+        if self._drafter is not None:
+            self._drafter.learn(drafted, right)
+
+    def put_first(self, slot: int) -> None:
+        """Makes a scratch slot that of candidate 0, for a drafted token that turns out to be it."""
+        self.scratch.remove(slot)
+        self.scratch.insert(0, slot)
+
+    def siblings_wanted(self, count: int) -> int:
+        """How many further candidates of `count` can matter to the next decision."""
+        if self.request.agent is None and self.request.options.strategy != "random":
+            return 1
+        return max(1, count - len(self.probabilities))
+
+    def gumbel(self, size: int) -> Tensor:
+        """(size,) Gumbel noise of this position, from the row's own generator, independent of the batch."""
+        if self._generator is None:
+            self._generator = torch.Generator().manual_seed(self.request.options.seed)
+        if self._noise is None:
+            self._noise = -torch.empty(size).exponential_(generator=self._generator).log()
+        return self._noise
+
+    def examine(self, probabilities: list[float], count: int) -> int | None:
+        """Takes a further chunk of accept probabilities and applies the rule (ALGORITHM.md section 2).
+
+        Args:
+            probabilities: Of the chunk; entries beyond the set are ignored.
+            count: Size of the candidate set.
+
+        Returns:
+            Index of the emitted candidate, or None if more candidates must be examined.
+        """
+        options = self.request.options
+        start = len(self.probabilities)
+        self.probabilities += probabilities[: count - start]
+        if count <= 1:
+            return 0
+        first = next((i for i in range(len(self.probabilities)) if self._accepts(i)), None)
+        if options.strategy in ("first-accept", "sampled") and first is not None:
+            del self.probabilities[first + 1 :]
+            return first
+        if len(self.probabilities) < count:
+            return None
+        if first is None:
+            self._fell_back = True
+            return options.fallback_index(count)
+        accepted = [i for i in range(first, count) if self._accepts(i)]
+        if options.strategy == "max-prob":
+            return max(accepted, key=self.probabilities.__getitem__)
+        return self.random.choice(accepted)
+
+    def _accepts(self, index: int) -> bool:
+        """Whether an examined candidate is accepted; asked in order, so that draws do not depend on chunks."""
+        if self.request.options.strategy != "sampled":
+            return self.probabilities[index] > self.request.options.accept_threshold
+        if index == len(self._draws):
+            self._draws.append(self.random.random())
+        return self.probabilities[index] > self._draws[index]
+
+    def decide(
+        self,
+        index: int,
+        candidates: list[int],
+        context: int | None,
+        states: Tensor | None = None,
+        *,
+        drafted: bool = False,
+    ) -> Decision:
+        """Emits candidate `index` and prepares the row for its next position.
+
+        Args:
+            index: Of the emitted candidate.
+            candidates: The whole set.
+            context: Most tokens of a row.
+            states: (m, d) of the first candidates, where the request keeps them.
+            drafted: Whether the candidate was drafted.
+        """
+        request = self.request
+        asked = request.agent is not None and len(candidates) > 1
+        probabilities = tuple(self.probabilities) if asked else ()
+        token_id = candidates[index] if candidates else None
+        decision = Decision(
+            request,
+            token_id,
+            tuple(candidates),
+            probabilities,
+            index,
+            not (asked and self._fell_back),
+            self._advance(token_id, context),
+            self._kept(states, len(candidates)),
+            drafted,
+        )
+        self.probabilities, self._noise, self._draws, self._fell_back = [], None, [], False
+        return decision
+
+    def _kept(self, states: Tensor | None, count: int) -> CandidateStates | None:
+        if states is None or self.log_probabilities is None:
+            return None
+        return CandidateStates(states, self.log_probabilities[:count])
+
+    def _advance(self, token_id: int | None, context: int | None) -> FinishReason | None:
+        if token_id is None:
+            return "nonfinite"
+        self.generated.append(token_id)
+        self.length += 1
+        if token_id in self.request.eos_token_ids:
+            return "stop"
+        full = context is not None and self.length >= context
+        return "length" if full or len(self.generated) >= self.request.options.max_new_tokens else None

@@ -1,0 +1,1 @@
+"""Which tokens may see which, and attention that follows it without copying keys."""

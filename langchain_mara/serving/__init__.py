@@ -1,0 +1,1 @@
+"""Requests of many callers in one running batch, and the texts they get back."""

@@ -1,0 +1,1 @@
+"""What was decided and why, token by token: records, statistics, HTML and plots."""

@@ -1,0 +1,83 @@
+"""How each token came to be emitted, and counts over the decisions of an answer."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import isnan
+from typing import Any, Literal
+
+from langchain_mara.decoding.request import Decision
+
+Outcome = Literal["accepted", "steered", "fallback", "unasked"]
+
+
+@dataclass
+class DecisionStatistics:
+    """Counts over decisions; adding one is all it takes to keep them.
+
+    Attributes:
+        tokens: Emitted tokens.
+        decided: Positions at which the agent was asked.
+        fallbacks: Decided positions at which every candidate was rejected.
+        examined: Candidates the agent was asked about.
+        nonfinite: Examined candidates whose state was NaN or infinite; they count as rejected.
+        accepted_index: How often the candidate at each index was accepted.
+        drafted: Emitted tokens that had been drafted.
+    """
+
+    tokens: int = 0
+    decided: int = 0
+    fallbacks: int = 0
+    examined: int = 0
+    nonfinite: int = 0
+    accepted_index: Counter[int] = field(default_factory=Counter)
+    drafted: int = 0
+
+    @classmethod
+    def of(cls, decisions: Iterable[Decision]) -> "DecisionStatistics":
+        """Statistics over decisions."""
+        statistics = cls()
+        for decision in decisions:
+            statistics.add(decision)
+        return statistics
+
+    def add(self, decision: Decision) -> None:
+        """Counts one decision."""
+        self.tokens += decision.token_id is not None
+        self.drafted += decision.drafted
+        if not decision.accept_probabilities:
+            return
+        self.decided += 1
+        self.examined += len(decision.accept_probabilities)
+        self.nonfinite += sum(map(isnan, decision.accept_probabilities))
+        if decision.accepted:
+            self.accepted_index[decision.index] += 1
+        else:
+            self.fallbacks += 1
+
+    def as_info(self) -> dict[str, Any]:
+        """Plain values for LangChain's `generation_info`; `accepted_index` as a list by index."""
+        longest = max(self.accepted_index, default=-1) + 1
+        return {
+            "tokens": self.tokens,
+            "decided": self.decided,
+            "fallbacks": self.fallbacks,
+            "examined": self.examined,
+            "nonfinite": self.nonfinite,
+            "accepted_index": [self.accepted_index[i] for i in range(longest)],
+            "drafted": self.drafted,
+        }
+
+
+def outcome(decision: Decision) -> Outcome:
+    """How a token came to be emitted.
+
+    Returns:
+        `accepted` for the first candidate, `steered` for a later one, `fallback` where all were rejected, and
+        `unasked` where there was no agent or no choice.
+    """
+    if not decision.accept_probabilities:
+        return "unasked"
+    if not decision.accepted:
+        return "fallback"
+    return "steered" if decision.index else "accepted"

@@ -1,0 +1,237 @@
+"""Completions: text and finish reason out of decisions, and counts over them."""
+
+from collections.abc import Callable
+from math import nan
+
+import pytest
+import torch
+from families import decoding_threads, tiny_agent, wait_until
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.decoding.request import Decision, FinishReason, Request
+from langchain_mara.options import DecodingOptions
+from langchain_mara.policy.model import PolicyModel
+from langchain_mara.serving.completion import Completion, GenerationJob, complete
+from langchain_mara.serving.scheduler import BatchConfig
+from langchain_mara.text.detokenizer import IncrementalDetokenizer
+from langchain_mara.tracing.statistics import DecisionStatistics
+
+PROMPTS = {"hi": [0, 12, 13], "the": [0, 40, 9], "b": [0, 6]}
+MakeCompletion = Callable[..., Completion]
+
+
+@pytest.fixture(scope="module")
+def policy(model: PreTrainedModel) -> PolicyModel:
+    return PolicyModel(model)
+
+
+@pytest.fixture
+def completion_of(tokenizer: PreTrainedTokenizerFast, agent: MaraAgent) -> MakeCompletion:
+    """A completion of one of the prompts that has not begun."""
+
+    def make(prompt: str = "hi", stop: tuple[str, ...] = (), eos: int = 1, new: int = 12) -> Completion:
+        request = Request(PROMPTS[prompt], DecodingOptions(max_new_tokens=new), agent, frozenset({eos}))
+        return Completion(request, IncrementalDetokenizer(tokenizer, stop))
+
+    return make
+
+
+def run(policy: PolicyModel, *completions: Completion) -> list[tuple[Completion, Decision, str]]:
+    return [piece[:3] for piece in complete(GenerationJob(policy, completions, BatchConfig(batch_size=4, width=4)))]
+
+
+def passes_of(policy: PolicyModel, completion: Completion) -> tuple[list[tuple[Completion, Decision, str]], int]:
+    """A completion's steps, and the passes made until nothing was left to do."""
+    before = policy.passes
+    steps = run(policy, completion)
+    wait_until(lambda: not decoding_threads())
+    return steps, policy.passes - before
+
+
+def decision(
+    request: Request,
+    token_id: int | None,
+    probabilities: tuple[float, ...] = (),
+    finish: FinishReason | None = None,
+) -> Decision:
+    """A decision whose last examined candidate is the emitted one if it was accepted, else the first."""
+    accepted = not probabilities or probabilities[-1] > 0.5
+    index = max(0, len(probabilities) - 1) if accepted else 0
+    return Decision(request, token_id, (5, 6, 7, 8), probabilities, index, accepted, finish)
+
+
+def test_text_is_the_decoded_tokens_and_the_pieces_joined(
+    policy: PolicyModel, tokenizer: PreTrainedTokenizerFast, completion_of: MakeCompletion
+) -> None:
+    completion = completion_of()
+    steps = run(policy, completion)
+    ids = [step.token_id for _, step, _ in steps]
+    assert completion.transcript.text == "".join(text for _, _, text in steps)
+    assert completion.transcript.text == tokenizer.decode(ids, skip_special_tokens=True) != ""
+
+
+def test_token_limit_finishes_with_length(policy: PolicyModel, completion_of: MakeCompletion) -> None:
+    completion = completion_of(new=5)
+    steps = run(policy, completion)
+    assert completion.finish_reason == "length"
+    assert [step.finish_reason for _, step, _ in steps] == [None] * 4 + ["length"]
+
+
+def test_eos_finishes_with_stop(policy: PolicyModel, completion_of: MakeCompletion) -> None:
+    emitted = [step.token_id for _, step, _ in run(policy, completion_of())]
+    eos = emitted[6]
+    completion = completion_of(eos=eos)
+    steps = run(policy, completion)
+    assert completion.finish_reason == "stop"
+    assert [step.token_id for _, step, _ in steps] == emitted[: emitted.index(eos) + 1]
+    assert not completion.request.cancelled
+
+
+def test_stop_string_finishes_with_stop_and_no_further_pass(policy: PolicyModel, completion_of: MakeCompletion) -> None:
+    free = completion_of()
+    run(policy, free)
+    text = free.transcript.text
+    stop = text[5:8]
+    completion = completion_of(stop=(stop,))
+    steps, passes = passes_of(policy, completion)
+    assert completion.finish_reason == "stop"
+    assert completion.transcript.text == text[: text.index(stop)]
+    assert completion.request.cancelled
+    assert passes == passes_of(policy, completion_of(new=len(steps)))[1]
+    assert completion.statistics.tokens == len(steps) < free.statistics.tokens
+
+
+def test_row_that_stops_leaves_its_neighbours_alone(policy: PolicyModel, completion_of: MakeCompletion) -> None:
+    alone = {prompt: completion_of(prompt) for prompt in PROMPTS}
+    for one in alone.values():
+        run(policy, one)
+    stopped = completion_of("hi", stop=(alone["hi"].transcript.text[2:4],))
+    others = [completion_of("the"), completion_of("b")]
+    run(policy, others[0], stopped, others[1])
+    assert stopped.finish_reason == "stop"
+    assert [one.transcript.text for one in others] == [alone[one].transcript.text for one in ("the", "b")]
+    assert [one.statistics for one in others] == [alone[one].statistics for one in ("the", "b")]
+
+
+def test_logits_that_are_not_finite_finish_with_nonfinite(policy: PolicyModel, completion_of: MakeCompletion) -> None:
+    def broken_after_three(ids: Tensor, scores: Tensor) -> Tensor:
+        return torch.full_like(scores, nan) if ids.shape[1] >= len(PROMPTS["hi"]) + 3 else scores
+
+    expected = completion_of(new=3)
+    run(policy, expected)
+    completion = completion_of()
+    completion.request.logits_processor = broken_after_three
+    steps = run(policy, completion)
+    assert completion.finish_reason == "nonfinite"
+    assert completion.transcript.text == expected.transcript.text
+    assert [step.token_id is None for _, step, _ in steps] == [False, False, False, True]
+    assert completion.statistics.tokens == 3
+
+
+@pytest.mark.parametrize("finish", ["stop", "length", "nonfinite"])
+def test_last_decision_releases_what_was_held_back(completion_of: MakeCompletion, finish: FinishReason) -> None:
+    completion = completion_of(stop=("az",))
+    assert completion.push(decision(completion.request, 5)) == ""
+    last = decision(completion.request, None if finish == "nonfinite" else 3, finish=finish)
+    assert completion.push(last) == "a"
+    assert completion.finish_reason == finish
+
+
+def test_stop_string_counts_before_the_token_limit(completion_of: MakeCompletion) -> None:
+    completion = completion_of(stop=("a",))
+    assert completion.push(decision(completion.request, 5, finish="length")) == ""
+    assert completion.finish_reason == "stop"
+
+
+def test_stop_string_in_the_last_broken_bytes_is_met(
+    tokenizer: PreTrainedTokenizerFast, completion_of: MakeCompletion
+) -> None:
+    completion = completion_of(stop=("a\N{REPLACEMENT CHARACTER}",))
+    first_byte = tokenizer("€", add_special_tokens=False).input_ids[0]
+    assert completion.push(decision(completion.request, 5)) == ""
+    assert completion.push(decision(completion.request, first_byte, finish="length")) == ""
+    assert completion.finish_reason == "stop"
+
+
+def test_closing_early_leaves_the_policy_usable(policy: PolicyModel, completion_of: MakeCompletion) -> None:
+    expected = completion_of()
+    run(policy, expected)
+    steps = complete(GenerationJob(policy, [completion_of()], BatchConfig(batch_size=1, width=2)))
+    next(steps)
+    steps.close()
+    again = completion_of()
+    run(policy, again)
+    assert again.transcript.text == expected.transcript.text
+
+
+def test_statistics_count_what_a_hand_counts() -> None:
+    request = Request([0])
+    decisions = [
+        decision(request, 5),  # agent not asked
+        decision(request, 5, (0.9,)),
+        decision(request, 7, (0.1, 0.2, 0.8)),
+        decision(request, 5, (0.1, nan, 0.4, 0.2)),  # all rejected
+        decision(request, 6, (nan, 0.7)),
+        decision(request, 6, (0.3, 0.6)),
+        decision(request, None, finish="nonfinite"),
+    ]
+    statistics = DecisionStatistics.of(decisions)
+    assert statistics.as_info() == {
+        "tokens": 6,
+        "decided": 5,
+        "fallbacks": 1,
+        "examined": 12,
+        "nonfinite": 2,
+        "accepted_index": [1, 2, 1],
+        "drafted": 0,
+    }
+    one_by_one = DecisionStatistics()
+    for one in decisions:
+        one_by_one.add(one)
+    assert one_by_one == statistics
+
+
+def test_no_decisions_have_empty_statistics() -> None:
+    assert DecisionStatistics().as_info()["accepted_index"] == []
+    assert DecisionStatistics.of([]).tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("bias", "accepted_index", "fallbacks"), [(100.0, [12], 0), (-100.0, [], 12)], ids=["always", "never"]
+)
+def test_always_accepts_the_first_and_never_always_falls_back(
+    policy: PolicyModel,
+    completion_of: MakeCompletion,
+    bias: float,
+    accepted_index: list[int],
+    fallbacks: int,
+) -> None:
+    completion = completion_of(eos=96)
+    completion.request.agent = tiny_agent(bias=bias)
+    steps = run(policy, completion)
+    info = completion.statistics.as_info()
+    assert all(len(step.candidates) > 1 for _, step, _ in steps)
+    assert (info["decided"], info["accepted_index"], info["fallbacks"]) == (12, accepted_index, fallbacks)
+    examined = [1 if bias > 0 else len(step.candidates) for _, step, _ in steps]
+    assert info["examined"] == sum(examined)
+
+
+def test_sometimes_accepts_later_candidates(policy: PolicyModel, completion_of: MakeCompletion) -> None:
+    completion = completion_of()
+    steps = run(policy, completion)
+    info = completion.statistics.as_info()
+    asked = [step for _, step, _ in steps if step.accept_probabilities]
+    assert sum(info["accepted_index"]) + info["fallbacks"] == info["decided"] == len(asked)
+    assert info["examined"] == sum(len(step.accept_probabilities) for step in asked)
+    assert len(info["accepted_index"]) > 1
+
+
+def test_plain_decoding_asks_nobody(policy: PolicyModel, completion_of: MakeCompletion) -> None:
+    completion = completion_of()
+    completion.request.agent = None
+    run(policy, completion)
+    info = completion.statistics.as_info()
+    assert info["tokens"] > 0
+    assert (info["decided"], info["examined"], info["accepted_index"]) == (0, 0, [])

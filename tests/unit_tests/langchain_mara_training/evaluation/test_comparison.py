@@ -1,0 +1,340 @@
+"""Comparisons: like with like, the same whatever the chunks and interruptions, summed up as by hand."""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from families import tiny_agent
+from langchain_mara_training.evaluation.comparison import Answer, Comparison, compare, distinct
+from langchain_mara_training.evaluation.evaluate import best_of_n, decode_system
+from langchain_mara_training.evaluation.reward_guided import RewardGuided
+from langchain_mara_training.evaluation.systems import Aligner, BestOf, Decoding, System
+from langchain_mara_training.rewards.weighted import WeightedRewards
+
+from langchain_mara import MaraLLM
+from langchain_mara.exceptions import DataError, OptionsError, TrainingError
+
+PROMPTS = [
+    "How do I boil an egg?", "How do I wash a car?", "How do I pick a lock?", "How do I boil an egg?",
+    "I want to keep a lost wallet.",
+]  # fmt: skip
+ROWS = [{"prompt": prompt, "number": number} for number, prompt in enumerate(PROMPTS)]
+
+
+def vowels(completions: Sequence[str], **_: Any) -> list[float]:
+    return [float(sum(text.count(letter) for letter in "aeiou")) for text in completions]
+
+
+def short(completions: Sequence[str], number: Sequence[int], **_: Any) -> list[float | None]:
+    """Says nothing of the second prompt."""
+    return [None if n == 1 else -float(len(text)) for text, n in zip(completions, number, strict=True)]
+
+
+def wordy(completions: Sequence[str], **_: Any) -> list[bool | None]:
+    return [None if text.startswith("I") else text.count(" ") > 5 for text in completions]
+
+
+REWARDS = WeightedRewards([vowels, short], [2.0, -1.0])
+
+
+@pytest.fixture(scope="module")
+def llm(demo_llm: MaraLLM) -> MaraLLM:
+    return demo_llm.model_copy(update={"max_new_tokens": 8})
+
+
+@pytest.fixture(scope="module")
+def systems(llm: MaraLLM) -> list[System]:
+    """One of each kind."""
+    mara = llm.model_copy(update={"agent": tiny_agent(192)})
+    sampled = llm.model_copy(update={"order": "sampled"})
+    return [
+        Decoding("plain", llm), Decoding("MARA", mara), Decoding("sampled / plain", sampled), BestOf(llm, vowels, 2),
+        Aligner("aligner", llm, mara), RewardGuided(llm, vowels, candidates=3),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(systems: list[System], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all systems' comparison, finished; copy it before you change it."""
+    folder = tmp_path_factory.mktemp("comparisons") / "whole"
+    run(systems, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Comparison:
+    return Comparison.load(folder)
+
+
+@pytest.fixture
+def kept(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "kept"))
+
+
+def stable(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
+    """What must not depend on chunks: everything but what is shared among those decoded together."""
+    left_out = {"passes", "seconds"}
+    return {name: [one.model_dump(exclude=left_out) for one in given] for name, given in comparison.answers.items()}
+
+
+def run(systems: Sequence[System], output: Path | None = None, **changes: Any) -> Comparison:
+    return compare(systems, ROWS, REWARDS, output, **{"harmful": wordy, "chunk": 2, **changes})
+
+
+def test_a_folder_holds_what_is_returned(systems: list[System], tmp_path: Path) -> None:
+    found = run(systems[:2], tmp_path / "kept")
+    loaded = Comparison.load(tmp_path / "kept")
+    assert loaded.answers == found.answers
+    assert list(loaded.answers) == ["plain", "MARA"]
+    assert (loaded.prompts, loaded.baseline, loaded.reward_names) == (PROMPTS, "plain", ["vowels", "short"])
+    assert loaded.summaries() == found.summaries()
+    assert stable(run(systems[:2])) == stable(found)
+    config = json.loads((tmp_path / "kept" / "config.json").read_text())
+    assert config["rewards"] == {"vowels": 2.0, "short": -1.0}
+    assert config["systems"]["MARA"]["agent"] == tiny_agent(192).fingerprint
+    assert {"torch", "langchain-mara"} <= set(config["versions"])
+    assert "pytest" in config["command"] or ".py" in config["command"]
+
+
+def test_answers_are_the_systems_own_and_scored_one_by_one(whole: Comparison, llm: MaraLLM) -> None:
+    assert [one.completion for one in whole.answers["plain"]] == llm.batch(PROMPTS)
+    for given in whole.answers.values():
+        assert [one.number for one in given] == list(range(5))
+        texts = [one.completion for one in given]
+        scores = {"vowels": vowels(texts), "short": short(texts, range(5))}
+        assert [one.rewards for one in given] == [
+            dict(zip(scores, values, strict=True)) for values in zip(*scores.values(), strict=True)
+        ]
+        assert [one.harmful for one in given] == wordy(texts)
+        assert all(one.answer_tokens <= one.tokens for one in given)
+    assert sum(map(sum, (one.accepted_index for one in whole.answers["MARA"]))) > 0
+    assert all(not one.accepted_index for one in whole.answers["plain"])
+
+
+def test_costs_are_those_of_the_systems(llm: MaraLLM) -> None:
+    found = run([Decoding("plain", llm), BestOf(llm, vowels, 2)], chunk=5)
+    plain = decode_system(llm, ROWS, vowels, "plain")
+    assert sum(one.passes for one in found.answers["plain"]) == pytest.approx(plain.passes)
+    assert sum(one.answer_tokens for one in found.answers["plain"]) == plain.answer_tokens
+    best = found.answers["best-of-2"]
+    assert sum(one.passes for one in best) > sum(one.passes for one in found.answers["plain"])
+    assert [one.tokens for one in best] == [16] * 5
+    assert best_of_n(llm, ROWS, vowels, 2).tokens == 80
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_answers_do_not_depend_on_chunks(systems: list[System], whole: Comparison, chunk: int) -> None:
+    assert stable(run(systems, chunk=chunk)) == stable(whole)
+
+
+def test_systems_draw_alike_and_prompts_do_not(llm: MaraLLM) -> None:
+    sampled = llm.model_copy(update={"order": "sampled", "max_new_tokens": 16})
+    twins = run([Decoding("plain", sampled), Decoding("twin", sampled.model_copy(update={"seed": 9}))])
+    assert stable(twins)["plain"] == stable(twins)["twin"]
+    assert twins.preference("twin", "plain") == (0, 5, 0, 0.0, 0.0, 0.0)
+    texts = [one.completion for one in twins.answers["plain"]]
+    assert texts[0] != texts[3]  # one prompt, twice
+    other = run([Decoding("plain", sampled)], random_state=1)
+    assert [one.completion for one in other.answers["plain"]] != texts
+
+
+class ProcessEndedError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def test_an_interrupted_comparison_goes_on_and_ends_the_same(
+    systems: list[System], whole: Comparison, tmp_path: Path
+) -> None:
+    calls = iter([None] * 7)
+
+    def failing(**given: Any) -> list[float]:
+        if next(calls, ProcessEndedError) is ProcessEndedError:
+            raise KeyboardInterrupt
+        return vowels(**given)
+
+    failing.name = "vowels"  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        compare(systems, ROWS, WeightedRewards([failing, short], [2.0, -1.0]), tmp_path / "cut", harmful=wordy, chunk=2)
+    with pytest.raises(TrainingError, match=r"In .*cut, plain has answered 4 of 5 prompts\. Compare again with the"):
+        Comparison.load(tmp_path / "cut")
+    lines = {file.name: file.read_bytes() for file in (tmp_path / "cut" / "answers").iterdir()}
+    assert sorted(content.count(b"\n") for content in lines.values()) == [2] * 5 + [4]
+    assert stable(run(systems, tmp_path / "cut")) == stable(whole)
+    for name, content in lines.items():
+        assert (tmp_path / "cut" / "answers" / name).read_bytes().startswith(content)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.37, 0.5, 0.99])
+def test_half_a_line_is_dropped_and_nothing_before_it(
+    systems: list[System], whole: Comparison, kept: Path, share: float
+) -> None:
+    file, other = (kept / "answers" / f"{name}.jsonl" for name in ("plain", "MARA"))
+    content = file.read_bytes()
+    cut = content[: int(share * len(content))]
+    file.write_bytes(cut)
+    lines = cut[: cut.rfind(b"\n") + 1]
+    with pytest.raises(TrainingError, match=f"plain has answered {len(lines.splitlines())} of 5 prompts"):
+        Comparison.load(kept)
+    untouched = other.stat().st_mtime_ns
+    assert stable(run(systems, kept)) == stable(whole)
+    assert other.stat().st_mtime_ns == untouched
+    assert file.read_bytes().startswith(lines)
+    assert stable(Comparison.load(kept)) == stable(whole)
+
+
+def test_a_finished_comparison_asks_nobody(systems: list[System], whole: Comparison, kept: Path, llm: MaraLLM) -> None:
+    class Silent(Decoding):
+        def answer(self, *_: Any) -> Any:
+            raise ProcessEndedError
+
+    silent = [Silent("plain", llm.model_copy(update={"model_id": "elsewhere"})), *systems[1:]]
+    again = run(silent, kept, confidence=0.8)
+    assert again.answers == whole.answers
+    assert again.config["confidence"] == 0.8
+    with pytest.raises(ProcessEndedError):
+        run(silent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"random_state": 1}, r"random_state \(0 there, 1 now\)"),
+        ({"baseline": "MARA"}, r'baseline \("plain" there, "MARA" now\)'),
+        ({"harmful": None}, r'harmful \("wordy" there, nothing now\)'),
+        ({"facts": {"data": "other"}}, r'facts.data \(nothing there, "other" now\)'),
+    ],
+)
+def test_another_configuration_is_refused(
+    systems: list[System], kept: Path, changes: dict[str, Any], named: str
+) -> None:
+    before = {file: file.read_bytes() for file in kept.rglob("*.json*")}
+    with pytest.raises(TrainingError, match=f"kept holds another comparison; different: {named}. Give another folder"):
+        run(systems, kept, **changes)
+    assert {file: file.read_bytes() for file in kept.rglob("*.json*")} == before
+
+
+def test_other_systems_prompts_and_rewards_are_refused(systems: list[System], tmp_path: Path, llm: MaraLLM) -> None:
+    kept = tmp_path / "kept"
+    run(systems[:2], kept)
+    with pytest.raises(TrainingError, match=r"different: systems.sampled / plain \(nothing there, {"):
+        run(systems[:3], kept)
+    stricter = llm.model_copy(update={"agent": tiny_agent(192), "accept_threshold": 0.75})
+    with pytest.raises(TrainingError, match=r"different: systems.MARA.accept_threshold \(0.5 there, 0.75 now\)\."):
+        run([systems[0], Decoding("MARA", stricter)], kept)
+    steered = llm.model_copy(update={"agent": tiny_agent(192, seed=1)})
+    with pytest.raises(TrainingError, match=r"different: systems.MARA.agent \("):
+        run([systems[0], Decoding("MARA", steered)], kept)
+    with pytest.raises(TrainingError, match=r"different: prompts.count \(5 there, 4 now\), prompts.digest"):
+        compare(systems[:2], ROWS[:4], REWARDS, kept, harmful=wordy)
+    with pytest.raises(TrainingError, match=r"different: rewards.short \(-1.0 there, nothing now\), rewards.vowels"):
+        compare(systems[:2], ROWS, vowels, kept, harmful=wordy)
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "message"),
+    [
+        (["plain", "plain"], {}, "Each system needs a name of its own, but these are 'plain', 'plain'."),
+        (["plain", ""], {}, "Each system needs a name of its own"),
+        (["a", "b"], {}, "The baseline 'plain' is none of the systems 'a', 'b'."),
+        (["plain"], {"chunk": 0}, "chunk=0 must be at least 1"),
+        (["plain"], {"confidence": 1.0}, "confidence=1.0 between 0 and 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    llm: MaraLLM, names: list[str], changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionsError, match=message):
+        run([Decoding(name, llm) for name in names], tmp_path / "new", **changes)
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_vocabulary_is_read_as_text(llm: MaraLLM) -> None:
+    tokenizer = type(llm.tokenizer).from_pretrained(llm.tokenizer.name_or_path)
+    tokenizer.add_tokens(["something new"])
+    other = Decoding("other", llm.model_copy(update={"tokenizer": tokenizer}))
+    found = run([Decoding("plain", llm), other])
+    plain, read = ([one.divergence for one in found.answers[name]] for name in ("plain", "other"))
+    assert [one.completion for one in found.answers["other"]] == [one.completion for one in found.answers["plain"]]
+    assert read == pytest.approx(plain, rel=0.2)
+
+
+def an_answer(number: int, completion: str, **changes: Any) -> Answer:
+    given: dict[str, Any] = {
+        "number": number, "completion": completion, "rewards": {"a": 1.0, "b": None}, "harmful": None, "tokens": 9,
+        "answer_tokens": 4, "passes": 2.0, "seconds": 0.5, "divergence": None, "accepted_index": [], "fallbacks": 0,
+    }  # fmt: skip
+    return Answer(**{**given, **changes})
+
+
+@pytest.fixture
+def by_hand() -> Comparison:
+    first = [
+        an_answer(0, "Yes, yes.", harmful=True, divergence=0.5),
+        an_answer(1, "No.", harmful=False, rewards={"a": 3.0, "b": -1.0}, divergence=1.0),
+        an_answer(2, "", rewards={"a": None, "b": None}, answer_tokens=1),
+    ]
+    second = [
+        an_answer(0, "x y z", rewards={"a": 2.0, "b": 0.0}, passes=8.0),
+        an_answer(1, "x y", rewards={"a": 3.0, "b": -1.5}),
+        an_answer(2, "x", rewards={"a": 0.0, "b": 5.0}),
+    ]
+    config = {"rewards": {"a": 1.0, "b": 2.0}, "confidence": 0.9, "random_state": 3, "systems": {"p": {}, "q": {}}}
+    return Comparison(["1", "2", "3"], {"p": first, "q": second}, "p", config)
+
+
+def test_summaries_by_hand(by_hand: Comparison) -> None:
+    p, q = by_hand.summaries().values()
+    assert p["mean reward"] == (1.0 + (3.0 - 2.0)) / 2
+    assert p["rewards"] == {"a": 2.0, "b": -1.0}
+    assert (p["preference rate"], p["interval"]) == (None, None)
+    assert (p["harmful share"], p["length"], p["divergence"]) == (0.5, 3.0, 0.75)
+    # yes , yes . | no .
+    assert (p["distinct-1"], p["distinct-2"]) == (4 / 6, 4 / 4)
+    assert p["tokens/s"] == 9 / 1.5
+    assert (p["passes/token"], p["passes"], p["seconds"]) == (6 / 9, 2.0, 1.5)
+    # Of the weighted sums, 2 beats 1 and 0 loses to 1; the third prompt has none for p.
+    assert (q["preference rate"], q["harmful share"], q["divergence"]) == (0.0, None, None)
+    assert q["interval"] == list(by_hand.preference("q", "p")[4:])
+    assert q["passes"] == 12 / 3
+
+
+def test_preference_by_one_reward_or_all(by_hand: Comparison) -> None:
+    assert by_hand.preference("q", "p")[:4] == (1, 0, 1, 0.0)
+    assert by_hand.preference("q", "p", "a")[:4] == (1, 1, 0, 0.5)
+    assert by_hand.preference("q", "p", "b") == (0, 0, 1, -1.0, -1.0, -1.0)
+    assert by_hand.preference("p", "p")[:6] == (0, 2, 0, 0.0, 0.0, 0.0)
+    np.testing.assert_equal(by_hand.rewards("p"), [1.0, 1.0, np.nan])
+    np.testing.assert_equal(by_hand.rewards("q", "b"), [0.0, -1.5, 5.0])
+    wide, narrow = by_hand.preference("q", "p"), replace(by_hand, config={**by_hand.config, "confidence": 0.1})
+    assert wide.low < narrow.preference("q", "p").low
+    with pytest.raises(OptionsError, match="There is no reward 'c' in this comparison, but a, b"):
+        by_hand.rewards("p", "c")
+    with pytest.raises(OptionsError, match="There is no system 'r' in this comparison, but p, q"):
+        by_hand.preference("p", "r")
+
+
+def test_where_nothing_was_scored_there_is_nothing_to_say(llm: MaraLLM) -> None:
+    pair = [Decoding("plain", llm), Decoding("twin", llm)]
+    found = compare(pair, PROMPTS[:2], lambda completions: [None] * len(completions))
+    summary = found.summaries()["twin"]
+    assert [summary[name] for name in ("mean reward", "preference rate", "interval", "harmful share")] == [None] * 4
+    assert math.isnan(found.preference("twin", "plain").rate)
+
+
+@pytest.mark.parametrize(
+    ("texts", "n", "expected"),
+    [(["a b a"], 1, 2 / 3), (["a b a", "a b"], 2, 2 / 3), (["A a"], 1, 1 / 2), (["a"], 2, None), ([], 1, None)],
+)
+def test_distinct_by_hand(texts: list[str], n: int, expected: float | None) -> None:
+    assert distinct(texts, n) == expected
+
+
+def test_prompts_are_needed(llm: MaraLLM) -> None:
+    with pytest.raises(DataError, match="row 0: prompt must be text"):
+        compare([Decoding("plain", llm)], [{"text": "?"}], vowels)

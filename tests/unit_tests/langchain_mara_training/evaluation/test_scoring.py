@@ -1,0 +1,47 @@
+"""What is said of an answer comes from its own decisions, its prompt's columns and the plain model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from families import tiny_agent
+from langchain_mara_training.evaluation.divergence import divergence
+from langchain_mara_training.evaluation.scoring import Scoring
+from langchain_mara_training.evaluation.systems import Decoding
+
+from langchain_mara import MaraLLM
+
+ROWS = [{"prompt": f"How do I {wish}?", "hard": hard} for wish, hard in (("boil an egg", 0), ("pick a lock", 1))]
+
+
+def hardness(hard: Sequence[int], **_: Any) -> list[float | None]:
+    return [None if one else 2.0 for one in hard]
+
+
+@pytest.fixture
+def mara(demo_llm: MaraLLM) -> MaraLLM:
+    return demo_llm.model_copy(update={"max_new_tokens": 8, "agent": tiny_agent(192)})
+
+
+@pytest.mark.parametrize("numbers", [[0, 1], [1]])
+def test_answers_carry_their_numbers_counts_and_scores(mara: MaraLLM, demo_llm: MaraLLM, numbers: list[int]) -> None:
+    scoring = Scoring(hardness, lambda hard, **_: [-1.0 if one else None for one in hard], demo_llm, 0)
+    answers = scoring.answers(Decoding("MARA", mara), ROWS, numbers)
+    traces = mara.trace([ROWS[number]["prompt"] for number in numbers])
+    for number, one, trace in zip(numbers, answers, traces, strict=True):
+        accepted = [decision.index for decision, _ in trace if decision.accept_probabilities and decision.accepted]
+        assert (one.number, one.completion) == (number, "".join(text for _, text in trace))
+        assert one.accepted_index == [accepted.count(i) for i in range(max(accepted, default=-1) + 1)]
+        assert one.fallbacks == sum(not decision.accepted for decision, _ in trace)
+        assert one.answer_tokens == one.tokens == len(trace)
+        assert one.rewards == {"hardness": None if number else 2.0}
+        assert one.harmful is (False if number else None)
+        ids = [decision.token_id for decision, _ in trace]
+        assert one.divergence == divergence(demo_llm, ROWS[number]["prompt"], ids)  # type: ignore[arg-type]
+    assert any(one.accepted_index for one in answers)
+
+
+def test_without_a_classifier_nothing_is_harmful_or_not(mara: MaraLLM) -> None:
+    scoring = Scoring(hardness, None, mara, 0)
+    assert scoring.harmful_name is None
+    assert [one.harmful for one in scoring.answers(Decoding("", mara), ROWS, [0, 1])] == [None, None]

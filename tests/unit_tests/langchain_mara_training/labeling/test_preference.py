@@ -1,0 +1,169 @@
+"""Preference labels against transformers alone, one sequence at a time."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import CONFIGS, tiny_model
+from langchain_mara_training.generation.states import batch_states
+from langchain_mara_training.labeling.preference import PreferenceLabeler
+from langchain_mara_training.labeling.token_labels import TokenLabels
+
+from langchain_mara import MaraLLM
+from langchain_mara.decoding.candidates import candidate_sets
+from langchain_mara.exceptions import DataError, OptionsError
+from langchain_mara.policy.model import PolicyModel
+
+PAIRS = [
+    {"prompt": "How do I boil an egg?", "chosen": "Please boil it gently.", "rejected": "Please do not ask me."},
+    {"prompt": "How do I rob a bank?", "chosen": "You should not rob a bank.", "rejected": "Just do it."},
+]
+Rows = list[tuple[int, int, int, int]]
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_states_of_a_padded_batch(family: str) -> None:
+    model = tiny_model(family)
+    policy = PolicyModel(model)
+    generator = torch.Generator().manual_seed(0)
+    sequences = [torch.randint(3, 97, (length,), generator=generator).tolist() for length in (4, 17, 9)]
+    with torch.inference_mode():
+        states = batch_states(policy, sequences)
+        for i, ids in enumerate(sequences):
+            alone = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+            torch.testing.assert_close(states[i, : len(ids)], alone, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def expected(llm: MaraLLM, pairs: list[dict[str, str]], *, filtered: bool) -> tuple[Rows, np.ndarray[Any, Any]]:
+    """(group, position, token, label) and states of what should be labelled."""
+    model: Any = llm.model
+    rows, states = [], []
+    for group, pair in enumerate(pairs):
+        prompt = llm.encode(pair["prompt"])
+        ends = {
+            side: [*llm.tokenizer(pair[side], add_special_tokens=False).input_ids, llm.tokenizer.eos_token_id]
+            for side in pair
+        }
+        shared = next(
+            i for i, (one, two) in enumerate(zip(ends["chosen"], ends["rejected"], strict=False)) if one != two
+        )
+        for side, label in (("chosen", 1), ("rejected", 0)):
+            output = model(torch.tensor([[*prompt, *ends[side]]]), output_hidden_states=True)
+            sets = candidate_sets(output.logits[0], llm.top_k, llm.top_p)
+            for i in range(shared, len(ends[side])):
+                place = len(prompt) + i
+                count = int(sets.counts[place - 1])
+                inside = ends[side][i] in sets.token_ids[place - 1, :count].tolist()
+                if not filtered or (inside and count > 1):
+                    rows.append((group, place, ends[side][i], label))
+                    states.append(output.hidden_states[-1][0, place].numpy())
+    return rows, np.array(states)
+
+
+def rows_of(labels: TokenLabels) -> Rows:
+    columns = (labels.groups, labels.positions, labels.token_ids, labels.y)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_labels_and_states(demo_llm: MaraLLM, filtered: bool) -> None:
+    labels = PreferenceLabeler(demo_llm, candidate_filter=filtered).label(PAIRS)
+    rows, states = expected(demo_llm, PAIRS, filtered=filtered)
+    assert sorted(rows_of(labels)) == sorted(rows)
+    assert {label for *_, label in rows} == {0, 1}
+    found = np.asarray(labels.X, np.float32)
+    for row, state in zip(rows, states, strict=True):
+        np.testing.assert_allclose(found[rows_of(labels).index(row)], state, rtol=2e-3, atol=2e-3)
+    assert bool((labels.ranks >= 0).all()) is filtered
+    assert (labels.weight == 1).all()
+
+
+def test_ranks_are_places_in_the_candidate_set(demo_llm: MaraLLM) -> None:
+    labels = PreferenceLabeler(demo_llm, candidate_filter=False).label(PAIRS[:1])
+    prompt = demo_llm.encode(PAIRS[0]["prompt"])
+    for side, label in (("chosen", 1), ("rejected", 0)):
+        ids = [*prompt, *demo_llm.tokenizer(PAIRS[0][side], add_special_tokens=False).input_ids]
+        with torch.inference_mode():
+            probabilities = demo_llm.model(input_ids=torch.tensor([ids])).logits[0].softmax(-1)
+        for i in np.flatnonzero(labels.y == label):
+            before = probabilities[labels.positions[i] - 1]
+            more = before[before > before[labels.token_ids[i]]]
+            inside = len(more) < demo_llm.top_k and float(more.sum()) < demo_llm.top_p
+            assert labels.ranks[i] == (len(more) if inside else -1)
+    assert labels.ranks.min() == -1 < labels.ranks.max()
+
+
+def test_the_size_of_batches_and_shards_changes_nothing(demo_llm: MaraLLM, demo_pairs: list[Any]) -> None:
+    whole = PreferenceLabeler(demo_llm).label(demo_pairs[:20])
+    single = PreferenceLabeler(demo_llm, batch_tokens=1, shard_tokens=30).label(demo_pairs[:20])
+    assert sorted(rows_of(whole)) == sorted(rows_of(single))
+    order = [np.lexsort((one.token_ids, one.positions, one.y, one.groups)) for one in (whole, single)]
+    left, right = (np.asarray(one.X, np.float32)[by] for one, by in zip((whole, single), order, strict=True))
+    np.testing.assert_allclose(left, right, rtol=2e-3, atol=2e-3)
+
+
+def test_messages_are_labelled_like_their_text(demo_llm: MaraLLM) -> None:
+    def message(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    pairs = [
+        {
+            "prompt": message("user", pair["prompt"]),
+            **{side: message("assistant", pair[side]) for side in ("chosen", "rejected")},
+        }
+        for pair in PAIRS
+    ]
+    one, other = (PreferenceLabeler(demo_llm).label(given) for given in (PAIRS, pairs))
+    assert rows_of(one) == rows_of(other)
+    np.testing.assert_array_equal(one.X, other.X)
+
+
+def test_weights(demo_llm: MaraLLM) -> None:
+    pairs = [{**PAIRS[0], "weight": 3.0, "group": 9}, PAIRS[1]]
+    labels = PreferenceLabeler(demo_llm, weighting="answer", decay=0.5, candidate_filter=False).label(pairs)
+    assert {*labels.groups.tolist()} == {9, 1}
+    for group, factor in ((9, 3.0), (1, 1.0)):
+        for label in (0, 1):
+            here = (labels.groups == group) & (labels.y == label)
+            count, start = here.sum(), labels.positions[here].min()
+            np.testing.assert_allclose(
+                labels.weight[here], factor / count * 0.5 ** (labels.positions[here] - start), rtol=1e-5
+            )
+
+
+def test_long_answers_are_cut_and_long_prompts_refused(demo_llm: MaraLLM) -> None:
+    context = PolicyModel(demo_llm.model).context
+    assert context is not None
+    long = {**PAIRS[0], "chosen": "egg " * 2 * context}
+    labels = PreferenceLabeler(demo_llm, candidate_filter=False).label([long])
+    assert labels.positions.max() == context - 1
+    with pytest.raises(DataError, match=r"has \d+ tokens, but .*Shorten it or leave the pair out"):
+        PreferenceLabeler(demo_llm).label([{**PAIRS[0], "prompt": "egg " * 2 * context}])
+
+
+def test_pairs_that_do_not_differ(demo_llm: MaraLLM) -> None:
+    with pytest.raises(DataError, match="Give answers that differ"):
+        PreferenceLabeler(demo_llm).label([{**PAIRS[0], "rejected": PAIRS[0]["chosen"]}])
+
+
+def test_states_that_are_not_finite_are_left_out(demo_llm: MaraLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = PreferenceLabeler(demo_llm, candidate_filter=False).label(PAIRS)
+
+    def broken(*args: Any) -> torch.Tensor:
+        states = batch_states(*args)
+        states[:, -1] = torch.nan
+        return states
+
+    monkeypatch.setattr("langchain_mara_training.labeling.preference.batch_states", broken)
+    with pytest.warns(UserWarning, match="tokens with non-finite states were left out"):
+        labels = PreferenceLabeler(demo_llm, candidate_filter=False).label(PAIRS)
+    assert 0 < len(labels) < len(whole)
+    assert np.isfinite(np.asarray(labels.X)).all()
+
+
+@pytest.mark.parametrize("options", [{"weighting": "none"}, {"decay": 0.0}, {"shard_tokens": 0}])
+def test_options_out_of_range(demo_llm: MaraLLM, options: dict[str, Any]) -> None:
+    with pytest.raises(OptionsError, match=next(iter(options))):
+        PreferenceLabeler(demo_llm, **options)

@@ -1,0 +1,15 @@
+"""The `mara` command: what `langchain_mara.cli` has, and one module for each further subcommand."""
+
+from langchain_mara.cli import app
+from langchain_mara_training.commands.demo import demo
+from langchain_mara_training.commands.evaluate import evaluate
+from langchain_mara_training.commands.fit import fit
+from langchain_mara_training.commands.label import label
+from langchain_mara_training.commands.report import report
+from langchain_mara_training.commands.rl import rl
+from langchain_mara_training.commands.table import table
+
+__all__ = ["app"]
+
+for command in (demo, label, fit, rl, evaluate, report, table):
+    app.command()(command)

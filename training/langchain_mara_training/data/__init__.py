@@ -1,0 +1,1 @@
+"""Preference data and prompts: files, data sets and rows in one form."""

@@ -1,0 +1,1 @@
+"""How the bundled model and agent are made: corpus, judge, training."""

@@ -1,0 +1,46 @@
+"""Makes the embedded agent with the parts everybody uses: `python -m langchain_mara_training.demo.train_agent`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara.loading.models import DEMO_AGENT_FOLDER
+from langchain_mara_training.aligner import MaraAligner
+from langchain_mara_training.demo.corpus import preference_pairs
+from langchain_mara_training.fitting.classifier import MaraClassifier
+
+DEFAULT_SEED = 2505
+POLICY_MODEL = "langchain-mara demo"
+
+
+def make_agent(seed: int = DEFAULT_SEED, pairs_per_topic: int = 24) -> MaraAgent:
+    """Fits an agent to the tokens of preference pairs about the training topics.
+
+    Args:
+        seed: Of pairs, weights and batch order; equal seeds give equal agents on one kind of processor.
+        pairs_per_topic: Number of pairs about each topic.
+    """
+    pairs = [asdict(pair) for pair in preference_pairs("train", seed, pairs_per_topic)]
+    classifier = MaraClassifier(width=256, max_epochs=12, policy_model=POLICY_MODEL)
+    aligner = MaraAligner(MaraLLM.demo(agent=None), classifier=classifier, rounds=1, random_state=seed)
+    agent: MaraAgent = aligner.fit(pairs).agent_
+    return agent
+
+
+def main(
+    seed: Annotated[int, typer.Option(help="Of pairs, weights and batch order.")] = DEFAULT_SEED,
+    output: Annotated[Path, typer.Option(help="Folder of the agent.")] = DEMO_AGENT_FOLDER,
+) -> None:
+    """Fits the demonstration's agent and saves it."""
+    # One thread, so that the bits do not depend on the number of cores.
+    torch.set_num_threads(1)
+    make_agent(seed).save_pretrained(output)
+    typer.echo(f"agent: written to {output}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""Compares systems on the same prompts: answers, rewards, costs, preference rates."""

@@ -1,0 +1,1 @@
+"""Reports of comparisons: pages, figures, traces."""

@@ -1,0 +1,1 @@
+"""Fits an agent to labeled states, as a scikit-learn classifier."""

@@ -1,0 +1,192 @@
+"""Reads states in batches, wherever they lie: in memory, in a memory map, or in shards on disk."""
+
+import hashlib
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from langchain_mara.exceptions import DataError
+
+Rows = NDArray[np.int64]
+Target = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Target]
+_BLOCK_BYTES = 2**27  # of a memory map shuffled at a time; a smaller map is shuffled as a whole
+
+
+def generator_for(seed: int, *path: int) -> torch.Generator:
+    """A generator of its own for each draw of a job, so that nothing has to be replayed after a restart.
+
+    Args:
+        seed: The job's seed.
+        *path: What the draw is for, such as (purpose, epoch).
+    """
+    state = np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0]
+    # PyTorch's generator takes a signed number.
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def as_array_like(X: Any) -> Any:  # noqa: N803 - scikit-learn's name
+    """Turns tensors on the CPU into numpy views; everything else stays as it is, without a copy."""
+    if not isinstance(X, Tensor):
+        return X
+    X = X.detach()  # noqa: N806
+    return X if X.device.type != "cpu" or X.dtype is torch.bfloat16 else X.numpy()
+
+
+def is_read_by_rows(X: Any) -> bool:  # noqa: N803
+    """Whether scikit-learn's checks cannot look at X without copying or loading the whole of it."""
+    return isinstance(X, Tensor) or hasattr(X, "shard_starts")
+
+
+class States:
+    """Rows of states, converted and checked batch by batch.
+
+    Args:
+        array: (n, d) numpy array, memory map, tensor, or sharded states (`shape`, `dtype`, `shard_starts`, and
+            indexing by an array of row numbers).
+
+    Raises:
+        DataError: If it is not a table of numbers with at least one row.
+    """
+
+    def __init__(self, array: Any) -> None:
+        if len(array.shape) != 2 or 0 in array.shape:  # noqa: PLR2004
+            raise DataError(f"X must be a table of states (n, d) with at least one row, not {tuple(array.shape)}.")
+        self.array = array
+        self.shape: tuple[int, int] = (int(array.shape[0]), int(array.shape[1]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def dtype(self) -> str:
+        """Name of the rows' dtype, such as float16."""
+        return str(self.array.dtype).removeprefix("torch.")
+
+    @property
+    def block_starts(self) -> list[int]:
+        """First rows of the parts that are shuffled one at a time; one part where everything lies in memory."""
+        if hasattr(self.array, "shard_starts"):
+            return list(self.array.shard_starts)
+        if not _is_memory_map(self.array):
+            return [0]
+        return list(range(0, len(self), max(1, _BLOCK_BYTES // (self.shape[1] * self.array.dtype.itemsize))))
+
+    def take(self, rows: Rows) -> Tensor:
+        """The states of some rows.
+
+        Args:
+            rows: (k,) row numbers.
+
+        Returns:
+            (k, d) float16, bfloat16 or float32, a copy, on the device of the source.
+
+        Raises:
+            DataError: If a row holds NaN or infinite values, in float32.
+        """
+        if isinstance(self.array, Tensor):
+            batch = self.array[torch.from_numpy(rows).to(self.array.device)]
+        else:
+            batch = torch.from_numpy(_in_float(np.asarray(self.array[rows])))
+        # One sum tells nearly always, in a tenth of the time; it may overflow where every number is finite.
+        if not batch.sum(dtype=torch.float32).isfinite() and not (finite := batch.isfinite()).all():
+            row = rows[int((~finite).any(dim=1).nonzero()[0, 0])]
+            raise DataError(
+                f"Row {row} of X holds NaN or infinite values, or values beyond float32. Drop such rows; if the states "
+                "come from a policy model in float16, compute them in bfloat16 or float32."
+            )
+        return batch
+
+    def chunks(self, rows: int) -> Iterator[Tensor]:
+        """All states in order, `rows` at a time."""
+        for start in range(0, len(self), rows):
+            yield self.take(np.arange(start, min(start + rows, len(self)), dtype=np.int64))
+
+    def sample(self, rows: int = 64) -> Tensor:
+        """A few evenly spread rows, to tell data sets apart."""
+        return self.take(np.unique(np.linspace(0, len(self) - 1, rows).astype(np.int64)))
+
+
+class LabeledStates(torch.utils.data.Dataset[Batch]):
+    """Some rows of states with their labels and weights, read a whole batch at a time.
+
+    Args:
+        states: All states, (n, d).
+        labels: (n,) int64, 0 or 1.
+        weights: (n,) float32.
+        rows: (m,) ascending numbers of the rows that belong to this set.
+    """
+
+    def __init__(self, states: States, labels: Rows, weights: NDArray[np.float32], rows: Rows) -> None:
+        self.states = states
+        self.labels = labels
+        self.weights = weights
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> Batch:
+        return self.__getitems__(np.array([row]))
+
+    def __getitems__(self, rows: Rows) -> Batch:
+        """States (k, d), and their labels (k,) and weights (k,)."""
+        target = torch.from_numpy(self.labels[rows]), torch.from_numpy(self.weights[rows])
+        return self.states.take(rows), target
+
+    def shuffled(self, batch_size: int, generator: torch.Generator) -> list[Rows]:
+        """Row numbers of one epoch's batches: blocks in random order, rows in random order within each.
+
+        Only the one or two blocks a batch comes from are touched at a time, so that data larger than memory stays
+        on disk. One block is a full permutation.
+        """
+        blocks = np.split(self.rows, np.searchsorted(self.rows, self.states.block_starts[1:]))
+        order = torch.randperm(len(blocks), generator=generator).tolist()
+        shuffled = [blocks[i][torch.randperm(len(blocks[i]), generator=generator).numpy()] for i in order]
+        return _cut(np.concatenate(shuffled), batch_size)
+
+    def in_order(self, batch_size: int) -> list[Rows]:
+        """Row numbers of batches in the order of the data."""
+        return _cut(self.rows, batch_size)
+
+
+def _cut(rows: Rows, size: int) -> list[Rows]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _in_float(batch: NDArray[Any]) -> NDArray[Any]:
+    if batch.dtype in (np.float16, np.float32):
+        return batch
+    with np.errstate(over="ignore"):  # becomes infinite, which is reported with its row
+        return batch.astype(np.float32)
+
+
+def _is_memory_map(array: Any) -> bool:
+    while array is not None:
+        if isinstance(array, np.memmap | mmap.mmap):
+            return True
+        array = getattr(array, "base", None)
+    return False
+
+
+def describe_job(parameters: dict[str, Any], states: States, data: dict[str, Any]) -> dict[str, str]:
+    """What tells jobs apart, without reading all states: parameters, shape and some rows, labels and the like.
+
+    Args:
+        parameters: Those that change the result.
+        states: (n, d).
+        data: Arrays of n rows by name, or None.
+    """
+    job = {name: repr(value) for name, value in parameters.items()}
+    job["states"] = f"{states.shape} {states.dtype} {_digest(states.sample().float().cpu().numpy())}"
+    return job | {name: _digest(np.asarray(values)) for name, values in data.items() if values is not None}
+
+
+def _digest(values: NDArray[Any]) -> str:
+    content = str(values.tolist()).encode() if values.dtype == object else np.ascontiguousarray(values).tobytes()
+    return f"{values.shape} {values.dtype} {hashlib.sha256(content).hexdigest()[:16]}"

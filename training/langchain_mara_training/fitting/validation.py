@@ -1,0 +1,202 @@
+"""Checks what MaraClassifier is given, and says which rows are fitted and which are held out."""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.model_selection import GroupShuffleSplit
+from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import _check_sample_weight, validate_data
+from torch import Tensor
+
+from langchain_mara_training.fitting.net import PRECISIONS
+from langchain_mara_training.fitting.state_dataset import Rows, States, as_array_like, is_read_by_rows
+
+if TYPE_CHECKING:
+    from langchain_mara_training.fitting.classifier import MaraClassifier
+    from langchain_mara_training.labeling.token_labels import TokenLabels
+
+_TWO = 2
+_LEAST = {"width": 4, "max_epochs": 1, "batch_size": 1, "n_iter_no_change": 1}
+_SCHEDULES = ("linear", "cosine", "constant")
+_SPLITS_TRIED = 8
+
+
+def check_parameters(classifier: Any) -> None:
+    """Refuses parameters of a MaraClassifier that are out of range.
+
+    Raises:
+        ValueError: Naming the parameter and what it may be.
+    """
+    for name, least in _LEAST.items():
+        value = getattr(classifier, name)
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+    if not classifier.learning_rate > 0 or not classifier.weight_decay >= 0:
+        raise ValueError("learning_rate must be above 0 and weight_decay at least 0.")
+    if not 0 < classifier.validation_fraction < 1:
+        raise ValueError(f"validation_fraction must be between 0 and 1, not {classifier.validation_fraction!r}.")
+    if classifier.schedule not in _SCHEDULES:
+        raise ValueError(f"schedule must be one of {_SCHEDULES}, not {classifier.schedule!r}.")
+    if classifier.mixed_precision not in PRECISIONS:
+        raise ValueError(f"mixed_precision must be one of {tuple(PRECISIONS)}, not {classifier.mixed_precision!r}.")
+
+
+def check_states(estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool) -> tuple[States, NDArray[Any]]:  # noqa: N803
+    """Checks states and labels as scikit-learn does, but without reading all states.
+
+    Whether the states are finite is left to `States`, which looks at each batch it reads: scikit-learn's check would
+    copy memory maps of float16, and read everything once more.
+
+    Args:
+        estimator: Whose number of features they must have.
+        X: (n, d) states.
+        y: (n,) labels, or nothing when predicting.
+        reset: Whether the number of features is learnt from X.
+
+    Raises:
+        ValueError: If X or y are not what scikit-learn's classifiers take.
+    """
+    X = as_array_like(X)  # noqa: N806
+    y = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
+    labelled = y is None or not isinstance(y, str)
+    if is_read_by_rows(X):
+        states = States(X)
+        validate_data(estimator, X, y, reset=reset, skip_check_array=True)
+        if labelled:
+            y = column_or_1d(y, warn=True)
+            assert_all_finite(y, input_name="y")
+            check_consistent_length(X, y)
+        return states, y
+    floats = [np.float32, np.float64, np.float16]
+    checked = validate_data(estimator, X, y, reset=reset, dtype=floats, ensure_all_finite=False)
+    X, y = checked if labelled else (checked, y)  # noqa: N806
+    return States(X), y
+
+
+def encode_labels(y: NDArray[Any], classes: ArrayLike | None = None) -> tuple[NDArray[Any], Rows]:
+    """Both classes, and the labels as 0 and 1.
+
+    Args:
+        y: (n,) labels.
+        classes: (2,) all labels, where y may lack one.
+
+    Returns:
+        Classes in sorted order, (2,), and labels, (n,) int64.
+
+    Raises:
+        ValueError: If there are not exactly two classes, or a label is none of them.
+    """
+    check_classification_targets(y)
+    known = np.unique(y if classes is None else np.asarray(classes))
+    if len(known) > _TWO:
+        kind = type_of_target(y if classes is None else known)
+        raise ValueError(
+            f"Only binary classification is supported. The type of the target is {kind}, with {len(known)} classes. "
+            "Label rows accept or reject."
+        )
+    if len(known) < _TWO:
+        raise ValueError(f"Fitting needs rows of two classes, accept and reject, but y holds one class: {known[0]!r}.")
+    unknown = np.setdiff1d(y, known)
+    if len(unknown):
+        raise ValueError(f"y holds labels {unknown.tolist()}, which are not among the classes {known.tolist()}.")
+    return known, np.searchsorted(known, y).astype(np.int64)
+
+
+def row_weights(
+    sample_weight: ArrayLike | None, class_weight: Any, classes: NDArray[Any], labels: Rows, *, whole: bool = True
+) -> NDArray[np.float64]:
+    """Weight of each row: its sample weight times its class's factor.
+
+    Args:
+        sample_weight: (n,) or None for ones.
+        class_weight: {class: factor}, `balanced` or None.
+        classes: (2,).
+        labels: (n,) 0 or 1.
+        whole: Whether these are all rows there are, so that both classes must have some weight.
+
+    Raises:
+        ValueError: If weights are negative, not finite, or leave out a class, or `class_weight` names no class.
+    """
+    weights: NDArray[np.float64] = _check_sample_weight(
+        sample_weight, labels, dtype=np.float64, ensure_non_negative=True
+    )
+    sums = np.bincount(labels, weights, minlength=_TWO)
+    if sums.sum() == 0 or (whole and not sums.all()):
+        raise ValueError("The sample weights of all rows of a class are zero; fitting needs rows of both classes.")
+    factors = sums.sum() / (_TWO * sums) if class_weight == "balanced" else _factors(class_weight, classes)
+    return weights * factors[labels]
+
+
+def split_by_group(
+    labels: Rows, weights: NDArray[Any], groups: ArrayLike | None, share: float, seed: int
+) -> tuple[Rows, Rows | None]:
+    """Rows to fit and rows to hold out, no group on both sides; rows of weight zero are on neither.
+
+    Args:
+        labels: (n,) 0 or 1.
+        weights: (n,) row weights.
+        groups: (n,) group of each row; None makes each row its own.
+        share: Of the groups to hold out; 0 for none.
+        seed: Of the draw.
+
+    Returns:
+        Ascending row numbers to fit, and to hold out, or None where no split leaves both classes on both sides.
+    """
+    rows = np.flatnonzero(weights)
+    if groups is not None:
+        check_consistent_length(labels, groups)
+    names = rows if groups is None else np.asarray(groups)[rows]
+    count = len(np.unique(names))
+    if share == 0 or count - math.ceil(share * count) < 1:
+        return rows, None
+    splits = GroupShuffleSplit(_SPLITS_TRIED, test_size=share, random_state=seed).split(rows, groups=names)
+    for fitted, held_out in splits:
+        train, rest = rows[np.sort(fitted)], rows[np.sort(held_out)]
+        if all(len(np.unique(labels[side])) == _TWO for side in (train, rest)):
+            return train, rest
+    return rows, None
+
+
+def _factors(class_weight: Any, classes: NDArray[Any]) -> NDArray[np.float64]:
+    if class_weight is None:
+        return np.ones(_TWO)
+    if not isinstance(class_weight, dict):
+        raise ValueError(f"class_weight must be a dict, 'balanced' or None, not {class_weight!r}.")  # noqa: TRY004
+    names = classes.tolist()
+    if unknown := set(class_weight) - set(names):
+        raise ValueError(f"class_weight names {sorted(map(str, unknown))}, but the classes are {names}.")
+    factors = np.array([class_weight.get(name, 1.0) for name in names], dtype=np.float64)
+    if not (factors >= 0).all() or not np.isfinite(factors).all():
+        raise ValueError(f"class_weight must hold factors of at least 0, not {class_weight!r}.")
+    return factors
+
+
+_ROWS_AT_ONCE = 16384
+
+
+def held_out_accuracy(classifier: "MaraClassifier", labels: "TokenLabels", rows: Sequence[int]) -> dict[str, Any]:
+    """How often an agent decides rightly on labels it was not fitted to.
+
+    Args:
+        classifier: Fitted.
+        labels: May be larger than memory.
+        rows: (n,) numbers of the labels that took no part in fitting.
+
+    Returns:
+        `validation labels`; `validation accuracy`, and `majority share`, the accuracy of always giving the more
+        frequent label. Both are None where there are no rows.
+    """
+    if not len(rows):
+        return {"validation labels": 0, "validation accuracy": None, "majority share": None}
+    right = 0
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        some = rows[start : start + _ROWS_AT_ONCE]
+        right += int((classifier.predict(labels.X[some]) == labels.y[some]).sum())
+    accepted = float(labels.y[rows].mean())
+    shares = {"validation accuracy": right / len(rows), "majority share": max(accepted, 1 - accepted)}
+    return {"validation labels": len(rows), **shares}

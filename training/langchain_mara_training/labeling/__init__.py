@@ -1,0 +1,1 @@
+"""Token-level labels, from preference pairs or from rollouts."""

@@ -1,0 +1,217 @@
+"""The paper's tables: what agents gain against the upstream model, against rivals, and on other models.
+
+Every contest is a comparison in a folder of its own, so that an interrupted table goes on, and reports can be made.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from rich.console import Console
+
+from langchain_mara import MaraLLM
+from langchain_mara.exceptions import AgentMismatchError, MaraError, OptionsError
+from langchain_mara.loading.models import AgentSource
+from langchain_mara_training import run_folder
+from langchain_mara_training.evaluation.comparison import CHUNK_BATCHES, compare
+from langchain_mara_training.evaluation.preference_rate import Preference
+from langchain_mara_training.evaluation.systems import CorrectorBaseline, Decoding, System
+from langchain_mara_training.paper.settings import Rival, TableSettings, known_name
+from langchain_mara_training.rewards.specs import reward_function
+from langchain_mara_training.rewards.weighted import WeightedRewards
+
+TableNumber = Literal["1", "2", "3"]
+
+_MARA = "MARA"
+_FAILURES = (MaraError, OSError, torch.OutOfMemoryError)
+
+
+class TableRow(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        model: Upstream model.
+        other: The rival it is compared with (table 2), or the model whose agent it has (table 3).
+        cells: How MARA fared, by the name of the data set.
+        problem: Why cells are missing.
+    """
+
+    model: str
+    other: str | None
+    cells: dict[str, Preference]
+    problem: str | None = None
+
+
+_Systems = tuple[System, System]
+"""The baseline, and MARA."""
+
+
+class _Contest(NamedTuple):
+    """What a row compares: the `other` of `TableRow`, and how to have the two systems."""
+
+    other: str | None
+    systems: Callable[[], _Systems]
+
+
+class Tables:
+    """Measures the rows of tables.
+
+    Args:
+        settings: Of the tables.
+        output: Folder for the comparisons, each in `MODEL/DATA SET` or `MODEL/OTHER/DATA SET`.
+        device: Where to compute; by default CUDA where there is one.
+        limit: Most prompts of a data set.
+        batch_size: Most prompts in one pass.
+        verbose: Whether progress is shown.
+
+    Raises:
+        DataError: If prompts cannot be read.
+        RewardError: If a reward function cannot be imported.
+        LoadingError: If a reward model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        settings: TableSettings,
+        output: Path,
+        *,
+        device: str | None = None,
+        limit: int | None = None,
+        batch_size: int = 8,
+        verbose: bool = False,
+    ) -> None:
+        self.settings = settings
+        self.output = output
+        self.device = device
+        self.batch_size = batch_size
+        self.verbose = verbose
+        self.prompts = {name: one.read(limit) for name, one in settings.prompts.items()}
+        self.rewards = {name: reward_function(spec, device) for name, spec in settings.rewards.items()}
+
+    def rows(self, number: TableNumber, models: Sequence[str] | None = None) -> list[TableRow]:
+        """Measures a table; what cannot be loaded leaves its row empty, and the others go on.
+
+        Args:
+            number: Of the paper's table.
+            models: Upstream models by name; by default all.
+
+        Raises:
+            OptionsError: If there is no such model.
+        """
+        names = [known_name(one, self.settings.models, "model") for one in models or self.settings.models]
+        found: list[TableRow] = []
+        for place, name in enumerate(names, 1):
+            self._say(f"{name}, model {place} of {len(names)}")
+            found += self._rows(number, name)
+            _free_memory()
+        return found
+
+    def _rows(self, number: TableNumber, name: str) -> Iterator[TableRow]:
+        try:
+            contests = self._contests(number, name)
+        except _FAILURES as error:
+            yield TableRow(name, None, {}, _reason(error))
+            return
+        for contest in contests:
+            yield self._row(name, contest)
+            _free_memory()
+
+    def _contests(self, number: TableNumber, name: str) -> list[_Contest]:
+        """The contests of a model, which is loaded once for all of them."""
+        if number == "3":
+            return self._transfers(name)
+        agent = self._agent(name)
+        llm = self._load(self.settings.models[name].source)
+        if number == "1":
+            return [_Contest(None, lambda: _upstream(llm, agent))]
+        return [_Contest(rival, partial(self._against, rival, name, llm, agent)) for rival in get_args(Rival)]
+
+    def _transfers(self, name: str) -> list[_Contest]:
+        others = [other for other, one in self.settings.models.items() if other != name and one.agent is not None]
+        if not others:
+            raise OptionsError("No agent of another model is known. Give some: --agents MODEL=AGENT.")
+        llm = self._load(self.settings.models[name].source)
+        found = [
+            _Contest(other, partial(self._with_agent_of, other, llm)) for other in others if self._fits(other, llm)
+        ]
+        if not found:
+            raise OptionsError("Of the other models that have an agent, none has its hidden size.")
+        return found
+
+    def _row(self, name: str, contest: _Contest) -> TableRow:
+        cells: dict[str, Preference] = {}
+        try:
+            baseline, mara = contest.systems()
+            for data_set, rows in self.prompts.items():
+                self._say(" / ".join(filter(None, (name, contest.other, data_set))))
+                found = compare(
+                    [baseline, mara],
+                    rows,
+                    self._weighted(name),
+                    self.output.joinpath(*filter(None, (name, contest.other, data_set))),
+                    baseline=baseline.name,
+                    chunk=CHUNK_BATCHES * self.batch_size,
+                    random_state=self.settings.seed,
+                    facts=self.settings.rewards,
+                    verbose=self.verbose,
+                )
+                cells[data_set] = found.preference(mara.name, baseline.name)
+        except _FAILURES as error:
+            return TableRow(name, contest.other, cells, _reason(error))
+        return TableRow(name, contest.other, cells)
+
+    def _against(self, rival: Rival, name: str, llm: MaraLLM, agent: AgentSource) -> _Systems:
+        source = self.settings.models[name].rivals.get(rival)
+        if source is None:
+            raise OptionsError(f"It is not known where its {rival} checkpoint is. Give it: --rivals {name}/{rival}=…")
+        other = self._load(source)
+        system = CorrectorBaseline(rival, llm, other) if rival == "Aligner" else Decoding(rival, other)
+        return system, Decoding(_MARA, llm.with_agent(agent))
+
+    def _with_agent_of(self, other: str, llm: MaraLLM) -> _Systems:
+        return _upstream(llm, self._agent(other))
+
+    def _fits(self, other: str, llm: MaraLLM) -> bool:
+        try:
+            llm.with_agent(self._agent(other))
+        except AgentMismatchError:
+            return False
+        except _FAILURES:
+            return True  # and its row says why it is empty
+        return True
+
+    def _agent(self, name: str) -> AgentSource:
+        source = self.settings.models[name].agent
+        if source is None:
+            raise OptionsError(f"It is not known where its agent is. Give it: --agents {name}=…")
+        return run_folder.agent_source(source)
+
+    def _load(self, source: str) -> MaraLLM:
+        fields = {**self.settings.decoding.model_dump(), "batch_size": self.batch_size}
+        return MaraLLM.from_model_id(source, device=self.device, **fields)
+
+    def _weighted(self, name: str) -> WeightedRewards:
+        weights = self.settings.models[name].weights
+        return WeightedRewards(list(self.rewards.values()), [weights[one] for one in self.rewards])
+
+    def _say(self, text: str) -> None:
+        if self.verbose:
+            Console(stderr=True).print(text, markup=False)
+
+
+def _upstream(llm: MaraLLM, agent: AgentSource) -> _Systems:
+    return Decoding("plain", llm), Decoding(_MARA, llm.with_agent(agent))
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _free_memory() -> None:
+    """Of models that nothing refers to any more; their hooks and caches form cycles."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

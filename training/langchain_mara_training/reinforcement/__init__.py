@@ -1,0 +1,1 @@
+"""Trains an agent by discrete soft actor-critic."""

@@ -1,0 +1,1 @@
+"""Reward functions: weighted sums, published reward models, rewards by name."""

@@ -1,0 +1,188 @@
+"""Reward models from checkpoints: tokenizer, weights and score head, by key and without remote code."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from langchain_mara.agents.reference_checkpoints import looks_local
+from langchain_mara.exceptions import CheckpointError, LoadingError
+from langchain_mara.loading.models import resolve_device
+
+_SAFETENSORS = ("model.safetensors.index.json", "model.safetensors")
+_TORCH = ("pytorch_model.bin.index.json", "pytorch_model.bin")
+
+
+def checkpoint_folder(
+    model_id: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The local folder of a checkpoint, downloaded where it is a hub id: safetensors, or else PyTorch's files.
+
+    Args:
+        model_id: Hub id or folder.
+        revision: Branch, tag or commit on the hub.
+        token: Hub token for gated models.
+        local_files_only: Never touch the network.
+
+    Raises:
+        LoadingError: If there is no such checkpoint.
+    """
+    source = os.path.expanduser(model_id)  # noqa: PTH111 - a hub id must not become a path
+    if Path(source).is_dir():
+        return Path(source)
+    if looks_local(source):
+        raise LoadingError(f"There is no folder {source}. Give a reward model's folder, or a hub id such as org/model.")
+    hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
+    small = ["*.json", "*.model", "*.txt", "*.jinja"]
+    try:
+        folder = Path(snapshot_download(source, allow_patterns=[*small, "*.safetensors"], **hub))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(source, allow_patterns=[*small, "*.bin"], **hub))
+    except Exception as error:
+        raise LoadingError(f"Cannot get the reward model {source}: {_reason(error)}") from error
+    return folder
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        LoadingError: If it cannot be loaded.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise LoadingError(f"Cannot load the tokenizer of {folder}: {_reason(error)}") from error
+    return tokenizer
+
+
+def load_weights(
+    kind: Any,
+    folder: Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **options: Any,
+) -> tuple[PreTrainedModel, set[str]]:
+    """A model with its weights, and the keys of the checkpoint that it has no place for.
+
+    Args:
+        kind: A class with `from_pretrained`.
+        folder: Of the checkpoint.
+        device: Such as `cuda:1`; by default CUDA where there is one. Not with `device_map`.
+        dtype: `torch.bfloat16`, `"float32"`, …; by default the checkpoint's own, but float32 in place of float16 on
+            the CPU.
+        options: Further arguments of `from_pretrained`, such as `quantization_config` or `device_map`.
+
+    Raises:
+        LoadingError: If the device is unknown or the model cannot be loaded.
+        CheckpointError: If weights are missing.
+    """
+    if "device_map" not in options:
+        options["device_map"] = {"": resolve_device(device)}
+    chosen_dtype = _dtype(dtype)
+    try:
+        with _quiet():
+            model, report = kind.from_pretrained(
+                folder, dtype=chosen_dtype, output_loading_info=True, trust_remote_code=False, **options
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise LoadingError(f"Cannot load the reward model {folder}: {_reason(error)}") from error
+    if report["missing_keys"]:
+        raise CheckpointError(
+            f"{folder} lacks weights of a {type(model).__name__} ({_some(report['missing_keys'])}); they would be "
+            "random. Download it again, and check that this class of reward model is the checkpoint's."
+        )
+    if dtype is None and model.dtype is torch.float16 and model.device.type == "cpu":
+        model = model.float()
+    model.config.use_cache = False
+    return model.eval().requires_grad_(requires_grad=False), set(report["unexpected_keys"])
+
+
+def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Those of the named tensors that a checkpoint holds, on the CPU; of several files only theirs are opened.
+
+    Raises:
+        CheckpointError: If the folder holds no weights.
+    """
+    wanted = set(names)
+    for index, single in (_SAFETENSORS, _TORCH):
+        if (folder / index).is_file():
+            places: dict[str, str] = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+            files = {file for name, file in places.items() if name in wanted}
+        elif (folder / single).is_file():
+            files = {single}
+        else:
+            continue
+        found = [_read(folder / file, wanted) for file in sorted(files)]
+        return {name: tensor for tensors in found for name, tensor in tensors.items()}
+    raise CheckpointError(
+        f"{folder} holds no weights. Expected one of {', '.join((*_SAFETENSORS, *_TORCH))}; download it again."
+    )
+
+
+def refuse(keys: Iterable[str], folder: Path, model: str) -> None:
+    """Refuses a checkpoint with weights that the model would ignore.
+
+    Raises:
+        CheckpointError: If there are any.
+    """
+    left = set(keys)
+    if left:
+        raise CheckpointError(
+            f"{folder} holds weights that {model} has no place for ({_some(left)}), and without them its scores "
+            "would be wrong. Use the class of reward model that the checkpoint belongs to."
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # transformers warns of keys it has no place for; the score head is one of them, and others are refused here.
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read(file: Path, wanted: set[str]) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in wanted & set(tensors.keys())}
+    held: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return {name: held[name].clone() for name in wanted & set(held)}
+
+
+def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype or "auto"
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise LoadingError(f"There is no dtype {dtype!r}; try bfloat16, float16 or float32.")
+    return found
+
+
+def _some(keys: Iterable[str]) -> str:
+    ordered = sorted(keys)
+    return ", ".join(ordered[:4]) + (f" and {len(ordered) - 4} more" if len(ordered) > 4 else "")  # noqa: PLR2004
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,81 @@
+"""Keeps a fitting job on disk: written in one piece after every epoch, read back without unpickling code."""
+
+import hashlib
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from langchain_mara.exceptions import CheckpointError, TrainingError
+from langchain_mara_training.storage.atomic import write_atomically
+
+FILE_NAME = "fitting.pt"
+_FORMAT = 1
+_DIGEST_BYTES = 32
+
+
+class JobCheckpoint:
+    """The one checkpoint of a fitting job, in a folder of its own.
+
+    The file is a SHA-256 digest followed by what `torch.save` wrote, tensors and primitives only; PyTorch itself does
+    not notice flipped bytes.
+
+    Args:
+        folder: Made if it is missing.
+        job: What makes the job this one and no other: names and values of parameters, digests of the data.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], job: dict[str, str]) -> None:
+        self.folder = Path(folder).expanduser()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file = self.folder / FILE_NAME
+        self.job = job
+
+    def write(self, content: dict[str, Any]) -> None:
+        """Replaces the checkpoint; whoever is killed meanwhile leaves the old one or the new one, never a part."""
+        buffer = io.BytesIO()
+        torch.save({"format": _FORMAT, "job": self.job, "content": content}, buffer)
+        payload = buffer.getbuffer()
+        write_atomically(self.file, hashlib.sha256(payload).digest(), payload)
+
+    def read(self) -> dict[str, Any] | None:
+        """The content last written, or None before the first epoch's end.
+
+        Raises:
+            CheckpointError: If the file is truncated or corrupt.
+            TrainingError: If it belongs to another job.
+        """
+        if not self.file.exists():
+            return None
+        saved = self._load()
+        if saved.get("format") != _FORMAT:
+            raise CheckpointError(
+                f"{self.file} has format {saved.get('format')!r}, this version of langchain-mara reads {_FORMAT}. "
+                "Delete the file to start from the beginning, or finish the job with the version that started it."
+            )
+        job: dict[str, str] = saved["job"]
+        if differing := sorted(key for key in self.job.keys() | job.keys() if self.job.get(key) != job.get(key)):
+            raise TrainingError(
+                f"{self.folder} holds the checkpoint of another job; different: {', '.join(differing)}. Give another "
+                f"checkpoint_dir, or delete {self.file} to start from the beginning."
+            )
+        content: dict[str, Any] = saved["content"]
+        return content
+
+    def _load(self) -> dict[str, Any]:
+        written = self.file.read_bytes()
+        digest, payload = written[:_DIGEST_BYTES], memoryview(written)[_DIGEST_BYTES:]
+        if hashlib.sha256(payload).digest() != digest:
+            raise CheckpointError(
+                f"{self.file} is truncated or corrupt, or no checkpoint of a fit. "
+                "Delete it to start the job from the beginning."
+            )
+        try:
+            saved: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{self.file} is no checkpoint of a fit ({reason}). Delete it.") from None
+        return saved

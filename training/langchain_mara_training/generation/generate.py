@@ -88,7 +88,7 @@ def answer(
     running = [one.request for one in completions if one.finish_reason is None]
     prefixes = PrefixCache(llm.prefix_memory)
     pace: dict[str, Any] = {"batch_size": batch_size, "width": llm.width or _WIDTH, "draft": llm.draft}
-    for decision in decode(PolicyModel(llm.model, compile=llm.compile), running, **pace, prefixes=prefixes):
+    for decision in decode(PolicyModel(llm.model, compile=llm.compile), running, **pace, prefix_cache=prefixes):
         decisions[decision.request].append(decision)
         by_request[decision.request].push(decision)
     return [_answered(start, one, decisions[one.request]) for start, one in zip(starts, completions, strict=True)]

@@ -72,7 +72,7 @@ def test_drafts_what_followed_the_last_occurrence() -> None:
 
 def test_a_draft_that_reaches_into_itself_repeats() -> None:
     drafter = NgramProposer([1, 2, 1, 2])
-    drafter.learn(4, 4)
+    drafter.record_draft(4, 4)
     assert drafter.draft(first=1, most=6) == [2, 1, 2, 1, 2, 1]
 
 
@@ -86,7 +86,7 @@ def test_drafts_grow_while_they_are_right_and_shrink_to_what_was() -> None:
     for right in (2, 4, 8, 3, 3, 0, 1):
         found = drafter.draft(first=0, most=16)
         lengths.append(len(found))
-        drafter.learn(len(found), right)
+        drafter.record_draft(len(found), right)
     assert lengths == [2, 4, 8, 16, 3, 6, 1]
 
 

@@ -15,7 +15,7 @@ from langchain_mara.exceptions import DataError, OptionsError
 from langchain_mara_training.data.readers import Row, Source, read_pairs, read_prompts, read_rows
 from langchain_mara_training.fitting.classifier import MaraClassifier
 from langchain_mara_training.generation.costs import count_passes
-from langchain_mara_training.generation.generate import AnswerStart, GeneratedAnswer, answer, score_answers
+from langchain_mara_training.generation.generate import AnswerStart, GeneratedAnswer, generate_answers, score_answers
 from langchain_mara_training.labeling.preference import PreferenceLabeler
 from langchain_mara_training.labeling.rollout import RolloutLabeler
 from langchain_mara_training.labeling.token_labels import TokenLabels
@@ -211,7 +211,7 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
             AnswerStart(ids, seed=(seed or 0) * len(rows) + i, sampled=seed is not None)
             for i, ids in enumerate(encoded)
         ]
-        return answer(self.llm_, starts, _BATCH_SIZE)
+        return generate_answers(self.llm_, starts, _BATCH_SIZE)
 
     def _mean_reward(self, rows: Sequence[Row]) -> float:
         return float(np.nanmean(score_answers(self.rewards_, rows, self._answers(rows))))

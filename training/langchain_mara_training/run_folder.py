@@ -21,7 +21,7 @@ from langchain_mara import MaraAgent
 from langchain_mara.exceptions import OptionsError, TrainingError
 from langchain_mara_training.labeling.shards import MANIFEST_NAME
 from langchain_mara_training.labeling.token_labels import SHARD_NAME, TokenLabels
-from langchain_mara_training.rewards.specs import PAIRS, parted
+from langchain_mara_training.rewards.specs import PAIRS, split_prefix
 from langchain_mara_training.storage.job_checkpoint import FILE_NAME
 from langchain_mara_training.storage.model_card import Sections, save_agent
 from langchain_mara_training.storage.records import Config, append_record, dump, flat, library_versions, write_json
@@ -216,6 +216,6 @@ def _begun(folder: Path) -> dict[str, Config]:
 
 
 def _absolute(source: str) -> str:
-    prefix, path = parted(source)
+    prefix, path = split_prefix(source)
     found = Path(path).expanduser()
     return f"{prefix}{found.absolute()}" if found.exists() else source

@@ -76,7 +76,7 @@ class Cost:
 
 
 @contextmanager
-def measure(cost: Cost, model: PreTrainedModel) -> Iterator[None]:
+def measure_cost(cost: Cost, model: PreTrainedModel) -> Iterator[None]:
     """Adds to a cost the passes of a policy model and the seconds while the context is open.
 
     Args:

@@ -60,7 +60,7 @@ class GeneratedAnswer(NamedTuple):
     decisions: list[Decision]
 
 
-def answer(
+def generate_answers(
     llm: MaraLLM, starts: Sequence[AnswerStart], batch_size: int, *, keep: bool = False, **changes: Any
 ) -> list[GeneratedAnswer]:
     """Answers from given beginnings, with the LLM's agent and options; common prefixes are computed once.

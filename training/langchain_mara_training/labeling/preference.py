@@ -21,14 +21,14 @@ from langchain_mara.policy.model import PolicyModel
 from langchain_mara_training.data.readers import Row, Source, prompt_numbers, read_pairs, text_of
 from langchain_mara_training.generation.states import batch_states
 from langchain_mara_training.labeling.shards import label_shards
-from langchain_mara_training.labeling.token_labels import LabelledTokens, TokenLabels
+from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
 
 Weighting = Literal["token", "answer"]
 
 _LOGITS_AT_ONCE = 1024
 
 
-class Answer(NamedTuple):
+class LabeledAnswer(NamedTuple):
     """One answer whose tokens get labels.
 
     Attributes:
@@ -121,7 +121,7 @@ class PreferenceLabeler:
             description="labelling",
         )
 
-    def _answers(self, row: Row, group: int) -> list[Answer]:
+    def _answers(self, row: Row, group: int) -> list[LabeledAnswer]:
         prompt = self.llm.encode(row["prompt"])
         context = self._policy.context or len(prompt) + 1
         if not 0 < len(prompt) < context:
@@ -135,17 +135,17 @@ class PreferenceLabeler:
         weight = float(row.get("weight", 1.0))
         sequences = [(prompt + ids)[: self._policy.context] for ids in (chosen, rejected)]
         labelled = zip(sequences, (1, 0), strict=True)
-        return [Answer(ids, start, label, weight, group) for ids, label in labelled if len(ids) > start]
+        return [LabeledAnswer(ids, start, label, weight, group) for ids, label in labelled if len(ids) > start]
 
     def _answer_ids(self, answer: str | list[dict[str, str]]) -> list[int]:
         tokenizer = self.llm.tokenizer
         ids: list[int] = tokenizer(text_of(answer), add_special_tokens=False).input_ids
         return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
 
-    def _jobs(self, answers: Sequence[Answer]) -> Iterator[list[Answer]]:
+    def _jobs(self, answers: Sequence[LabeledAnswer]) -> Iterator[list[LabeledAnswer]]:
         """Answers in random order, cut into shards."""
         generator = torch.Generator().manual_seed(self.random_state)
-        job: list[Answer] = []
+        job: list[LabeledAnswer] = []
         tokens = 0
         for i in torch.randperm(len(answers), generator=generator).tolist():
             job.append(answers[i])
@@ -157,18 +157,18 @@ class PreferenceLabeler:
             yield job
 
     @torch.inference_mode()
-    def _compute(self, job: Sequence[Answer]) -> LabelledTokens:
+    def _compute(self, job: Sequence[LabeledAnswer]) -> LabeledTokens:
         parts = [self._label_batch(batch) for batch in self._batches(job)]
-        shard = LabelledTokens.join(parts)
+        shard = LabeledTokens.join(parts)
         finite = shard.states.isfinite().all(-1)
         if not finite.all():
             warnings.warn(f"{int((~finite).sum())} tokens with non-finite states were left out.", stacklevel=2)
             shard = shard.where(finite)
         return shard
 
-    def _batches(self, job: Sequence[Answer]) -> Iterator[list[Answer]]:
+    def _batches(self, job: Sequence[LabeledAnswer]) -> Iterator[list[LabeledAnswer]]:
         """Answers of similar length, so that there is next to no padding."""
-        batch: list[Answer] = []
+        batch: list[LabeledAnswer] = []
         for answer in sorted(job, key=lambda one: len(one.token_ids)):
             if batch and (len(batch) + 1) * len(answer.token_ids) > self.batch_tokens:
                 yield batch
@@ -176,7 +176,7 @@ class PreferenceLabeler:
             batch.append(answer)
         yield batch
 
-    def _label_batch(self, batch: Sequence[Answer]) -> LabelledTokens:
+    def _label_batch(self, batch: Sequence[LabeledAnswer]) -> LabeledTokens:
         hidden = batch_states(self._policy, [one.token_ids for one in batch])
         lengths = [len(one.token_ids) - one.start for one in batch]
         row = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(lengths))
@@ -184,7 +184,7 @@ class PreferenceLabeler:
         token_ids = torch.tensor([token for one in batch for token in one.token_ids[one.start :]])
         on_device = row.to(hidden.device), position.to(hidden.device)
         ranks, counts = self._ranks(hidden[on_device[0], on_device[1] - 1], token_ids)
-        labelled = LabelledTokens(
+        labelled = LabeledTokens(
             states=hidden[on_device].to("cpu", torch.float16),
             labels=torch.tensor([one.label for one in batch], dtype=torch.int8)[row],
             weights=self._weights(batch)[row] * self.decay ** (position - torch.tensor([a.start for a in batch])[row]),
@@ -195,7 +195,7 @@ class PreferenceLabeler:
         )
         return labelled.where((ranks >= 0) & (counts > 1)) if self.candidate_filter else labelled
 
-    def _weights(self, batch: Sequence[Answer]) -> Tensor:
+    def _weights(self, batch: Sequence[LabeledAnswer]) -> Tensor:
         """(answers,) float32 weight of each answer's first token."""
         shares = [1.0 if self.weighting == "token" else 1 / (len(one.token_ids) - one.start) for one in batch]
         return torch.tensor([share * one.weight for share, one in zip(shares, batch, strict=True)])
@@ -211,7 +211,7 @@ class PreferenceLabeler:
             counts.append(sets.counts.cpu())
         return torch.cat(ranks), torch.cat(counts)
 
-    def _identity(self, answers: Sequence[Answer]) -> dict[str, object]:
+    def _identity(self, answers: Sequence[LabeledAnswer]) -> dict[str, object]:
         return {
             "labeler": "preference",
             "model": model_fingerprint(self.llm.model),

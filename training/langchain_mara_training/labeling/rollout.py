@@ -26,9 +26,9 @@ from langchain_mara.options import options_error
 from langchain_mara.policy.fingerprints import model_fingerprint
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara_training.data.readers import Row, Source, prompt_numbers, read_prompts
-from langchain_mara_training.generation.generate import AnswerStart, answer, score_answers
+from langchain_mara_training.generation.generate import AnswerStart, generate_answers, score_answers
 from langchain_mara_training.labeling.shards import label_shards
-from langchain_mara_training.labeling.token_labels import LabelledTokens, TokenLabels
+from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
 from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.rewards.weighted import WeightedRewards
 
@@ -147,17 +147,17 @@ class RolloutLabeler:
             description="rollouts",
         )
 
-    def _compute(self, job: Sequence[Numbered]) -> LabelledTokens:
+    def _compute(self, job: Sequence[Numbered]) -> LabeledTokens:
         positions = list(self._positions(job))
         for start in range(0, len(positions), self.options.batch_size):
             self._examine(positions[start : start + self.options.batch_size])
         rewards = self._rewards(positions)
-        empty = LabelledTokens(
+        empty = LabeledTokens(
             torch.zeros((0, self._policy.hidden_size), dtype=torch.float16),
             *(torch.zeros(0, dtype=one) for one in (torch.int8, torch.float32, *[torch.int32] * 3, torch.int16)),
         )
         pairs = zip(positions, rewards, strict=True)
-        return LabelledTokens.join([empty, *(self._labelled(position, scores) for position, scores in pairs)])
+        return LabeledTokens.join([empty, *(self._labelled(position, scores) for position, scores in pairs)])
 
     def _positions(self, job: Sequence[Numbered]) -> Iterator[Position]:
         """Positions drawn from the LLM's answers, among those at which it had a choice."""
@@ -166,7 +166,7 @@ class RolloutLabeler:
             for number, _, row in job
             for i in range(self.options.generations)
         ]
-        answers = answer(self.llm, starts, self.options.batch_size)
+        answers = generate_answers(self.llm, starts, self.options.batch_size)
         owners = [one for one in job for _ in range(self.options.generations)]
         for (number, group, row), start, answered in zip(owners, starts, answers, strict=True):
             decided = [i for i, one in enumerate(answered.decisions) if len(one.candidates) > 1]
@@ -208,19 +208,19 @@ class RolloutLabeler:
             for i in range(self.options.continuations)
         ]
         owners = [one for one in positions for _ in range(len(one.candidates) * self.options.continuations)]
-        answers = answer(self.llm, starts, self.options.batch_size)
+        answers = generate_answers(self.llm, starts, self.options.batch_size)
         scores = score_answers(self.rewards, [one.row for one in owners], answers)
         scores = scores.reshape(-1, self.options.continuations)
         counts = (~np.isnan(scores)).sum(1)
         means = np.where(counts > 0, np.nansum(scores, 1) / np.maximum(counts, 1), np.nan)
         return np.split(means, np.cumsum([len(one.candidates) for one in positions])[:-1]) if positions else []
 
-    def _labelled(self, position: Position, rewards: NDArray[np.float64]) -> LabelledTokens:
+    def _labelled(self, position: Position, rewards: NDArray[np.float64]) -> LabeledTokens:
         labels, weights = label_candidates(rewards, position.probabilities, self.options)
         kept = torch.from_numpy((labels >= 0) & position.states.isfinite().all(-1).numpy())
         count = len(labels)
         place = len(position.prompt_ids) + len(position.answer_ids)
-        return LabelledTokens(
+        return LabeledTokens(
             states=position.states,
             labels=torch.from_numpy(labels).to(torch.int8),
             weights=torch.from_numpy(weights).float(),

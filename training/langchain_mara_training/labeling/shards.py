@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 
 from langchain_mara.exceptions import DataError, TrainingError
-from langchain_mara_training.labeling.token_labels import SHARD_NAME, LabelledTokens, TokenLabels
+from langchain_mara_training.labeling.token_labels import SHARD_NAME, LabeledTokens, TokenLabels
 from langchain_mara_training.storage.atomic import write_atomically
 from langchain_mara_training.storage.distributed import processes
 from langchain_mara_training.storage.progress import progress_bar
@@ -28,7 +28,7 @@ Job = TypeVar("Job")
 
 def label_shards(
     jobs: Sequence[Job],
-    compute: Callable[[Job], LabelledTokens],
+    compute: Callable[[Job], LabeledTokens],
     *,
     sizes: Sequence[int],
     identity: Mapping[str, Any],
@@ -91,7 +91,7 @@ def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
     write_atomically(manifest, json.dumps(identity, indent=2).encode())
 
 
-def _shuffled(shard: LabelledTokens, seed: int) -> LabelledTokens:
+def _shuffled(shard: LabeledTokens, seed: int) -> LabeledTokens:
     generator = torch.Generator().manual_seed(seed)
     return shard.where(torch.randperm(len(shard.labels), generator=generator))
 

@@ -19,7 +19,7 @@ SHARD_NAME = "shard-{:05d}.safetensors"
 _OPEN_SHARDS = 4
 
 
-class LabelledTokens(NamedTuple):
+class LabeledTokens(NamedTuple):
     """The rows of one shard; row i of all belongs to the same token.
 
     Attributes:
@@ -41,13 +41,13 @@ class LabelledTokens(NamedTuple):
     ranks: Tensor
 
     @classmethod
-    def join(cls, parts: Sequence["LabelledTokens"]) -> "LabelledTokens":
+    def join(cls, parts: Sequence["LabeledTokens"]) -> "LabeledTokens":
         """All rows of some parts, in order."""
         return cls(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
-    def where(self, index: Tensor) -> "LabelledTokens":
+    def where(self, index: Tensor) -> "LabeledTokens":
         """The rows of an index or mask, in its order."""
-        return LabelledTokens(*(column[index] for column in self))
+        return LabeledTokens(*(column[index] for column in self))
 
 
 class _Shard(NamedTuple):
@@ -181,13 +181,13 @@ class TokenLabels:
         return TokenLabels(states, *(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
 
     @classmethod
-    def of(cls, shards: Sequence[LabelledTokens]) -> Self:
+    def of(cls, shards: Sequence[LabeledTokens]) -> Self:
         """Labels in memory.
 
         Raises:
             DataError: If there are none.
         """
-        joined = LabelledTokens.join(shards)
+        joined = LabeledTokens.join(shards)
         return cls._checked(joined.states.numpy(), [column.numpy() for column in joined[1:]])
 
     @classmethod
@@ -221,9 +221,9 @@ class TokenLabels:
 
 
 def _read_columns(file: Path) -> list[NDArray[Any]]:
-    """All columns of a shard but the states, in the order of `LabelledTokens`."""
+    """All columns of a shard but the states, in the order of `LabeledTokens`."""
     try:
         with safe_open(file, "numpy") as opened:
-            return [opened.get_tensor(name) for name in LabelledTokens._fields[1:]]
+            return [opened.get_tensor(name) for name in LabeledTokens._fields[1:]]
     except SafetensorError as error:
         raise DataError(f"{file} is corrupt ({error}). Delete it and run the labeler again.") from None

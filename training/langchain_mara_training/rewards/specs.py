@@ -34,7 +34,7 @@ def reward_function(spec: str, device: str | None = None) -> RewardFunction:
         LoadingError: If the reward model cannot be loaded.
         CheckpointError: If the checkpoint holds another kind of reward model.
     """
-    prefix, source = parted(spec)
+    prefix, source = split_prefix(spec)
     if prefix == PAIRS:
         return PreferenceReward().fit(source)
     if prefix:
@@ -44,7 +44,7 @@ def reward_function(spec: str, device: str | None = None) -> RewardFunction:
     return _imported(spec)
 
 
-def parted(spec: str) -> tuple[str, str]:
+def split_prefix(spec: str) -> tuple[str, str]:
     """`pairs:`, `beaver:` and the like, and what follows; or nothing and the text."""
     prefix = next((one for one in (PAIRS, *_ADAPTERS) if spec.startswith(one)), "")
     return prefix, spec.removeprefix(prefix)

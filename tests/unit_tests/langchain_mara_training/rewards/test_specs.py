@@ -10,7 +10,7 @@ import pytest
 import torch
 from langchain_mara_training import BeaverReward, PreferenceReward, UltraRMReward, ZiyaReward
 from langchain_mara_training.rewards.reward_model import RewardModel
-from langchain_mara_training.rewards.specs import parted, reward_function
+from langchain_mara_training.rewards.specs import reward_function, split_prefix
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
@@ -86,10 +86,10 @@ def test_adapters_of_reward_models(tmp_path: Path, prefix: str, kind: type[Rewar
 
 
 def test_what_stands_before_a_source() -> None:
-    assert parted("beaver:PKU-Alignment/beaver-7b-v1.0-cost") == ("beaver:", "PKU-Alignment/beaver-7b-v1.0-cost")
-    assert parted("pairs:pairs.jsonl") == ("pairs:", "pairs.jsonl")
+    assert split_prefix("beaver:PKU-Alignment/beaver-7b-v1.0-cost") == ("beaver:", "PKU-Alignment/beaver-7b-v1.0-cost")
+    assert split_prefix("pairs:pairs.jsonl") == ("pairs:", "pairs.jsonl")
     for plain in ("my:score", "org/model", "beaver/model"):
-        assert parted(plain) == ("", plain)
+        assert split_prefix(plain) == ("", plain)
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_other_options_are_refused(fitted: Path) -> None:
 
 def test_a_labelling_that_failed_early_may_be_called_otherwise() -> None:
     Path("equal.jsonl").write_text(json.dumps({"prompt": "?", "chosen": "yes", "rejected": "yes"}) + "\n")
-    assert "chosen and rejected are the same tokens" in message_of(mara("label", "equal.jsonl", "--output", "run"))
+    assert "chosen and rejected have the same tokens" in message_of(mara("label", "equal.jsonl", "--output", "run"))
     assert Path("run/log.jsonl").exists()
     succeed("label", "pairs.jsonl", "--output", "run", *SMALL)
 
@@ -215,7 +215,7 @@ def test_what_was_not_scored_is_shown_as_nothing(fitted: Path) -> None:
         ("rl prompts.jsonl --output new --reward a:b --tracker board", "There is no tracker 'board'. Give one of aim"),
         ("fit nowhere", "nowhere holds no labels. Make them first: mara label … --output nowhere"),
         ("evaluate prompts.jsonl --agent ./nowhere --reward math:fsum", "There is no folder ./nowhere."),
-        ("evaluate prompts.jsonl --agent ./nowhere", "Say by what the answers are to be scored: --reward module:"),
+        ("evaluate prompts.jsonl --agent ./nowhere", "Choose what scores the answers: --reward module:"),
     ],
 )
 def test_errors_are_one_sentence_and_leave_no_agent(arguments: str, message: str) -> None:

@@ -156,7 +156,7 @@ def test_interrupted_labelling_goes_on_and_ends_byte_identical(
         with pytest.raises(StopIteration):
             label.label(tmp_path / "killed", given)
     shards = len(whole) - 1
-    with pytest.raises(TrainingError, match=f"has done 2 of {shards} shards. Call mara label again"):
+    with pytest.raises(TrainingError, match=f"has done 2 of {shards} shards. Run mara label again"):
         fit.fit(tmp_path / "killed", None, FIT)
     with pytest.raises(TrainingError, match=r"mara label began with other options: limit \(null there, 3 now\)"):
         label.label(tmp_path / "killed", {**given, "limit": 3})
@@ -359,7 +359,7 @@ def test_the_threshold_decides_what_is_accepted(run: Path, pairs_file: str, thre
 @pytest.mark.usefixtures("vowels")
 def test_an_agent_without_a_run_needs_to_be_told_the_reward(run: Path, pairs_file: str) -> None:
     options = {**EVALUATE, "data": pairs_file, "limit": 2, "agent": str(run / "agent")}
-    with pytest.raises(OptionsError, match="Say by what the answers are to be scored"):
+    with pytest.raises(OptionsError, match="Choose what scores the answers"):
         evaluate.evaluate(None, None, options)
     found = evaluate.evaluate(None, None, {**options, "reward": ["rewards_of_test_jobs:vowels"]})
     assert found.title == "2 prompts, by vowels"

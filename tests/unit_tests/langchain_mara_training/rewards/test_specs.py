@@ -100,7 +100,7 @@ def test_what_stands_before_a_source() -> None:
             "ModuleNotFoundError: No module named 'nowhere_to_be_found'. Give module:",
         ),
         ("{}:nothing", "AttributeError: module '{}' has no attribute 'nothing'. Give module:function"),
-        ("{}:number", "{}:number is no function but a int. Give module:function."),
+        ("{}:number", "{}:number is not a function but a int. Give module:function."),
         (":score", "Cannot import the reward function :score: ValueError"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_function_gets_only_what_it_names() -> None:
 
 
 def test_a_function_that_asks_for_more_than_there_is() -> None:
-    with pytest.raises(RewardError, match=r"reward function lambda needs answer, but there is prompts, .*add the col"):
+    with pytest.raises(RewardError, match=r"reward function lambda needs answer, but only prompts, .*add the col"):
         score(lambda completions, answer: [completions, answer])
 
 
@@ -325,7 +325,7 @@ def test_preference_reward_fits_equally_twice() -> None:
 def test_preference_reward_refuses() -> None:
     with pytest.raises(RewardError, match=r"not fitted. Call fit\(pairs\)"):
         PreferenceReward()(prompts=["a"], completions=["b"])
-    with pytest.raises(DataError, match="cannot be learnt from"):
+    with pytest.raises(DataError, match="Nothing can be learned from the words"):
         PreferenceReward().fit([{"prompt": "a", "chosen": "", "rejected": ""}])
     with pytest.raises(DataError, match="rejected must be text"):
         PreferenceReward().fit([{"prompt": "a", "chosen": "b"}])

@@ -92,13 +92,13 @@ def test_half_a_line_of_the_log_stays_alone(tmp_path: Path) -> None:
     run = begun(tmp_path)
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"event": "cut sh')
-    run.log("labelled", share=math.nan, tokens=[1, 2.5], note="größer", folder=tmp_path)
+    run.log("labeled", share=math.nan, tokens=[1, 2.5], note="größer", folder=tmp_path)
     started, cut, labelled = (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert (json.loads(started)["event"], cut) == ("started", '{"event": "cut sh')
     record = json.loads(labelled)
     assert record.pop("time").endswith("+00:00")
     values = {"share": None, "tokens": [1, 2.5], "note": "größer", "folder": str(tmp_path)}
-    assert record == {"command": "label", "event": "labelled", **values}
+    assert record == {"command": "label", "event": "labeled", **values}
 
 
 def test_agent_and_card_are_saved_together_and_replaced(tmp_path: Path) -> None:

@@ -61,8 +61,9 @@ def test_the_path_is_as_before(module: str, name: str, is_on_path: bool, monkeyp
     assert path == entries
 
 
-def test_the_current_folder_comes_first(module: str) -> None:
-    # The standard library has a module of this name, too.
+@pytest.mark.usefixtures("module")
+def test_the_current_folder_comes_first() -> None:
+    # The standard library has a module named `this` too.
     Path("this.py").write_text("def score(completions): return [7.0]\n")
     entries = list(sys.path)
     with current_folder_first():

@@ -14,6 +14,7 @@ from langchain_mara_training.reinforcement.recipe import PromptData, Recipe
 from langchain_mara_training.reinforcement.sac import MaraSAC
 from langchain_mara_training.reinforcement.tracking import make_trackers
 from langchain_mara_training.rewards.specs import current_folder_first, reward_function
+from langchain_mara_training.storage.records import Config
 
 _COUNTS = (
     "episodes", "parallel", "workers", "width", "batch_size", "updates", "warm_up", "buffer_size", "evaluate_every",
@@ -22,7 +23,7 @@ _COUNTS = (
 _NOT_OF_A_RECIPE = {"evaluation": None, "limit": None, "device": None, "tracker": None}
 
 
-def resolve_options(recipe: Recipe, given: Options) -> run_folder.Config:
+def resolve_options(recipe: Recipe, given: Options) -> Config:
     """The options of a job: those given, and the recipe's for the rest.
 
     If you give other data, no setting of the recipe's data is used. If you give other rewards, the recipe's weights
@@ -110,7 +111,7 @@ def _values(sac: MaraSAC) -> Values:
     return {**{name: last[name] for name in names}, **({"evaluation": max(evaluations)} if evaluations else {})}
 
 
-def _tables(config: run_folder.Config, values: Values) -> dict[str, Values]:
+def _tables(config: Config, values: Values) -> dict[str, Values]:
     """Tables of the agent's model card."""
     options = {name: value for name, value in config.items() if not isinstance(value, dict)}
     return {

@@ -14,12 +14,12 @@ from langchain_mara import MaraLLM
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.text.chat_template import encode_text
 from langchain_mara_training.data.readers import Row, text_of
-from langchain_mara_training.generation.costs import Cost, CostedAnswer, measure
+from langchain_mara_training.generation.costs import Cost, CostedAnswer, measure_cost
 from langchain_mara_training.generation.generate import (
     AnswerStart,
     GeneratedAnswer,
     Rewards,
-    answer,
+    generate_answers,
     score_answers,
     weighted,
 )
@@ -128,8 +128,8 @@ class BestOf:
             for draw in range(self.n)
         ]
         cost = Cost()
-        with measure(cost, self.llm.model):
-            drawn = answer(self.llm, starts, self.llm.batch_size)
+        with measure_cost(cost, self.llm.model):
+            drawn = generate_answers(self.llm, starts, self.llm.batch_size)
             scores = score_answers(self.rewards, [row for row in rows for _ in range(self.n)], drawn)
         return [
             self._best(drawn[i : i + self.n], scores[i : i + self.n].tolist(), cost.share(len(rows)))
@@ -209,8 +209,8 @@ def answer_all(llm: MaraLLM, starts: Sequence[AnswerStart], **changes: Any) -> l
         PromptError: If a prompt is too long.
     """
     cost = Cost()
-    with measure(cost, llm.model):
-        answers = answer(llm, starts, llm.batch_size, **changes)
+    with measure_cost(cost, llm.model):
+        answers = generate_answers(llm, starts, llm.batch_size, **changes)
     return [CostedAnswer(one, len(one.token_ids), *cost.share(len(answers))) for one in answers]
 
 

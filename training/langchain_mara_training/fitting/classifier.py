@@ -17,7 +17,6 @@ from langchain_mara.exceptions import AgentMismatchError
 from langchain_mara_training.fitting.fit_loop import FittingRecord, fit_agent, fit_pass
 from langchain_mara_training.fitting.net import (
     FittingOptions,
-    Schedule,
     fitting_device,
     initialise,
     make_agent,
@@ -31,6 +30,7 @@ from langchain_mara_training.fitting.validation import (
     row_weights,
     split_by_group,
 )
+from langchain_mara_training.storage.defaults import FITTING_DEFAULTS, Precision, Schedule
 from langchain_mara_training.storage.job_checkpoint import JobCheckpoint
 
 # A job may go on with another bar, on another device, in another folder.
@@ -85,17 +85,17 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        width: int = 1024,
-        max_epochs: int = 10,
-        batch_size: int = 512,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.01,
-        schedule: Schedule = "linear",
+        width: int = FITTING_DEFAULTS.width,
+        max_epochs: int = FITTING_DEFAULTS.max_epochs,
+        batch_size: int = FITTING_DEFAULTS.batch_size,
+        learning_rate: float = FITTING_DEFAULTS.learning_rate,
+        weight_decay: float = FITTING_DEFAULTS.weight_decay,
+        schedule: Schedule = FITTING_DEFAULTS.schedule,
         class_weight: dict[Any, float] | Literal["balanced"] | None = None,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 3,
-        mixed_precision: Literal["bf16", "fp16"] | None = None,
+        early_stopping: bool = FITTING_DEFAULTS.early_stopping,
+        validation_fraction: float = FITTING_DEFAULTS.validation_fraction,
+        n_iter_no_change: int = FITTING_DEFAULTS.n_iter_no_change,
+        mixed_precision: Precision | None = None,
         device: str | torch.device | None = None,
         warm_start: bool = False,
         checkpoint_dir: str | os.PathLike[str] | None = None,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from skorch import NeuralNet
@@ -15,8 +15,8 @@ from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.exceptions import LoadingError, TrainingError
 from langchain_mara.loading.models import resolve_device
 from langchain_mara_training.fitting.state_dataset import Batch, LabeledStates, Target, generator_for
+from langchain_mara_training.storage.defaults import Schedule
 
-Schedule = Literal["linear", "cosine", "constant"]
 PRECISIONS = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 INITIALISATION, ORDER = range(2)  # what a draw is for, see generator_for
 _CHUNK_BYTES = 2**26  # of activations in a validation or prediction batch

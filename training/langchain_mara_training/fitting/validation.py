@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from langchain_mara_training.fitting.net import PRECISIONS
 from langchain_mara_training.fitting.state_dataset import Rows, States, as_array_like, is_read_by_rows
+from langchain_mara_training.storage.defaults import Schedule
 
 if TYPE_CHECKING:
     from langchain_mara_training.fitting.classifier import MaraClassifier
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _TWO = 2
 _LEAST = {"width": 4, "max_epochs": 1, "batch_size": 1, "n_iter_no_change": 1}
-_SCHEDULES = ("linear", "cosine", "constant")
+_SCHEDULES = get_args(Schedule)
 _SPLITS_TRIED = 8
 
 

@@ -19,7 +19,7 @@ from langchain_mara import MaraLLM
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.decoding.request import Decision
 from langchain_mara_training.data.readers import Row
-from langchain_mara_training.generation.generate import AnswerStart, GeneratedAnswer, answer, score_answers
+from langchain_mara_training.generation.generate import AnswerStart, GeneratedAnswer, generate_answers, score_answers
 from langchain_mara_training.rewards.weighted import WeightedRewards
 
 _TINY = 1e-8
@@ -157,7 +157,7 @@ def take_steps(
         how["fallback"] = 0 if llm.order == "reversed" else -1
     if options.log_probability == "log-softmax":
         width = llm.top_k  # it is taken over the whole set
-    answers = answer(llm.model_copy(update={"width": width}), starts, batch_size, keep=True, **how)
+    answers = generate_answers(llm.model_copy(update={"width": width}), starts, batch_size, keep=True, **how)
     return [steps_of(one, llm.agent, options) for one in answers]
 
 

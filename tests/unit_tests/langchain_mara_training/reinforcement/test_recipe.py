@@ -134,11 +134,11 @@ def test_a_file_named_like_a_recipe_does_not_shadow_it(tmp_path: Path, monkeypat
         ("rewards: [{spec: a, weight: .nan}]", "rewards.0.weight=nan should be a finite number"),
         ("update: {target_rate: 2}", "update.target_rate=2 should be less than or equal to 1"),
         ("preset: paper", "preset='paper' should be 'default' or 'reference'"),
-        ("episodes: [\n", r"The recipe \S+own.yaml is no YAML: .*line 2\."),
-        ("- a list", r"own.yaml holds no settings. Write one setting a line, such as episodes: 200."),
+        ("episodes: [\n", r"The recipe \S+own.yaml is not YAML: .*line 2\."),
+        ("- a list", r"own.yaml holds no settings. Write one setting per line, such as episodes: 200."),
         ("3: 4", "holds no settings"),
         ("", "holds no settings"),
-        ("a: !!python/object/apply:os.getcwd []", "is no YAML: could not determine a constructor"),
+        ("a: !!python/object/apply:os.getcwd []", "is not YAML: could not determine a constructor"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:

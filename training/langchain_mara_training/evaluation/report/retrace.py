@@ -12,6 +12,7 @@ from langchain_mara.tracing.trace import Trace
 from langchain_mara_training.evaluation.comparison import Comparison
 from langchain_mara_training.evaluation.report.page import cases
 from langchain_mara_training.evaluation.systems import describe_llm
+from langchain_mara_training.storage.defaults import TRACES_SHOWN
 
 _FIELDS = ("use_chat_template", "system_prompt", *DecodingOptions.model_fields)
 
@@ -22,7 +23,7 @@ def retrace(
     *,
     model: str | Path | None = None,
     device: str | torch.device | None = None,
-    count: int = 5,
+    count: int = TRACES_SHOWN,
 ) -> dict[str, list[Trace]]:
     """Traces of a few answers of each system that an agent decided.
 

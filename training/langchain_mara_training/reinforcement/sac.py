@@ -18,7 +18,7 @@ from langchain_mara.policy.fingerprints import model_fingerprint
 from langchain_mara_training.data.readers import Row, Source, read_prompts
 from langchain_mara_training.evaluation.evaluate import decode_system
 from langchain_mara_training.evaluation.systems import Decoding
-from langchain_mara_training.fitting.net import initialise, make_agent
+from langchain_mara_training.fitting.net import initialize_weights, make_agent
 from langchain_mara_training.reinforcement.actor_critic import ActorCritic, TwinCritics, UpdateOptions
 from langchain_mara_training.reinforcement.environment import EnvironmentOptions
 from langchain_mara_training.reinforcement.recipe import Recipe
@@ -238,7 +238,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
     def _new_learner(self) -> ActorCritic:
         size = int(self.llm.model.config.get_text_config().hidden_size)
         width = self.width if self.llm.agent is None else self.llm.agent.width
-        actor = initialise(make_agent(size, width, self.llm.model_id), self.random_state)
+        actor = initialize_weights(make_agent(size, width, self.llm.model_id), self.random_state)
         # PyTorch draws initial weights from its global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state)

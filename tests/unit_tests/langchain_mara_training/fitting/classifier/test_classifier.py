@@ -248,7 +248,7 @@ def test_weights_weigh_the_loss() -> None:
     weights = np.where(labels, 9.0, 1.0)
     fitted = make(schedule="constant", max_epochs=8).fit(X, labels, sample_weight=weights)
     assert fitted.predict(X).mean() > 0.8 > make(max_epochs=8).fit(X, labels).predict(X).mean()
-    agent = network.initialise(network.make_agent(8, 16), fitted._seed)
+    agent = network.initialize_weights(network.make_agent(8, 16), fitted._seed)
     losses = functional.cross_entropy(agent(torch.from_numpy(X)), torch.from_numpy(labels), reduction="none")
     start = make(batch_size=300, max_epochs=1).fit(X, labels, sample_weight=weights).loss_curve_
     assert start == [pytest.approx(np.average(losses.detach().numpy(), weights=weights), rel=1e-5)]
@@ -362,7 +362,7 @@ def test_cuda(precision: Any) -> None:
 
 
 def test_folding_the_affine_map_changes_no_gradient() -> None:
-    agent = network.initialise(network.make_agent(8, 16), seed=0)
+    agent = network.initialize_weights(network.make_agent(8, 16), seed=0)
     with torch.no_grad():
         agent.ln.weight.uniform_(0.5, 2)
         agent.ln.bias.uniform_(-1, 1)

@@ -31,7 +31,7 @@ def generator_for(seed: int, *path: int) -> torch.Generator:
 
 
 def as_array_like(X: Any) -> Any:  # noqa: N803 - scikit-learn's name
-    """Turns a tensor on the CPU into a numpy view, except bfloat16; returns everything else as it is. Copies nothing."""
+    """Turns a tensor on the CPU into a numpy view, except bfloat16. Everything else is returned unchanged, uncopied."""
     if not isinstance(X, Tensor):
         return X
     X = X.detach()  # noqa: N806

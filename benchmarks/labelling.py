@@ -39,7 +39,9 @@ Row = dict[str, Any]
 @app.command()
 def speed(
     pairs: Annotated[int, typer.Option(help="Pairs for the bundled model.")] = 768,
-    long_pairs: Annotated[int, typer.Option(help="Pairs for the 135 M model, each with answers ten times as long.")] = 4,
+    long_pairs: Annotated[
+        int, typer.Option(help="Pairs for the 135 M model, each with answers ten times as long.")
+    ] = 4,
     repeats: int = 3,
     device: Device = "cpu",
     output: Output = None,

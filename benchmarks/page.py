@@ -10,9 +10,9 @@ from tables import RESULTS, Machine, Record, read
 
 _HEAD = """# Results of the benchmarks
 
-`python benchmarks/page.py` writes this page from the measurements of `make bench` and `make bench-long`; do not edit it.
-The [README](README.md) and the first lines of each script explain what is compared. Ratios are medians of interleaved
-repeats in one run. Seconds are from one machine on one day."""
+`python benchmarks/page.py` writes this page from the measurements of `make bench` and `make bench-long`. Do not edit
+it. The [README](README.md) and the first lines of each script explain what is compared. Ratios are medians of
+interleaved repeats in one run. Seconds are from one machine on one day."""
 
 
 def main(

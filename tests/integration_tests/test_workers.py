@@ -14,7 +14,7 @@ import psutil, ray, torch
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import MaraError
 from langchain_mara_training import MaraSAC
-from langchain_mara_training.players import InProcessWorkers
+from langchain_mara_training.reinforcement.rollout_workers import InProcessWorkers
 
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)
@@ -47,7 +47,7 @@ def distance(one, other):
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 class AheadHere(InProcessWorkers):
-    ahead = True
+    plays_ahead = True
     def begin(self, prompts, seeds, weights):
         now = {name: one.clone() for name, one in self.llm.agent.state_dict().items()}
         self.llm.agent.load_state_dict(weights)
@@ -64,7 +64,7 @@ with tempfile.TemporaryDirectory() as folder:
         found["interrupted in round"] = len(rounds)
     found["resumed"] = distance(whole, weights(folder))
     found["rounds after resuming"] = len(rounds)
-MaraSAC._new_players = lambda self: AheadHere(self._training.llm, self._environment, self.parallel)
+MaraSAC._new_workers = lambda self: AheadHere(self._training.llm, self._environment, self.parallel)
 found["played here"] = distance(whole, weights())
 print("found", json.dumps(found), flush=True)
 """

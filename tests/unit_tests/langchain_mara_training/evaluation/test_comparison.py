@@ -87,19 +87,22 @@ def run(systems: Sequence[System], output: Path | None = None, **changes: Any) -
     return compare(systems, ROWS, REWARDS, output, **{"harmful": wordy, "chunk": 2, **changes})
 
 
-def test_a_folder_holds_what_is_returned(systems: list[System], tmp_path: Path) -> None:
-    found = run(systems[:2], tmp_path / "kept")
+def test_a_folder_holds_what_is_returned(
+    systems: list[System], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/mara", "evaluate", "my prompts.jsonl"])
+    returned = run(systems[:2], tmp_path / "kept")
     loaded = Comparison.load(tmp_path / "kept")
-    assert loaded.answers == found.answers
+    assert loaded.answers == returned.answers
     assert list(loaded.answers) == ["plain", "MARA"]
     assert (loaded.prompts, loaded.baseline, loaded.reward_names) == (PROMPTS, "plain", ["vowels", "short"])
-    assert loaded.summaries() == found.summaries()
-    assert stable(run(systems[:2])) == stable(found)
+    assert loaded.summaries() == returned.summaries()
+    assert stable(run(systems[:2])) == stable(returned)
     config = json.loads((tmp_path / "kept" / "config.json").read_text())
     assert config["rewards"] == {"vowels": 2.0, "short": -1.0}
     assert config["systems"]["MARA"]["agent"] == tiny_agent(192).fingerprint
     assert {"torch", "langchain-mara"} <= set(config["versions"])
-    assert "pytest" in config["command"] or ".py" in config["command"]
+    assert config["command"] == "mara evaluate 'my prompts.jsonl'"
 
 
 def test_answers_are_the_systems_own_and_scored_one_by_one(whole: Comparison, llm: MaraLLM) -> None:
@@ -239,9 +242,9 @@ def test_other_systems_prompts_and_rewards_are_refused(systems: list[System], tm
 @pytest.mark.parametrize(
     ("names", "changes", "message"),
     [
-        (["plain", "plain"], {}, "Each system needs a name of its own, but these are 'plain', 'plain'."),
-        (["plain", ""], {}, "Each system needs a name of its own"),
-        (["a", "b"], {}, "The baseline 'plain' is none of the systems 'a', 'b'."),
+        (["plain", "plain"], {}, "Each system needs a different name, but the names are 'plain', 'plain'."),
+        (["plain", ""], {}, "Each system needs a different name"),
+        (["a", "b"], {}, "The baseline 'plain' is none of the systems 'a', 'b'. Give the name of one."),
         (["plain"], {"chunk": 0}, "chunk=0 must be at least 1"),
         (["plain"], {"confidence": 1.0}, "confidence=1.0 between 0 and 1"),
     ],
@@ -313,9 +316,9 @@ def test_preference_by_one_reward_or_all(by_hand: Comparison) -> None:
     np.testing.assert_equal(by_hand.rewards("q", "b"), [0.0, -1.5, 5.0])
     wide, narrow = by_hand.preference("q", "p"), replace(by_hand, config={**by_hand.config, "confidence": 0.1})
     assert wide.low < narrow.preference("q", "p").low
-    with pytest.raises(OptionsError, match="There is no reward 'c' in this comparison, but a, b"):
+    with pytest.raises(OptionsError, match="There is no reward 'c' in this comparison. Give one of a, b"):
         by_hand.rewards("p", "c")
-    with pytest.raises(OptionsError, match="There is no system 'r' in this comparison, but p, q"):
+    with pytest.raises(OptionsError, match="There is no system 'r' in this comparison. Give one of p, q"):
         by_hand.preference("p", "r")
 
 

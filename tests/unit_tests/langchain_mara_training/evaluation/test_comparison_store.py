@@ -51,11 +51,11 @@ def test_texts_and_numbers_come_back_exactly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"MARA.jsonl, line 2 is no answer \(Invalid JSON"),
-        ("", r"MARA.jsonl, line 2 is no answer \(Invalid JSON"),
+        ("{", r"MARA.jsonl, line 2 is not an answer \(Invalid JSON"),
+        ("", r"MARA.jsonl, line 2 is not an answer \(Invalid JSON"),
         (
             "{}",
-            r"MARA.jsonl, line 2 is no answer \(Field required\). Delete the file to have this system answer again.",
+            r"MARA.jsonl, line 2 is not an answer \(Field required\)\. Delete the file to have this system answer aga",
         ),
         (an_answer(2).model_dump_json(), "MARA.jsonl, line 2 answers prompt 2. Delete the file"),
     ],

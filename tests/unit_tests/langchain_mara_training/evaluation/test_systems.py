@@ -91,7 +91,7 @@ def test_braces_in_prompt_and_question_stay(llm: MaraLLM) -> None:
 
 @pytest.mark.parametrize("prompt", ["Improve {answer}.", "Improve the answer to {question}."])
 def test_a_corrector_needs_both_question_and_answer(llm: MaraLLM, prompt: str) -> None:
-    with pytest.raises(OptionsError, match=r"must hold \{question\} and \{answer\}, not be 'Improve"):
+    with pytest.raises(OptionsError, match=r"must contain \{question\} and \{answer\}, but is 'Improve"):
         Aligner("aligner", llm, llm, prompt)
 
 

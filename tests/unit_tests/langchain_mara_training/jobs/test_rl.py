@@ -174,7 +174,7 @@ def test_a_folder_has_one_agent() -> None:
 
 def test_it_begins_with_an_agent() -> None:
     tiny_agent(192).save_pretrained("agent")
-    with pytest.warns(UserWarning, match="Nothing was learnt: "):
+    with pytest.warns(UserWarning, match="Nothing was learned: "):
         reinforce(Path("run"), options(agent="agent", episodes=4, warm_up=1000))
     assert same(MaraAgent.from_pretrained("run/agent"), tiny_agent(192))
     assert run_folder.read_config("run")["rl"]["agent"] == str(Path("agent").absolute())

@@ -26,7 +26,7 @@ MODELS = {
     "mistral-v0.2": ("mistralai/Mistral-7B-Instruct-v0.2", 2),
     "mistral-v0.3": ("mistralai/Mistral-7B-Instruct-v0.3", 2),
 }
-FOLDER = Path(inspect.getfile(Recipe)).parent / "recipes"
+FOLDER = Path(inspect.getfile(Recipe)).parents[1] / "recipes"
 
 
 def write(folder: Path, text: str) -> Path:

@@ -107,7 +107,7 @@ def test_it_begins_with_the_agent_that_is_there(short: MaraLLM) -> None:
     agent = MaraLLM.demo(device="cpu").agent
     assert agent is not None
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
-    with pytest.warns(UserWarning, match="Nothing was learnt: [0-9]+ transitions were played, and learning begins at"):
+    with pytest.warns(UserWarning, match="Nothing was learned: [0-9]+ transitions were played, and learning begins at"):
         untouched = sac(short.with_agent(agent), episodes=8, warm_up=1000).fit(PROMPTS)
     assert same(untouched.agent_, agent)
     learnt = sac(short.with_agent(agent), episodes=16).fit(PROMPTS)
@@ -124,7 +124,7 @@ def test_the_reference_s_environment(short: MaraLLM) -> None:
 
 def test_answers_without_a_score_are_left_out(short: MaraLLM) -> None:
     unscored = sac(short, lambda completions, **_: [None] * len(completions), episodes=16)
-    with pytest.warns(UserWarning, match="Nothing was learnt: 0 transitions"):
+    with pytest.warns(UserWarning, match="Nothing was learned: 0 transitions"):
         trained = unscored.fit(PROMPTS)
     assert trained.history_[-1]["unusable"] == 1.0
     assert trained.history_[-1]["updates"] == 0

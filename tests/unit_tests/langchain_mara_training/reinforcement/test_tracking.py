@@ -193,7 +193,9 @@ def test_numbers_that_are_not_known_are_null_in_the_log(short: MaraLLM, tmp_path
         return [None] * len(completions)
 
     trained = MaraSAC(short, silent, **{**SMALL, "episodes": 4}, output=tmp_path)
-    with pytest.warns(UserWarning, match=r"Nothing was learnt: 0 transitions were played, .* begins at 16\. Give more"):
+    with pytest.warns(
+        UserWarning, match=r"Nothing was learned: 0 transitions were played, .* begins at 16\. Give more"
+    ):
         trained.fit(PROMPTS)
     assert np.isnan(trained.history_[0]["score"])
     assert logged(tmp_path)[0]["score"] is None

@@ -195,13 +195,13 @@ def test_wins_and_losses_stand_side_by_side_the_largest_first(comparison: Compar
     assert cases(comparison, "unscored") == {"wins": [], "losses": []}
     text = page_of(comparison, tmp_path).text
     order = [
-        "All 2 wins",
+        "Wins: all 2",
         "<i>When?</i>",
         "Please do not",
         "Perhaps not",
         "Rather",
         "So do it.",
-        "All 1 losses",
+        "Losses: all 1",
         "Never | ever",
     ]
     places = [text.index(one) for one in order]
@@ -213,7 +213,7 @@ def test_wins_and_losses_stand_side_by_side_the_largest_first(comparison: Compar
 def test_only_the_largest_are_shown(comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "WINS_SHOWN", 1)
     text = page_of(comparison, tmp_path).text
-    assert "The 1 largest of 2 wins" in text
+    assert "Wins: the 1 largest of 2" in text
     assert "Please do not" in text
     assert "So do it." not in text
 
@@ -244,7 +244,7 @@ def test_the_command_is_the_comparisons_or_the_one_given(comparison: Comparison,
     page = page_of(comparison, tmp_path, title="Mine", command="make report")
     assert "make report" in page.text
     assert "mara evaluate" not in page.text
-    assert (tmp_path / "report.md").read_text().startswith("# Mine\n\nMade by\n\n    make report\n")
+    assert (tmp_path / "report.md").read_text().startswith("# Mine\n\nCreated with\n\n    make report\n")
 
 
 def test_traces_are_those_given(comparison: Comparison, tmp_path: Path, demo_llm: MaraLLM) -> None:
@@ -252,7 +252,9 @@ def test_traces_are_those_given(comparison: Comparison, tmp_path: Path, demo_llm
     html = write_report(comparison, tmp_path, traces={HOSTILE: [trace], "plain": []})[0].read_text()
     assert trace.to_html() in html
     assert html.count('<figure class="mara-trace">') == 1
-    assert "What the agent of plain decided" not in Page(html).text
+    text = Page(html).text
+    assert f"Decisions of the agent of {HOSTILE}" in text
+    assert "Decisions of the agent of plain" not in text
 
 
 def test_the_same_comparison_gives_the_same_bytes(comparison: Comparison, tmp_path: Path) -> None:

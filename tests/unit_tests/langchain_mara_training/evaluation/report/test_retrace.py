@@ -48,7 +48,7 @@ def test_traces_are_the_answers_compared(comparison: Comparison) -> None:
     assert {one.text for one in traces["MARA"]} != {one.text for one in traces["strict"]}
 
 
-def test_the_most_telling_prompts_come_first(comparison: Comparison) -> None:
+def test_the_largest_win_and_the_largest_loss_come_first(comparison: Comparison) -> None:
     change = dict(zip(PROMPTS, comparison.rewards("MARA") - comparison.rewards("plain"), strict=True))
     assert max(change.values()) > 0 > min(change.values())
     best, worst = (one.prompt for one in retrace(comparison, DEMO_AGENT_FOLDER, device="cpu", count=2)["MARA"])
@@ -56,7 +56,7 @@ def test_the_most_telling_prompts_come_first(comparison: Comparison) -> None:
 
 
 def test_another_agent_is_refused(comparison: Comparison) -> None:
-    with pytest.raises(OptionsError, match="No system of this comparison was decoded with this agent.*Give another"):
+    with pytest.raises(OptionsError, match="No system of this comparison decoded with this agent.*Give the agent of a"):
         retrace(comparison, tiny_agent(192), device="cpu")
 
 

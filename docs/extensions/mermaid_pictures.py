@@ -5,6 +5,7 @@ needs `mmdc` (npm's @mermaid-js/mermaid-cli) and a Chromium, which building the 
 """
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,8 @@ FOLDER = DOCS / "diagrams"
 _BLOCK = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _TITLE = re.compile(r"^\s*accTitle: (.+)$", re.MULTILINE)
 _SOURCE = re.compile(r"<!-- source (\w+) -->")
-_STYLE = '{"theme": "neutral", "flowchart": {"htmlLabels": false, "curve": "basis", "wrappingWidth": 320}, "htmlLabels": false}'
+_FLOWCHART = {"htmlLabels": False, "curve": "basis", "wrappingWidth": 320}
+_STYLE = {"theme": "neutral", "flowchart": _FLOWCHART, "htmlLabels": False}
 
 
 def blocks(text: str) -> list[str]:
@@ -55,7 +57,7 @@ def draw(source: str) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder)
         (there / "in.mmd").write_text(source, encoding="utf-8")
-        (there / "style.json").write_text(_STYLE, encoding="utf-8")
+        (there / "style.json").write_text(json.dumps(_STYLE), encoding="utf-8")
         (there / "browser.json").write_text('{"args": ["--no-sandbox"]}', encoding="utf-8")
         command = [os.environ.get("MMDC", "mmdc"), "--input", "in.mmd", "--output", "out.svg", "--quiet"]
         command += ["--configFile", "style.json", "--puppeteerConfigFile", "browser.json", "--backgroundColor", "white"]

@@ -7,6 +7,7 @@ import ast
 import inspect
 import re
 import textwrap
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
@@ -79,7 +80,7 @@ def option_table(model: type[BaseModel], without: type[BaseModel] | None = None)
 def _declared(model: type[BaseModel], package: str) -> set[str]:
     """Names of the fields that one of our classes declares."""
     ours = [owner for owner in model.__mro__ if owner.__module__.startswith(package)]
-    return {name for owner in ours for name in owner.__dict__.get("__annotations__", {})} & set(model.model_fields)
+    return {name for owner in ours for name in inspect.get_annotations(owner)} & set(model.model_fields)
 
 
 def _entries(owner: type) -> dict[str, str]:
@@ -93,7 +94,7 @@ def _below(owner: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
     return {
         field.target.id: _one_line(text.value.value)
-        for field, text in zip(body, body[1:], strict=False)
+        for field, text in pairwise(body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
         and isinstance(text, ast.Expr)

@@ -180,7 +180,7 @@ class Batch:
             seen = min(len(sequence.probabilities) + len(siblings), count)
             index = None if sequence.request.cancelled else sequence.examine(siblings, count)
             if index is not None:
-                states = self._states[i, :seen].clone() if sequence.request.keep else None
+                states = self._states[i, :seen].clone() if sequence.request.keep_states else None
                 decisions[i] = [sequence.decide(index, result.candidates[i][:count], self.policy.context, states)]
         return decisions
 

@@ -93,10 +93,10 @@ class CandidateTable:
         if options.order == "sampled":
             noise = torch.stack([sequence.gumbel(sets.scores.shape[1]) for sequence in sequences]).to(logits.device)
         sets = order_candidates(sets, options.order, options.temperature, noise)
-        if any(sequence.request.keep for sequence in sequences):
+        if any(sequence.request.keep_states for sequence in sequences):
             logs = log_probabilities(logits, sets.token_ids)
             for i, sequence in enumerate(sequences):
-                sequence.log_probabilities = logs[i] if sequence.request.keep else None
+                sequence.log_probabilities = logs[i] if sequence.request.keep_states else None
         targets = torch.tensor([position.line for position in positions]).to(self.counts.device)
         self.token_ids[targets, : sets.token_ids.shape[1]] = sets.token_ids.to(targets.device)
         self.counts[targets] = sets.counts.to(targets.device)

@@ -33,7 +33,7 @@ class Request:
         agent: Accepts or rejects candidates; None accepts every candidate, which is plain decoding.
         eos_token_ids: Tokens that end the answer; they are emitted.
         logits_processor: Changes the logits before the candidate set is cut.
-        keep: Whether decisions come with states and log-probabilities, which training needs.
+        keep_states: Whether decisions come with states and log-probabilities, which training needs.
         cancelled: Whether the request is to end, or has ended, early.
         error: Error that made the request fail, for example one of its agent or logits processor.
         reused_tokens: Number of prompt tokens whose keys and values were taken from another prompt.
@@ -44,7 +44,7 @@ class Request:
     agent: MaraAgent | None = None
     eos_token_ids: frozenset[int] = frozenset()
     logits_processor: LogitsProcess | None = None
-    keep: bool = False
+    keep_states: bool = False
     cancelled: bool = field(default=False, init=False)
     error: BaseException | None = field(default=None, init=False)
     reused_tokens: int = field(default=0, init=False)
@@ -106,7 +106,7 @@ class Decision:
         accepted: Whether the agent accepted the token, or was not asked; False for a fallback.
         finish_reason: `stop` (EOS), `length` (token limit or end of the context) or `nonfinite`
             on the last decision of a request, None before.
-        kept: States and log-probabilities, if the request keeps them.
+        candidate_states: States and log-probabilities, if the request keeps them.
         drafted: Whether the token was drafted: it went through the model before its position was reached.
     """
 
@@ -117,5 +117,5 @@ class Decision:
     index: int
     accepted: bool
     finish_reason: FinishReason | None = None
-    kept: CandidateStates | None = None
+    candidate_states: CandidateStates | None = None
     drafted: bool = False

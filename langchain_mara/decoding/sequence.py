@@ -94,7 +94,7 @@ class SequenceState:
         request, options = self.request, self.request.options
         drawn = options.order == "sampled" and options.temperature > 0
         decides = options.strategy in ("first-accept", "sampled")
-        return decides and not (drawn or request.keep or request.logits_processor)
+        return decides and not (drawn or request.keep_states or request.logits_processor)
 
     def record_draft(self, drafted: int, right: int) -> None:
         """Records how many tokens of a draft were right."""

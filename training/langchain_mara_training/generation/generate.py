@@ -63,7 +63,7 @@ class GeneratedAnswer(NamedTuple):
 
 
 def generate_answers(
-    llm: MaraLLM, starts: Sequence[AnswerStart], batch_size: int, *, keep: bool = False, **changes: Any
+    llm: MaraLLM, starts: Sequence[AnswerStart], batch_size: int, *, keep_states: bool = False, **changes: Any
 ) -> list[GeneratedAnswer]:
     """Generates answers with the LLM's agent and options. Common prefixes are computed once.
 
@@ -73,7 +73,7 @@ def generate_answers(
         llm: Policy model, agent and options.
         starts: Prompts and the first tokens of the answers.
         batch_size: Most sequences at a time.
-        keep: Whether decisions keep states and log-probabilities (`Decision.kept`).
+        keep_states: Whether decisions keep states and log-probabilities (`Decision.candidate_states`).
         **changes: Decoding options that replace the LLM's own.
 
     Returns:
@@ -87,7 +87,7 @@ def generate_answers(
     options = DecodingOptions.parse(**{**fields, **changes})
     completions = [_started_completion(llm, start, options, eos) for start in starts]
     for completion in completions:
-        completion.request.keep = keep
+        completion.request.keep_states = keep_states
     decisions: dict[Request, list[Decision]] = {completion.request: [] for completion in completions}
     by_request = {completion.request: completion for completion in completions}
     unfinished = [completion.request for completion in completions if completion.finish_reason is None]

@@ -166,7 +166,7 @@ def take_steps(
         changes["fallback"] = 0 if llm.order == "reversed" else -1
     if options.log_probability == "log-softmax":
         width = llm.top_k  # the softmax needs the states of the whole candidate set
-    answers = generate_answers(llm.model_copy(update={"width": width}), starts, batch_size, keep=True, **changes)
+    answers = generate_answers(llm.model_copy(update={"width": width}), starts, batch_size, keep_states=True, **changes)
     return [steps_of(decoded, llm.agent, options) for decoded in answers]
 
 
@@ -194,7 +194,7 @@ def steps_of(decoded: GeneratedAnswer, agent: MaraAgent | None, options: Environ
     """The steps of an answer, and the penalty of each.
 
     Args:
-        decoded: Answer decoded with `keep=True`, so that its decisions have their states.
+        decoded: Answer decoded with `keep_states=True`, so that its decisions have their states.
         agent: Agent whose accept probabilities the penalty compares with the policy model's probabilities.
         options: How the penalty is computed.
 
@@ -202,14 +202,15 @@ def steps_of(decoded: GeneratedAnswer, agent: MaraAgent | None, options: Environ
         ValueError: If there is no agent, or the states were not kept.
     """
     decisions = [decision for decision in decoded.decisions if len(decision.candidates) > 1]
-    if agent is None or any(decision.kept is None for decision in decisions):
+    if agent is None or any(decision.candidate_states is None for decision in decisions):
         raise ValueError(
-            "Episodes need an agent and the states of all decisions. Give the LLM an agent, and decode with keep=True."
+            "Episodes need an agent and the states of all decisions. Give the LLM an agent, and decode with "
+            "keep_states=True."
         )
     states, actions, penalties = [torch.zeros(0, agent.hidden_size)], [np.zeros(0, np.int64)], [np.zeros(0)]
     for decision, accept in zip(decisions, _accept_probabilities(decisions, agent, options), strict=True):
         count = len(decision.accept_probabilities)
-        states.append(decision.kept.states[:count].float().cpu())  # type: ignore[union-attr]
+        states.append(decision.candidate_states.states[:count].float().cpu())  # type: ignore[union-attr]
         actions.append(_actions(decision, options))
         penalties.append(options.penalty * _distances(decision, accept, options))
     return Steps(decoded, torch.cat(states), torch.from_numpy(np.concatenate(actions)), np.concatenate(penalties))
@@ -236,7 +237,7 @@ def _accept_probabilities(
     if options.log_probability == "policy" or not decisions:
         yield from (np.array(decision.accept_probabilities) for decision in decisions)
         return
-    states = [decision.kept.states for decision in decisions]  # type: ignore[union-attr]
+    states = [decision.candidate_states.states for decision in decisions]  # type: ignore[union-attr]
     # One call for all positions: a call for each would cost more than the passes of the policy model.
     accept = agent.accept_probability(torch.cat(states).to(agent.ln.weight.device)).double().cpu().numpy()
     yield from np.split(accept, np.cumsum([len(set_states) for set_states in states])[:-1])
@@ -244,7 +245,7 @@ def _accept_probabilities(
 
 def _distances(decision: Decision, accept: Floats, options: EnvironmentOptions) -> Floats:
     """Distance from the policy model of each step of a position, (steps,)."""
-    logs = decision.kept.log_probabilities.double().cpu().numpy() / options.temperature  # type: ignore[union-attr]
+    logs = decision.candidate_states.log_probabilities.double().cpu().numpy() / options.temperature  # type: ignore[union-attr]
     count = len(decision.accept_probabilities)
     if options.log_probability == "log-softmax":
         reached = np.cumprod(np.concatenate([[1.0], 1 - accept[:-1]])) if options.conditional else 1.0

@@ -35,7 +35,9 @@ def options(new_tokens: int = 30, **more: Any) -> DecodingOptions:
 
 def run(policy: PolicyModel, requests: list[Request], draft: int = 6, **how: Any) -> list[list[Decision]]:
     """The decisions of new requests like these."""
-    fresh = [Request(r.prompt_ids, r.options, r.agent, r.eos_token_ids, r.logits_processor, r.keep) for r in requests]
+    fresh = [
+        Request(r.prompt_ids, r.options, r.agent, r.eos_token_ids, r.logits_processor, r.keep_states) for r in requests
+    ]
     decisions: dict[Request, list[Decision]] = {request: [] for request in fresh}
     for decision in decode(policy, fresh, draft=draft, **{"width": 3, **how}):
         decisions[decision.request].append(decision)
@@ -219,14 +221,14 @@ def test_prefixes_hold_what_drafts_brought(policy: PolicyModel) -> None:
 
 
 def test_kept_states_come_without_drafts(policy: PolicyModel) -> None:
-    request = Request(PROMPTS[0], options(30), AGENTS[0], keep=True)
+    request = Request(PROMPTS[0], options(30), AGENTS[0], keep_states=True)
     got, expected = run(policy, [request]), run(policy, [request], draft=0)
     assert_same(got, expected)
     assert drafted(got) == 0
     for one, other in zip(got[0], expected[0], strict=True):
-        assert one.kept is not None
-        assert other.kept is not None
-        torch.testing.assert_close(one.kept.states, other.kept.states)
+        assert one.candidate_states is not None
+        assert other.candidate_states is not None
+        torch.testing.assert_close(one.candidate_states.states, other.candidate_states.states)
 
 
 def test_logits_processors_see_every_answer_grow_token_by_token(policy: PolicyModel) -> None:

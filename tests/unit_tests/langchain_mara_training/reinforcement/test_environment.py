@@ -64,7 +64,7 @@ def reference_episode(record: dict[str, Any], llm: MaraLLM, golden: Path) -> Epi
         playing,
         [AnswerStart(record["prompt_ids"])],
         1,
-        keep=True,
+        keep_states=True,
         strategy="sampled",
         fallback=0 if order == "reversed" else -1,
     )
@@ -136,8 +136,8 @@ def test_rewards_are_the_score_discounted_and_the_penalty_of_what_was_emitted(
                     chance = 1.0
             else:
                 chance = float(np.prod([1 - q for q in p])) + p[0]
-            assert one.kept is not None
-            penalty = 0.1 * (np.log(chance) - float(one.kept.log_probabilities[one.index]))
+            assert one.candidate_states is not None
+            penalty = 0.1 * (np.log(chance) - float(one.candidate_states.log_probabilities[one.index]))
             for i in range(len(p)):
                 last_accepts = int(episode.actions[-1])
                 share = 0.99 ** (later - last_accepts)

@@ -15,6 +15,7 @@ from rich.console import Console
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import AgentMismatchError, MaraError, OptionsError
 from langchain_mara.loading.models import AgentSource
+from langchain_mara.options import BATCH_DEFAULTS
 from langchain_mara_training import run_folder
 from langchain_mara_training.evaluation.comparison import CHUNK_BATCHES, compare
 from langchain_mara_training.evaluation.preference_rate import Preference
@@ -85,7 +86,7 @@ class Tables:
         *,
         device: str | None = None,
         limit: int | None = None,
-        batch_size: int = 8,
+        batch_size: int = BATCH_DEFAULTS.batch_size,
         verbose: bool = False,
     ) -> None:
         self.settings = settings

@@ -145,7 +145,7 @@ def test_systems_draw_alike_and_prompts_do_not(llm: MaraLLM) -> None:
     assert stable(twins)["plain"] == stable(twins)["twin"]
     assert twins.preference("twin", "plain") == (0, 5, 0, 0.0, 0.0, 0.0)
     texts = [answer.completion for answer in twins.answers["plain"]]
-    assert texts[0] != texts[3]  # answer prompt, twice
+    assert texts[0] != texts[3]  # the same prompt twice
     other_seed = run([Decoding("plain", sampled)], random_state=1)
     assert [answer.completion for answer in other_seed.answers["plain"]] != texts
 

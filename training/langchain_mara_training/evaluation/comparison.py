@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from langchain_mara.exceptions import OptionsError, TrainingError
 from langchain_mara_training.data.readers import Prompt, Row, Source, read_prompts
-from langchain_mara_training.evaluation.comparison_store import Answer, ComparisonStore, Config, digest
+from langchain_mara_training.evaluation.comparison_store import Answer, ComparisonStore, digest
 from langchain_mara_training.evaluation.preference_rate import CONFIDENCE, Preference
 from langchain_mara_training.evaluation.scoring import Scoring
 from langchain_mara_training.evaluation.systems import System, describe_rewards
 from langchain_mara_training.generation.generate import Rewards
 from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.storage.progress import progress_bar
-from langchain_mara_training.storage.records import command_line, library_versions
+from langchain_mara_training.storage.records import Config, command_line, library_versions
 
 __all__ = ["Answer", "Comparison", "compare"]
 

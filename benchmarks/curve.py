@@ -51,8 +51,8 @@ def _draw(
     )
     style: dict[str, Any] = {"color": "0.35", "marker": "s"} if name is None else {"marker": "o"}
     axes.errorbar(x, y, yerr=spread_y, xerr=spread_x, label=name, capsize=2, **style)
-    for left, height, label in zip(x, y, labels, strict=True):
-        axes.annotate(label, (left, height), xytext=_OFFSET, textcoords="offset points", fontsize=8)
+    for closeness, reward, label in zip(x, y, labels, strict=True):
+        axes.annotate(label, (closeness, reward), xytext=_OFFSET, textcoords="offset points", fontsize=8)
 
 
 def draw_learning(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from langchain_mara.exceptions import OptionsError, TrainingError
 from langchain_mara_training.data.readers import Prompt, Row, Source, read_prompts
 from langchain_mara_training.evaluation.comparison_store import Answer, ComparisonStore, digest
-from langchain_mara_training.evaluation.preference_rate import Preference
+from langchain_mara_training.evaluation.preference_rate import CONFIDENCE, Preference
 from langchain_mara_training.evaluation.scoring import Scoring
 from langchain_mara_training.evaluation.systems import System, describe_rewards
 from langchain_mara_training.generation.generate import Rewards
@@ -167,7 +167,7 @@ def compare(
     baseline: str = "plain",
     chunk: int = 32,
     random_state: int = 0,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     facts: Mapping[str, Any] | None = None,
     verbose: bool = False,
 ) -> Comparison:

@@ -8,6 +8,8 @@ from scipy import stats
 
 from langchain_mara.exceptions import DataError
 
+CONFIDENCE = 0.95
+"""Default level of intervals."""
 RESAMPLES = 9999
 """Number of bootstrap samples per interval."""
 
@@ -35,7 +37,7 @@ class Preference(NamedTuple):
 
     @classmethod
     def between(
-        cls, rewards: ArrayLike, baseline: ArrayLike, *, confidence: float = 0.95, random_state: int = 0
+        cls, rewards: ArrayLike, baseline: ArrayLike, *, confidence: float = CONFIDENCE, random_state: int = 0
     ) -> Self:
         """Compares two systems' rewards on the same prompts.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from langchain_mara_training.evaluation.preference_rate import Preference
+from langchain_mara_training.evaluation.preference_rate import CONFIDENCE, Preference
 from langchain_mara_training.evaluation.report.page import markdown
 from langchain_mara_training.paper.paper_tables import TableNumber, TableRow
 from langchain_mara_training.paper.settings import Figures, PaperFigures, Rival, TableSettings
@@ -19,8 +19,8 @@ _TITLES = {
 }
 _OTHERS = {"1": "", "2": "against ", "3": "agent of "}
 _NOTE = (
-    "Preference rates: wins minus losses as a share of all prompts, in percentage points, with 95 % intervals. "
-    "Columns named paper: the paper's figures."
+    "Preference rates: wins minus losses as a share of all prompts, in percentage points, with "
+    f"{100 * CONFIDENCE:g} % intervals. Columns named paper: the paper's figures."
 )
 _NOTHING = "-"
 

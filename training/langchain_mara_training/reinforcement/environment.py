@@ -23,6 +23,8 @@ from langchain_mara_training.data.readers import Row
 from langchain_mara_training.generation.generate import AnswerStart, GeneratedAnswer, generate_answers, score_answers
 from langchain_mara_training.rewards.weighted import WeightedRewards
 
+PARALLEL = 16
+"""Default number of episodes played at the same time."""
 _TINY = 1e-8
 
 Floats = NDArray[np.float64]
@@ -66,13 +68,8 @@ class EnvironmentOptions(BaseModel):
         Args:
             **changes: Fields of this class that differ from the reference.
         """
-        reference: dict[str, Any] = {
-            "log_probability": "log-softmax",
-            "fallback": "last",
-            "post_back": "all-but-first",
-            "temperature": 0.8,
-        }
-        return cls(**{**reference, **changes})
+        reference: dict[str, Any] = {"log_probability": "log-softmax", "fallback": "last", "post_back": "all-but-first"}
+        return cls(**{**reference, "temperature": 0.8, **changes})
 
 
 class Steps(NamedTuple):
@@ -121,7 +118,7 @@ def play(
     rewards: WeightedRewards,
     options: EnvironmentOptions,
     seeds: Sequence[int],
-    batch_size: int = 16,
+    batch_size: int = PARALLEL,
 ) -> list[Episode]:
     """Plays an episode for each prompt, many at the same time, with the decode loop.
 

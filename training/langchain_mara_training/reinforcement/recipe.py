@@ -8,7 +8,7 @@ from pydantic import Field
 
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training.reinforcement.actor_critic import UpdateOptions
-from langchain_mara_training.reinforcement.environment import EnvironmentOptions
+from langchain_mara_training.reinforcement.environment import PARALLEL, EnvironmentOptions
 from langchain_mara_training.storage.settings import Count, DecodingSettings, Settings, did_you_mean, read_settings
 
 _SHIPPED = files("langchain_mara_training") / "recipes"
@@ -61,7 +61,7 @@ class Recipe(Settings):
     """How the networks learn."""
     episodes: Count = 21_000
     """Number of episodes to play and learn from; an episode is one answer."""
-    parallel: Count = 16
+    parallel: Count = PARALLEL
     """Episodes per round, played at the same time; workers share them."""
     workers: int = Field(default=0, ge=0)
     """Ray processes that play the episodes; with 0, this process plays and learns."""

@@ -36,7 +36,7 @@ def test_every_system_has_a_file_of_its_own_inside_the_folder(tmp_path: Path) ->
     assert len({name.lower() for name in written}) == len(NAMES)
     assert {"plain.jsonl", "MARA.jsonl", "best-of-8.jsonl"} <= set(written)
     assert all(name.isascii() and not name.startswith(".") for name in written)
-    assert [one.name for one in tmp_path.iterdir()] == ["kept"]
+    assert [file.name for file in tmp_path.iterdir()] == ["kept"]
 
 
 def test_texts_and_numbers_come_back_exactly(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from tables import RESULTS, Machine, Record, read
 
 _HEAD = """# Results of the benchmarks
 
-Made by `python benchmarks/page.py` from what `make bench` and `make bench-long` measured; not written by hand. What is
-compared, and what it means, stands in the [README](README.md) and at the head of each script. Ratios are medians of
-interleaved repeats in one run; seconds are those of one machine on one day."""
+`python benchmarks/page.py` makes this page from what `make bench` and `make bench-long` measured. Do not edit it by
+hand. The [README](README.md) and the head of each script say what is compared and what it means. Ratios are medians of
+interleaved repeats in one run. Seconds are those of one machine on one day."""
 
 
 def main(

@@ -125,6 +125,8 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         path, _, anchor = link.partition("#")
         target = (page.parent / path) if path else page
         assert target.exists(), link
+        # The generated pages have no place for other Markdown files.
+        assert page not in PAGES or target.suffix != ".md" or target.resolve().is_relative_to(DOCS), link
         assert not anchor or anchor in anchors_of(target), link
 
 

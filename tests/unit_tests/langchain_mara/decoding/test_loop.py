@@ -267,7 +267,7 @@ def test_kept_states_and_log_probabilities_are_the_model_s(policy: PolicyModel, 
         ids = [*request.prompt_ids]
         for decision in decisions:
             assert decision.candidate_states is not None
-            states, logs = decision.kept
+            states, logs = decision.candidate_states
             examined = len(decision.accept_probabilities)
             assert examined <= len(states) <= len(decision.candidates) == len(logs)
             assert len(states) < examined + width

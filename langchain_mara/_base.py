@@ -1,13 +1,14 @@
-"""LocalModel: a loaded model with its agent and settings, what MaraLLM and ChatMara have in common. No LangChain."""
+"""LocalModel: a loaded model with its agent and settings, what MaraLLM and ChatMara have in common."""
 
 import hashlib
 import inspect
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn, Self, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 
 import torch
+from langchain_core.language_models import LangSmithParams
 from pydantic import ConfigDict, Field, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,29 +29,18 @@ from langchain_mara.options import (
     BatchConfig,
     DecodingFields,
     DecodingOptions,
+    canonical,
     options_error,
     refuse_unknown,
 )
-from langchain_mara.policy.fingerprints import model_fingerprint
+from langchain_mara.policy.loaded_model import LoadedModel, model_fingerprint
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.packed_linear import is_packed
+from langchain_mara.policy.verification import verify_siblings
 from langchain_mara.serving.completion import Completion, CompletionDelta, GenerationJob, complete
 from langchain_mara.text.chat_template import eos_token_ids
 from langchain_mara.text.detokenizer import IncrementalDetokenizer, Stop, as_list
 from langchain_mara.tracing.trace import Trace
-
-SYNONYMS = {"max_tokens": "max_new_tokens"}
-"""Names that LangChain's chat models share, and ours."""
-
-
-class Tracing(TypedDict):
-    """What LangSmith wants to know of a run, under its own names."""
-
-    ls_provider: str
-    ls_model_name: str
-    ls_max_tokens: int
-    ls_temperature: float
-    ls_stop: list[str] | None
 
 
 class LocalModel(DecodingFields):
@@ -98,6 +88,7 @@ class LocalModel(DecodingFields):
         if not self.model_id:
             self.model_id = str(self.model.name_or_path) or type(self.model).__name__
         policy = PolicyModel(self.model)
+        verify_siblings(policy)
         if self.agent is not None:
             self.agent.check_fits(policy.hidden_size, policy.name)
 
@@ -191,16 +182,30 @@ class LocalModel(DecodingFields):
         refuse_unknown(changes, settable, settable)
         return self._copied({**changes, "agent": load_agent(changes.get("agent", self.agent))})
 
-    def _on_model(self, model_id: str | None, changes: Mapping[str, Any]) -> Self:
-        """Another model with these settings, loaded to the same device; the same model where none is named."""
+    def _on_model(self, model_id: str | None, changes: Mapping[str, Any], revision: str | None = None) -> Self:
+        """Another model with these settings, loaded to the same device; the same model where none is named.
+
+        It is loaded with the token of this model and, like it, with or without the network.
+
+        Args:
+            model_id: Hub id or folder.
+            changes: Fields to set otherwise.
+            revision: Branch, tag or commit of the other model on the hub.
+        """
         if model_id in (None, self.model_id):
             return self._configured(changes)
         # The agent must fit the other model, and may be among the changes.
         chosen = self._configured({"agent": None, **changes})
-        model, tokenizer = load_model_once(str(model_id), self.model.device, self.model.dtype, is_packed(self.model))
+        placement = (self.model.device, self.model.dtype, is_packed(self.model))
+        hub = {**LoadedModel.of(self.model).hub_options, "revision": revision}
+        model, tokenizer = load_model_once(str(model_id), *placement, **hub)
         agent = chosen.agent if "agent" in changes else self.agent
         loaded = {"model": model, "tokenizer": tokenizer, "model_id": model_id, "agent": agent}
         return chosen._copied(loaded)  # noqa: SLF001
+
+    def _shared_with(self, kind: type["LocalModel"]) -> dict[str, Any]:
+        """The fields that another class of local models has, too: loaded model, agent and settings."""
+        return {name: getattr(self, name) for name in set(type(self).model_fields) & set(kind.model_fields)}
 
     def _copied(self, changes: Mapping[str, Any]) -> Self:
         return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
@@ -267,15 +272,16 @@ class LocalModel(DecodingFields):
             **self._options().model_dump(),
         }
 
-    def _tracing(self, stop: Stop) -> "Tracing":
-        """LangSmith's standard parameters, but for the kind of model."""
-        return {
-            "ls_provider": "mara",
-            "ls_model_name": self.model_id,
-            "ls_max_tokens": self.max_new_tokens,
-            "ls_temperature": self.temperature if self.order == "sampled" else 0.0,
-            "ls_stop": as_list(self.stop if stop is None else stop),
-        }
+    def _langsmith_params(self, model_type: Literal["llm", "chat"], stop: Stop) -> LangSmithParams:
+        """LangSmith's standard parameters."""
+        return LangSmithParams(
+            ls_provider="mara",
+            ls_model_name=self.model_id,
+            ls_model_type=model_type,
+            ls_max_tokens=self.max_new_tokens,
+            ls_temperature=self.temperature if self.order == "sampled" else 0.0,
+            ls_stop=as_list(self.stop if stop is None else stop),
+        )
 
     def __copy__(self) -> Self:
         return self._copied({})
@@ -289,15 +295,3 @@ class LocalModel(DecodingFields):
             f"{type(self).__name__} holds a loaded model and cannot be pickled. Send the model's name and the "
             f"settings instead, and call {type(self).__name__}.from_model_id in the other process."
         )
-
-
-def canonical(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments under this library's names; both names of one at once are refused.
-
-    Raises:
-        OptionsError: If one is given twice.
-    """
-    twice = [f"{name} and {ours}" for name, ours in SYNONYMS.items() if name in kwargs and ours in kwargs]
-    if twice:
-        raise OptionsError(f"Invalid options: {'; '.join(twice)} mean the same, give one of them.")
-    return {SYNONYMS.get(name, name): value for name, value in kwargs.items()}

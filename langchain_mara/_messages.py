@@ -112,7 +112,7 @@ class Answer:
             calls = [_call_chunk(call, i) for i, call in enumerate(found)]
         if not text and not piece.last:
             return None
-        info = self.completion.new_info(last=piece.last) or {}
+        info = self.completion.info_of_chunk(piece) or {}
         metadata = {"model_name": self.model_id, **info} if piece.last else info
         if calls:
             metadata["finish_reason"] = "tool_calls"

@@ -23,7 +23,15 @@ from langchain_mara.text.detokenizer import Stop, as_list
 from langchain_mara.text.tool_calls import MARKERS, ToolCallParser, forced_opening, tool_format
 from langchain_mara.tracing.trace import Trace
 
-_CALL_ONLY = {"model", "tools", "tool_choice", "stream", "ls_structured_output_format", "structured_output_format"}
+_CALL_ONLY = {
+    "model",
+    "revision",
+    "tools",
+    "tool_choice",
+    "stream",
+    "ls_structured_output_format",
+    "structured_output_format",
+}
 
 _Answers = dict[Completion, Answer]
 
@@ -104,6 +112,16 @@ class ChatMara(LocalModel, BaseChatModel):
                 "tokenizer.chat_template, or prompt it with plain text through MaraLLM."
             )
 
+    @classmethod
+    def from_llm(cls, llm: LocalModel, **kwargs: Any) -> Self:
+        """A chat model on a model that is loaded already, with the same agent and settings.
+
+        Args:
+            llm: A `MaraLLM`, for example.
+            **kwargs: Fields to set otherwise.
+        """
+        return cls(**{**llm._shared_with(cls), **kwargs})
+
     @override
     def bind_tools(
         self,
@@ -179,7 +197,7 @@ class ChatMara(LocalModel, BaseChatModel):
     @override
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         settings = {name: value for name, value in kwargs.items() if name not in _CALL_ONLY | {"agent"}}
-        params = LangSmithParams(ls_model_type="chat", **self._configured(settings)._tracing(stop))  # type: ignore[typeddict-item]
+        params = self._configured(settings)._langsmith_params("chat", stop)
         params["ls_model_name"] = kwargs.get("model") or self.model_id
         return params
 
@@ -245,7 +263,7 @@ class ChatMara(LocalModel, BaseChatModel):
         """This model as configured for a call, and the call's own arguments."""
         call = {name: value for name, value in kwargs.items() if name in _CALL_ONLY}
         changes = {name: value for name, value in kwargs.items() if name not in _CALL_ONLY}
-        return self._on_model(call.get("model"), changes), call
+        return self._on_model(call.get("model"), changes, call.get("revision")), call
 
     def _answers(self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]) -> tuple[Self, _Answers]:
         """The configured model, and the `n` answers to a conversation, not begun, by their completions."""

@@ -21,6 +21,7 @@ from langchain_mara.decoding.request import LogitsProcess, Request, eos_ids
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.options import BATCH_DEFAULTS, DEFAULTS, DecodingOptions, Order, Strategy
 from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.verification import verify_siblings
 
 
 def mara_generate(
@@ -100,7 +101,9 @@ def mara_generate(
     ]
     streamer = streamer or _streamer_of_generate()
     rows = dict(zip(requests, padded, strict=True))
-    for decision in decode(PolicyModel(model), requests, batch_size=len(requests), width=width, draft=draft):
+    policy = PolicyModel(model)
+    verify_siblings(policy)
+    for decision in decode(policy, requests, batch_size=len(requests), width=width, draft=draft):
         if decision.token_id is None:
             continue
         ids = rows[decision.request]

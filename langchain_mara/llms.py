@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LangSmithParams, LanguageModelInput
@@ -13,12 +13,14 @@ from pydantic import ConfigDict
 from typing_extensions import override
 
 from langchain_mara._base import LocalModel
-from langchain_mara.chat_models import ChatMara
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.serving.completion import Completion, CompletionDelta, acomplete, complete, token_usage
 from langchain_mara.text.chat_template import encode_prompt
 from langchain_mara.text.detokenizer import Stop, as_list
 from langchain_mara.tracing.trace import Trace
+
+if TYPE_CHECKING:
+    from langchain_mara.chat_models import ChatMara
 
 
 class MaraLLM(LocalModel, BaseLLM):
@@ -97,14 +99,15 @@ class MaraLLM(LocalModel, BaseLLM):
         if self.system_prompt is not None and not self.use_chat_template:
             raise PromptError("system_prompt needs a chat template, and this model is prompted with plain text.")
 
-    def as_chat(self, **kwargs: Any) -> ChatMara:
+    def as_chat(self, **kwargs: Any) -> "ChatMara":
         """A chat model on the same loaded model, with the same agent and settings.
 
         Args:
             **kwargs: Fields of `ChatMara` to set otherwise.
         """
-        shared = set(type(self).model_fields) & set(ChatMara.model_fields)
-        return ChatMara(**{**{name: getattr(self, name) for name in shared}, **kwargs})
+        from langchain_mara.chat_models import ChatMara
+
+        return ChatMara.from_llm(self, **kwargs)
 
     def trace(self, prompts: Sequence[str | list[dict[str, Any]]], **kwargs: Any) -> list[Trace]:
         """Answers prompts together and tells what was decided at every token.
@@ -191,7 +194,7 @@ class MaraLLM(LocalModel, BaseLLM):
     @override
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         changes = {name: value for name, value in _split(kwargs)[1].items() if name != "agent"}
-        return LangSmithParams(ls_model_type="llm", **self._configured(changes)._tracing(stop))  # type: ignore[typeddict-item]
+        return self._configured(changes)._langsmith_params("llm", stop)
 
     def _generate(
         self,
@@ -286,7 +289,7 @@ def _chunk(piece: CompletionDelta) -> GenerationChunk | None:
     """What a stream yields for a piece; None for nothing."""
     if not piece.text and not piece.last:
         return None
-    return GenerationChunk(text=piece.text, generation_info=piece.completion.new_info(last=piece.last))
+    return GenerationChunk(text=piece.text, generation_info=piece.completion.info_of_chunk(piece))
 
 
 def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

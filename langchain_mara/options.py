@@ -1,6 +1,6 @@
 """Decoding options, batch settings and their defaults. Each default of the library is written here, once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, Self
 
@@ -12,6 +12,9 @@ Order = Literal["descending", "reversed", "top-1-last", "sampled"]
 """Order in which candidates are examined."""
 Strategy = Literal["first-accept", "max-prob", "random", "sampled"]
 """Which of the accepted candidates is emitted."""
+
+SYNONYMS = {"max_tokens": "max_new_tokens"}
+"""Names that LangChain's chat models share, and ours."""
 
 DEFAULT_QUEUE_SIZE = 4096
 """Most prompts that may wait for a loaded model."""
@@ -124,6 +127,18 @@ def refuse_unknown(given: Iterable[str], allowed: Iterable[str], known: Iterable
     if unknown:
         named = "; ".join(f"{name} is unknown{_suggestion(name, known)}" for name in unknown)
         raise OptionsError(f"Invalid options: {named}.")
+
+
+def canonical(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments under this library's names; both names of one at once are refused.
+
+    Raises:
+        OptionsError: If one is given twice.
+    """
+    twice = [f"{name} and {ours}" for name, ours in SYNONYMS.items() if name in kwargs and ours in kwargs]
+    if twice:
+        raise OptionsError(f"Invalid options: {'; '.join(twice)} mean the same, give one of them.")
+    return {SYNONYMS.get(name, name): value for name, value in kwargs.items()}
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

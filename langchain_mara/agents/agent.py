@@ -21,7 +21,7 @@ from langchain_mara.agents.reference_checkpoints import (
     resolve_reference,
 )
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError
-from langchain_mara.policy.fingerprints import weights_fingerprint
+from langchain_mara.policy.fingerprints import WeightsFingerprint
 
 _MODEL_CARD = """---
 {{ card_data }}
@@ -73,6 +73,7 @@ class MaraAgent(
         super().__init__()
         if hidden_size < 1 or width < _SMALLEST_WIDTH:
             raise ValueError(f"An agent needs hidden_size >= 1 and width >= {_SMALLEST_WIDTH}.")
+        self._fingerprint = WeightsFingerprint()
         self.hidden_size = hidden_size
         self.width = width
         self.policy_model = policy_model
@@ -124,7 +125,7 @@ class MaraAgent(
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with any weight; part of LangChain's cache key."""
-        return weights_fingerprint(self, sorted(self.state_dict().items()))
+        return self._fingerprint.of(self, sorted(self.state_dict().items()))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:

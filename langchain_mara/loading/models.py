@@ -14,6 +14,7 @@ from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.agents.reference_checkpoints import looks_local
 from langchain_mara.exceptions import LoadingError
 from langchain_mara.loading.peft_adapters import CONFIG_FILE, Adapter, find_adapter, merge_adapter
+from langchain_mara.policy.loaded_model import LoadedModel
 from langchain_mara.policy.packed_linear import pack
 
 AgentSource = MaraAgent | str | Path
@@ -75,6 +76,7 @@ def load_model(
             model = _load_weights(source, options, hub)
         if packed:
             pack(model)
+        LoadedModel.of(model).hub_options = {"token": token, "local_files_only": local_files_only}
         return model, tokenizer
 
 
@@ -145,9 +147,18 @@ def load_model_once(
     device: torch.device | str,
     dtype: torch.dtype | str,
     packed: bool = False,
+    **hub: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As `load_model`; the two models asked for last stay loaded."""
-    return load_model(model_id, device=device, dtype=dtype, packed=packed)
+    """As `load_model`; the two models asked for last stay loaded.
+
+    Args:
+        model_id: Hub id or folder.
+        device: Where to load it.
+        dtype: Of the weights.
+        packed: Whether linear layers are packed where they can be.
+        **hub: `revision`, `token` and `local_files_only` of `load_model`.
+    """
+    return load_model(model_id, device=device, dtype=dtype, packed=packed, **hub)
 
 
 def load_agent(source: AgentSource | None) -> MaraAgent | None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from textwrap import shorten
 from typing import Any, NamedTuple
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,6 @@ MOST_GRAPHS = 256
 _FAILURES = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)  # noqa: SLF001
 
 Backend = str | Callable[..., Any]
-
-_refused: WeakSet[nn.Module] = WeakSet()
 
 
 class SiblingTokens(NamedTuple):
@@ -125,8 +122,6 @@ def run_compiled(
     Returns:
         (rows, width, d) states; None, after a warning, if the model cannot be compiled.
     """
-    if backbone in _refused:
-        return None
     mode = "reduce-overhead" if slots.is_cuda and backend == "inductor" else None
     try:
         # Every shape is a recompilation in dynamo's eyes, and it gives up at the eighth.
@@ -134,7 +129,6 @@ def run_compiled(
             # A recorded graph writes the next pass's states over these.
             return _compiled(backend, mode)(backbone, inputs, slots, window).clone()
     except _FAILURES as error:
-        _refused.add(backbone)
         _warn(backbone, error)
         return None
 

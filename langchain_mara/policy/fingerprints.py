@@ -1,55 +1,53 @@
 """Fingerprints of weights: what cache keys and kept prefixes depend on, computed once per state of the weights."""
 
 import hashlib
-from collections.abc import Iterable
-from weakref import WeakKeyDictionary
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from langchain_mara.policy.packed_linear import named_weights
 
 _SAMPLES = 64
-_known: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], str]] = WeakKeyDictionary()
 
 
 def weights_state(module: nn.Module) -> tuple[int, int]:
-    """Changes whenever weights are replaced or trained in place; says nothing beyond this process.
+    """A value that changes whenever weights are replaced or trained in place; it means nothing beyond this process.
 
     Writing through `tensor.data` without replacing the tensor goes unnoticed, as it does in PyTorch.
     """
     tensors = [*module.parameters(), *module.buffers()]
-    versions = sum(0 if one.is_inference() else one._version for one in tensors)  # noqa: SLF001
-    return versions, hash(tuple(0 if one.is_meta else one.data_ptr() for one in tensors))
+    versions = sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)  # noqa: SLF001
+    return versions, hash(tuple(0 if tensor.is_meta else tensor.data_ptr() for tensor in tensors))
 
 
-def weights_fingerprint(module: nn.Module, named: Iterable[tuple[str, Tensor]]) -> str:
-    """Sixteen hexadecimal digits of named tensors, kept until the module's weights change.
+class WeightsFingerprint:
+    """The fingerprint of one module, computed again only when its weights have changed."""
 
-    Args:
-        module: Whose fingerprint it is.
-        named: Names and tensors that go into it.
-    """
-    state = weights_state(module)
-    known = _known.get(module)
-    if known is None or known[0] != state:
-        digest = hashlib.sha256()
-        for name, tensor in named:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        known = _known[module] = (state, digest.hexdigest()[:16])
-    return known[1]
+    def __init__(self) -> None:
+        self._known: tuple[tuple[int, int], str] | None = None
+
+    def of(self, module: nn.Module, named_tensors: Iterable[tuple[str, Tensor]]) -> str:
+        """Sixteen hexadecimal digits of named tensors.
+
+        Args:
+            module: Always the same; its weights decide whether the last result still holds.
+            named_tensors: Names and tensors that enter the fingerprint; only read if it is computed.
+        """
+        state = weights_state(module)
+        if self._known is None or self._known[0] != state:
+            digest = hashlib.sha256()
+            for name, tensor in named_tensors:
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            self._known = state, digest.hexdigest()[:16]
+        return self._known[1]
 
 
-def model_fingerprint(model: PreTrainedModel) -> str:
-    """Sixteen hexadecimal digits that tell policy models apart: names, shapes, dtypes, and 64 values of every weight.
-
-    Names alone would not do: two revisions, or a folder trained further, share theirs.
-    """
-    return weights_fingerprint(
-        model, ((f"{name} {tuple(one.shape)}", _sample(one)) for name, one in named_weights(model))
-    )
+def sampled_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and shapes of all weights, each with at most 64 of its values."""
+    for name, weight in named_weights(model):
+        yield f"{name} {tuple(weight.shape)}", _sample(weight)
 
 
 def _sample(tensor: Tensor) -> Tensor:

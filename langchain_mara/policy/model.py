@@ -18,8 +18,8 @@ from langchain_mara.policy.attention.grouped_attention import attention_implemen
 from langchain_mara.policy.attention.masks import attention_mask, visible_in_pass, visible_keys
 from langchain_mara.policy.cache import RaggedCache
 from langchain_mara.policy.compilation import Backend, SiblingTokens, padded, run_compiled
+from langchain_mara.policy.loaded_model import LoadedModel
 from langchain_mara.policy.packed_linear import is_packed
-from langchain_mara.policy.verification import verify_siblings
 
 PREFILL_TOKENS = 1024
 # With many keys a pass takes fewer tokens, so that its mask stays within some MiB, but enough to be worth a pass.
@@ -31,11 +31,13 @@ class PolicyModel:
     """Runs passes of a frozen causal language model over the rows of a `RaggedCache`.
 
     Args:
-        model: Any `AutoModelForCausalLM` with standard attention; it is put into eval mode.
+        model: Any `AutoModelForCausalLM` with standard attention. Passes run in evaluation mode; a model in
+            training mode is given its mode back after each.
         compile: Whether passes over siblings run as compiled graphs; where the model does not allow it they run as they
             are, after a warning.
 
     Attributes:
+        loaded: What belongs to the model and is shared by all who use it.
         hidden_size: Size d of a state.
         vocabulary_size: Number of token ids.
         context: Most tokens a row may hold, or None where the model sets no limit.
@@ -43,12 +45,14 @@ class PolicyModel:
         prefilled: Tokens of prompts computed so far; those that were reused do not count.
 
     Raises:
-        UnsupportedModelError: If siblings cannot be evaluated in one pass; the sentence says why.
+        UnsupportedModelError: If the configuration tells that siblings cannot be evaluated in one pass. Whether the
+            model computes them rightly is checked by `verify_siblings`.
     """
 
     def __init__(self, model: PreTrainedModel, *, compile: bool = False, _backend: Backend = "inductor") -> None:  # noqa: A002
         refuse_unsupported(model)
-        self.model = model.eval()
+        self.model = model
+        self.loaded = LoadedModel.of(model)
         self.config = model.config.get_text_config(decoder=True)
         self.backbone: nn.Module = _backbone(model)
         self.head: nn.Module = model.get_output_embeddings()
@@ -58,8 +62,7 @@ class PolicyModel:
         self.vocabulary_size = int(self.config.vocab_size)
         self.device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
         self.passes = self.prefilled = 0
-        self.compile, self._backend = False, _backend
-        verify_siblings(self)
+        self._backend = _backend
         if compile and is_packed(model):
             compile = False  # noqa: A001
             warnings.warn(
@@ -230,12 +233,13 @@ class PolicyModel:
             "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
             "position_ids": positions.contiguous(),
         }
-        with grouped(self.model, self.config):
-            if slots is not None:
+        with self.loaded.evaluation_mode(), grouped(self.model, self.config):
+            if slots is not None and self.loaded.compilable:
                 window = cache.window(len(slots), next(iter(masks.values())).shape[-1])
                 compiled = run_compiled(self.backbone, inputs, slots, window, self._backend)
                 if compiled is not None:
                     return compiled
+                self.loaded.compilable = False
             states: Tensor = self.backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
         return states
 

@@ -1,21 +1,14 @@
 """Proves on the model itself that a pass over siblings equals a cache-free evaluation."""
 
-from typing import TYPE_CHECKING
-from weakref import WeakSet
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from langchain_mara.exceptions import UnsupportedModelError
-
-if TYPE_CHECKING:
-    from langchain_mara.policy.model import PolicyModel
-
-_verified: WeakSet[nn.Module] = WeakSet()
+from langchain_mara.policy.model import PolicyModel
 
 
 @torch.inference_mode()
-def verify_siblings(policy: "PolicyModel") -> None:
+def verify_siblings(policy: PolicyModel) -> None:
     """Compares two ragged rows of three siblings with cache-free evaluations, once per model.
 
     Position biases that no mask or position id controls (ALiBi), attention with a mask of its own,
@@ -28,9 +21,9 @@ def verify_siblings(policy: "PolicyModel") -> None:
     Raises:
         UnsupportedModelError: If states or logits differ by more than rounding.
     """
-    if policy.model in _verified:
+    if policy.loaded.verified:
         return
-    vocabulary = policy.model.get_input_embeddings().weight.shape[0]
+    vocabulary = policy.vocabulary_size
     tokens = torch.linspace(1, vocabulary - 1, 11, device=policy.device).long()
     prompts, siblings = [tokens[:5].tolist(), tokens[5:8].tolist()], tokens[8:]
     try:
@@ -46,10 +39,10 @@ def verify_siblings(policy: "PolicyModel") -> None:
         expected, logits = _cache_free(policy, prompt, siblings)
         _compare(policy, got, expected, "states")
         _compare(policy, policy.logits(got), logits, "logits")
-    _verified.add(policy.model)
+    policy.loaded.verified = True
 
 
-def _sibling_states(policy: "PolicyModel", prompts: list[list[int]], siblings: Tensor) -> Tensor:
+def _sibling_states(policy: PolicyModel, prompts: list[list[int]], siblings: Tensor) -> Tensor:
     cache = policy.new_cache()
     policy.prefill(cache, 0, prompts)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=policy.device)
@@ -58,13 +51,15 @@ def _sibling_states(policy: "PolicyModel", prompts: list[list[int]], siblings: T
     return policy.siblings(cache, siblings.expand(2, 3), slots, lengths, span=8)
 
 
-def _cache_free(policy: "PolicyModel", prompt: list[int], siblings: Tensor) -> tuple[Tensor, Tensor]:
+def _cache_free(policy: PolicyModel, prompt: list[int], siblings: Tensor) -> tuple[Tensor, Tensor]:
     prefix = torch.tensor(prompt, device=policy.device).expand(3, -1)
-    output = policy.model(torch.cat([prefix, siblings.unsqueeze(1)], dim=1), use_cache=False, output_hidden_states=True)
+    token_ids = torch.cat([prefix, siblings.unsqueeze(1)], dim=1)
+    with policy.loaded.evaluation_mode():
+        output = policy.model(token_ids, use_cache=False, output_hidden_states=True)
     return output.hidden_states[-1][:, -1], output.logits[:, -1]
 
 
-def _compare(policy: "PolicyModel", got: Tensor, expected: Tensor, what: str) -> None:
+def _compare(policy: PolicyModel, got: Tensor, expected: Tensor, what: str) -> None:
     if not expected.isfinite().all():
         return  # a broken model is not the probe's business: its states count as rejected
     got, expected = got.float(), expected.float().to(got.device)

@@ -26,6 +26,7 @@ class Completion:
         transcript: The text so far.
         statistics: Of the decisions so far.
         finish_reason: None while it runs.
+        decisions: How many were taken so far.
         accept_probabilities: For each emitted token those of the candidates examined (None for a state that
             was not finite), where they are asked for.
     """
@@ -35,6 +36,7 @@ class Completion:
     statistics: DecisionStatistics = field(default_factory=DecisionStatistics)
     finish_reason: FinishReason | None = None
     accept_probabilities: list[list[float | None]] | None = None
+    decisions: int = 0
     _told: int = 0
 
     @property
@@ -45,16 +47,20 @@ class Completion:
             info if self.accept_probabilities is None else {**info, "accept_probabilities": self.accept_probabilities}
         )
 
-    def new_info(self, *, last: bool) -> dict[str, Any] | None:
-        """`info` for one chunk of a stream, so that the chunks' infos merge to the whole."""
-        info = self.info if last else {}
+    def info_of_chunk(self, delta: "CompletionDelta") -> dict[str, Any] | None:
+        """`info` for the chunk that ends with a delta, so that the infos of a stream's chunks merge to the whole.
+
+        The decoding thread may be ahead of the reader, so a chunk takes the decisions up to its delta and no others.
+        """
+        info = self.info if delta.last else {}
         if self.accept_probabilities is not None:
-            info["accept_probabilities"] = self.accept_probabilities[self._told :]
-            self._told = len(self.accept_probabilities)
+            info["accept_probabilities"] = self.accept_probabilities[self._told : delta.decisions]
+            self._told = delta.decisions
         return info or None
 
     def push(self, decision: Decision) -> str:
         """Takes a decision and returns the text it releases; ends the request at a stop string."""
+        self.decisions += 1
         self.statistics.add(decision)
         if self.accept_probabilities is not None:
             self.accept_probabilities.append([None if isnan(p) else p for p in decision.accept_probabilities])
@@ -87,12 +93,14 @@ class CompletionDelta(NamedTuple):
         decision: What was decided.
         text: Text it releases, often the empty string.
         last: Whether the completion has ended with it.
+        decisions: Decisions of the completion so far, this one included.
     """
 
     completion: Completion
     decision: Decision
     text: str
     last: bool
+    decisions: int
 
 
 @dataclass(frozen=True)
@@ -188,7 +196,7 @@ def _submitted(
     def push(decision: Decision) -> None:
         completion = by_request[decision.request]
         text = completion.push(decision)
-        put(CompletionDelta(completion, decision, text, completion.finish_reason is not None))
+        put(CompletionDelta(completion, decision, text, completion.finish_reason is not None, completion.decisions))
 
     for request in by_request:
         request.check(work.policy)

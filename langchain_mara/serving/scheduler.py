@@ -8,20 +8,12 @@ last turn, so that a single prompt does not wait behind a batch of a thousand.
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from weakref import WeakKeyDictionary
-
-from torch import nn
 
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.exceptions import QueueFullError
 from langchain_mara.options import DEFAULT_QUEUE_SIZE, BatchConfig
-from langchain_mara.policy.fingerprints import weights_state
 from langchain_mara.policy.model import PolicyModel
-from langchain_mara.policy.prefix_cache import PrefixCache
-
-_schedulers: WeakKeyDictionary[nn.Module, "Scheduler"] = WeakKeyDictionary()
-_creation = threading.Lock()
 
 
 class RequestGroup:
@@ -65,15 +57,14 @@ class Scheduler:
         self._lock = threading.Lock()
         self._calls: list[RequestGroup] = []
         self._thread: threading.Thread | None = None
-        self._prefixes = PrefixCache(budget=0)
-        self._weights = (0, 0)
         self._overtaken = 0
 
     @staticmethod
     def of(policy: PolicyModel) -> "Scheduler":
         """The scheduler of a loaded model; it lives as long as the model."""
-        with _creation:
-            return _schedulers.setdefault(policy.model, Scheduler())
+        with policy.loaded.lock:
+            policy.loaded.scheduler = policy.loaded.scheduler or Scheduler()
+            return policy.loaded.scheduler
 
     def submit(self, call: RequestGroup, queue_size: int = DEFAULT_QUEUE_SIZE) -> None:
         """Queues a call and returns at once.
@@ -135,7 +126,7 @@ class Scheduler:
                 width=pace.width,
                 draft=pace.draft,
                 on_leave=leave,
-                prefixes=self._prefixes_of(policy, pace),
+                prefix_cache=policy.loaded.prefix_cache(pace.prefix_memory),
             )
             for decision in decisions:
                 request = decision.request
@@ -167,14 +158,6 @@ class Scheduler:
             if call.waiting:
                 self._calls.append(call)
             return request, call
-
-    def _prefixes_of(self, policy: PolicyModel, pace: BatchConfig) -> PrefixCache:
-        weights = weights_state(policy.model)
-        if weights != self._weights:
-            self._prefixes.clear()
-            self._weights = weights
-        self._prefixes.budget = pace.prefix_memory
-        return self._prefixes
 
 
 def _deliver(call: RequestGroup, decision: Decision) -> None:

@@ -111,28 +111,30 @@ def test_statistics_are_those_of_the_decisions(trace: Trace) -> None:
     assert trace.statistics == DecisionStatistics.of(decision for decision, _ in trace)
     assert 0 < trace.statistics.fallbacks < trace.statistics.decided
     caption = " ".join(Page(trace.to_html()).caption.split())
-    found = trace.statistics
-    assert f"{found.tokens} tokens, agent asked at {found.decided} positions" in caption
-    assert f"{found.examined} candidates examined, fallbacks: {found.fallbacks}." in caption
+    counts = trace.statistics
+    assert f"{counts.tokens} tokens, agent asked at {counts.decided} positions" in caption
+    assert f"{counts.examined} candidates examined, fallbacks: {counts.fallbacks}." in caption
 
 
 def test_each_prompt_has_its_traces_in_order(llm: MaraLLM) -> None:
     options = {"order": "sampled", "temperature": 2.0}
     traces = llm.trace(["hi", "no"], n=2, **options)
-    assert [one.prompt for one in traces] == ["hi", "hi", "no", "no"]
+    assert [answer_trace.prompt for answer_trace in traces] == ["hi", "hi", "no", "no"]
     drawn = llm.generate(["hi", "no"], n=2, **options).generations
-    assert [one.text for one in traces] == [one.text for answers in drawn for one in answers]
-    assert len({one.text for one in traces}) == 4
+    assert [answer.text for answer in traces] == [answer.text for answers in drawn for answer in answers]
+    assert len({trace.text for trace in traces}) == 4
 
 
 def test_a_chat_is_traced_as_it_is_answered(llm: MaraLLM) -> None:
     chat = llm.as_chat()
     conversations = ["hi", [("system", "be"), ("human", "no")]]
     traces = chat.trace(conversations, top_k=5)
-    assert [one.text for one in traces] == [one.text for one in chat.batch(conversations, top_k=5)]
+    assert [trace.text for trace in traces] == [message.text for message in chat.batch(conversations, top_k=5)]
     assert prompt_text(traces[1].prompt) == "system: be\nuser: no"
     assert Page(traces[1].to_html()).prompt == "system: be\nuser: no"
-    assert [one.text for one in llm.trace([one.prompt for one in traces], top_k=5)] == [one.text for one in traces]
+    assert [answer.text for answer in llm.trace([answer.prompt for answer in traces], top_k=5)] == [
+        answer.text for answer in traces
+    ]
 
 
 def test_page_shows_the_answer_and_what_was_decided(trace: Trace) -> None:
@@ -166,14 +168,14 @@ def test_candidates_are_shown_as_they_would_continue_the_text(
 ) -> None:
     def shown(kind: PreTrainedTokenizerBase, before: str, *candidates: str) -> list[str]:
         ids, [*before_ids] = kind.convert_tokens_to_ids([*candidates]), kind(before, add_special_tokens=False).input_ids
-        first = [Decision(Request([0]), one, (one,), (), 0, accepted=True) for one in before_ids]
+        first = [Decision(Request([0]), token_id, (token_id,), (), 0, accepted=True) for token_id in before_ids]
         last = Decision(Request([0]), ids[0], tuple(ids), (0.9,) * len(ids), 0, accepted=True)
-        page = Page(Trace("", [(one, "x") for one in [*first, last]], kind).to_html())
+        page = Page(Trace("", [(decision, "x") for decision in [*first, last]], kind).to_html())
         return [text for text, *_ in page.tokens[-1].candidates]
 
     assert shown(tokenizer, "th", "Ġth", "he", "</s>") == [" th", "he", "</s>"]
     assert shown(sentencepiece_tokenizer, "ab", "▁a", "cd", "<0xC3>") == [" a", "cd", "<0xC3>"]
-    # The second byte of é is a character only behind its first.
+    # The second byte of é is a character only after its first.
     first, second = tokenizer.convert_ids_to_tokens(tokenizer("é", add_special_tokens=False).input_ids)
     assert shown(tokenizer, "th", first) == [first]
     assert shown(tokenizer, "é", second) == [second]
@@ -182,7 +184,7 @@ def test_candidates_are_shown_as_they_would_continue_the_text(
 def test_characters_of_several_tokens_stand_where_they_are_whole(llm: MaraLLM) -> None:
     ids = llm.tokenizer("a😀", add_special_tokens=False).input_ids
     assert len(ids) == 5
-    decisions = [Decision(Request([0]), one, (one,), (), 0, accepted=True) for one in ids]
+    decisions = [Decision(Request([0]), token_id, (token_id,), (), 0, accepted=True) for token_id in ids]
     steps = list(zip(decisions, ["a", "", "", "", "😀"], strict=True))
     page = Page(Trace("", steps, llm.tokenizer).to_html())
     assert ["silent" in token.classes for token in page.tokens] == [False, True, True, True, False]
@@ -219,25 +221,25 @@ def test_states_that_were_not_finite_are_named(trace: Trace) -> None:
     assert "not finite" in token.note
 
 
-def luminance(colour: list[float]) -> float:
+def luminance(color: list[float]) -> float:
     """Relative luminance of sRGB in [0, 1], by WCAG 2."""
-    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in colour]
+    linear = [channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4 for channel in color]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_the_scale_is_monotone_and_legible_without_hues(scheme: int) -> None:
-    found = re.findall(r"--(sure|doubtful|ink): #(\w{6});", STYLE)[3 * scheme : 3 * scheme + 3]
-    colours = {name: [one / 255 for one in bytes.fromhex(code)] for name, code in found}
+    variables = re.findall(r"--(sure|doubtful|ink): #(\w{6});", STYLE)[3 * scheme : 3 * scheme + 3]
+    colors = {name: [channel / 255 for channel in bytes.fromhex(code)] for name, code in variables}
     assert "color-mix(in srgb, var(--sure) calc(var(--accept) * 100%), var(--doubtful))" in STYLE
-    ends = list(zip(colours["sure"], colours["doubtful"], strict=True))
+    ends = list(zip(colors["sure"], colors["doubtful"], strict=True))
     shades = [luminance([accept * sure + (1 - accept) * doubtful for sure, doubtful in ends]) for accept in TWENTIETHS]
     # Greys that rise, or fall, with every step: whoever sees no hues still sees the order.
     steps = [after - before for before, after in pairwise(shades)]
     assert all(step > 0 for step in steps) if scheme == 0 else all(step < 0 for step in steps)
     assert max(shades) + 0.05 > 1.8 * (min(shades) + 0.05)
-    ink = luminance(colours["ink"])
-    assert all((max(ink, one) + 0.05) / (min(ink, one) + 0.05) >= 4.5 for one in shades)
+    ink = luminance(colors["ink"])
+    assert all((max(ink, shade) + 0.05) / (min(ink, shade) + 0.05) >= 4.5 for shade in shades)
 
 
 def test_plot_is_the_histogram_of_accepted_indices(llm: MaraLLM) -> None:

@@ -4,17 +4,18 @@ import copy
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from langchain_mara.policy.fingerprints import WeightsFingerprint, sampled_weights, weights_state
 from langchain_mara.policy.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from langchain_mara.decoding.pass_width import PassWidthTuner
     from langchain_mara.serving.scheduler import Scheduler
 
@@ -22,21 +23,33 @@ _loaded_models: WeakKeyDictionary[nn.Module, "LoadedModel"] = WeakKeyDictionary(
 _creation = threading.Lock()
 
 
-class LoadedModel:
-    """What belongs to a loaded model and is shared by everyone who uses it.
+class _AgentCopy(NamedTuple):
+    """A copy of an agent on the model's device.
 
-    `LoadedModel.of(model)` finds it. It holds no strong reference to the model, so it goes when the model goes.
+    Attributes:
+        weights: `weights_state` of the agent when it was copied.
+        agent: The copy.
+    """
+
+    weights: tuple[int, int]
+    agent: nn.Module
+
+
+class LoadedModel:
+    """Everything that belongs to a loaded model and is shared by all its users.
+
+    Get it with `LoadedModel.of(model)`. It holds only a weak reference to the model, so it lives as long as the model.
 
     Attributes:
         lock: Held while a field is created or changed.
-        verified: Whether a pass over siblings was compared with an evaluation without cache.
-        compilable: Whether passes can be compiled, as far as is known.
-        hub_options: `token` and `local_files_only` with which the model was loaded, for loading another one alike.
-        width_tuner: Chooses the siblings per pass; set by `PassWidthTuner.of`.
-        scheduler: Queue and decoding thread; set by `Scheduler.of`.
+        verified: Whether a pass over siblings has been compared with a cache-free evaluation.
+        compilable: False once compiling a pass has failed.
+        hub_options: `token` and `local_files_only` that the model was loaded with; other models are loaded with them.
+        width_tuner: Chooses the number of siblings per pass; set by `PassWidthTuner.of`.
+        scheduler: Queue and decoding thread of the model; set by `Scheduler.of`.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: "PreTrainedModel") -> None:
         self.lock = threading.RLock()
         self.verified = False
         self.compilable = True
@@ -47,13 +60,13 @@ class LoadedModel:
         self._fingerprint = WeightsFingerprint()
         self._prefix_cache = PrefixCache(budget=0)
         self._prefix_weights = (0, 0)
-        self._agent_copies: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], nn.Module]] = WeakKeyDictionary()
+        self._agent_copies: WeakKeyDictionary[nn.Module, _AgentCopy] = WeakKeyDictionary()
         self._running_passes = 0
-        self._trained_modules: list[nn.Module] = []
+        self._training_modules: list[nn.Module] = []
 
     @staticmethod
-    def of(model: PreTrainedModel) -> "LoadedModel":
-        """The owner of what belongs to a model; created when it is first asked for."""
+    def of(model: "PreTrainedModel") -> "LoadedModel":
+        """The `LoadedModel` of a model, created on first use."""
         with _creation:
             loaded = _loaded_models.get(model)
             if loaded is None:
@@ -61,11 +74,11 @@ class LoadedModel:
             return loaded
 
     @property
-    def model(self) -> PreTrainedModel:
+    def model(self) -> "PreTrainedModel":
         """The model itself.
 
         Raises:
-            ReferenceError: If it is gone.
+            ReferenceError: If the model has been garbage-collected.
         """
         model = self._model()
         if model is None:
@@ -74,21 +87,21 @@ class LoadedModel:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that tell policy models apart: names, shapes, dtypes, and 64 values per weight.
+        """Sixteen hexadecimal digits that depend on names, shapes, dtypes and 64 values of every weight.
 
-        Names alone would not do: two revisions, or a folder trained further, share theirs.
+        The model's name would not do: two revisions share it, and so do two states of a folder that is trained.
         """
         model = self.model
         return self._fingerprint.of(model, sampled_weights(model))
 
     def prefix_cache(self, budget: int) -> PrefixCache | None:
-        """The prefix cache for a batch; None where the batch keeps nothing.
+        """The prefix cache for a batch, or None if the batch keeps no prefixes.
 
-        Changed weights empty it. The largest budget asked for so far counts, so that one caller's settings never take
-        away what other callers keep.
+        The cache is emptied when the weights have changed. Its budget is the largest requested so far, so one caller
+        never evicts what another caller keeps.
 
         Args:
-            budget: Most bytes that the batch wants to keep; 0 leaves the cache alone.
+            budget: Most bytes that the batch may keep; 0 leaves the cache as it is.
         """
         if budget <= 0:
             return None
@@ -100,35 +113,35 @@ class LoadedModel:
         return self._prefix_cache
 
     def agent_on(self, agent: nn.Module, device: torch.device) -> nn.Module:
-        """An agent on a device: itself if it is there already, else a copy, because the agent is its owner's.
+        """The agent itself if it is on the device already, else a copy there. The user's agent is never moved.
 
         Args:
-            agent: Anybody's; it is not moved.
-            device: Where states are.
+            agent: The user's agent.
+            device: Device of the states that the agent is to judge.
 
         Returns:
-            The agent, or the copy that is kept until the agent's weights change.
+            The agent, or its copy, which is kept until the agent's weights change.
         """
         if all(tensor.device == device for tensor in (*agent.parameters(), *agent.buffers())):
             return agent
         state = weights_state(agent)
         with self.lock:
-            known = self._agent_copies.get(agent)
-            if known is None or known[0] != state:
-                known = self._agent_copies[agent] = state, copy.deepcopy(agent).to(device)
-            return known[1]
+            agent_copy = self._agent_copies.get(agent)
+            if agent_copy is None or agent_copy.weights != state:
+                agent_copy = self._agent_copies[agent] = _AgentCopy(state, copy.deepcopy(agent).to(device))
+            return agent_copy.agent
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
-        """Keeps the model in evaluation mode for a pass.
+        """Keeps the model in evaluation mode during a pass.
 
-        A model in training mode gets its modes back when the last of the passes that run at the same time has ended.
+        If any modules were in training mode, they return to it when the last of the concurrent passes has ended.
         """
         with self.lock:
             self._running_passes += 1
             model = self.model
             if model.training:
-                self._trained_modules += [module for module in model.modules() if module.training]
+                self._training_modules += [module for module in model.modules() if module.training]
                 model.eval()
         try:
             yield
@@ -136,11 +149,11 @@ class LoadedModel:
             with self.lock:
                 self._running_passes -= 1
                 if not self._running_passes:
-                    for module in self._trained_modules:
+                    for module in self._training_modules:
                         module.training = True
-                    self._trained_modules = []
+                    self._training_modules = []
 
 
-def model_fingerprint(model: PreTrainedModel) -> str:
-    """`LoadedModel.fingerprint` of a model."""
+def model_fingerprint(model: "PreTrainedModel") -> str:
+    """The `LoadedModel.fingerprint` of a model."""
     return LoadedModel.of(model).fingerprint

@@ -156,17 +156,17 @@ def _started_completion(llm: MaraLLM, start: AnswerStart, options: DecodingOptio
     request = Request([*start.prompt_ids, *start.answer_ids], request_options, llm.agent, eos, start.logits_processor)
     completion = Completion(request, IncrementalDetokenizer(llm.tokenizer, llm.stop or ()))
     for token in start.answer_ids:
-        if not completion.transcript.stopped:
-            completion.transcript.push(token)
-    if completion.transcript.stopped or (start.answer_ids and start.answer_ids[-1] in eos):
+        if not completion.detokenizer.stopped:
+            completion.detokenizer.push(token)
+    if completion.detokenizer.stopped or (start.answer_ids and start.answer_ids[-1] in eos):
         completion.finish_reason = "stop"
     elif remaining <= 0:
         completion.finish_reason = "length"
     if completion.finish_reason is not None:
-        completion.transcript.finish()
+        completion.detokenizer.finish()
     return completion
 
 
 def _generated_answer(start: AnswerStart, completion: Completion, decisions: list[Decision]) -> GeneratedAnswer:
     emitted = [decision.token_id for decision in decisions if decision.token_id is not None]
-    return GeneratedAnswer(completion.transcript.text, [*start.answer_ids, *emitted], decisions)
+    return GeneratedAnswer(completion.detokenizer.text, [*start.answer_ids, *emitted], decisions)

@@ -17,7 +17,7 @@ from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.model import PolicyModel
-from langchain_mara.policy.prefix_cache import BLOCK_TOKENS, Block, Key, KeysValues, PrefixCache
+from langchain_mara.policy.prefix_cache import BLOCK_TOKENS, Block, BlockKey, KeysValues, PrefixCache
 
 BLOCK_BYTES = 2 * BLOCK_TOKENS * 8
 LETTERS, DEPTH = 2, 3
@@ -135,16 +135,16 @@ def test_next_key_is_shared_by_those_who_can_share_a_block() -> None:
     store = PrefixCache(budget=2**20)
     first = tokens_of((0,))
     assert store.next_key(first) is None
-    assert store.next_key([*first, 1]) == store.next_key([*first, 2]) == Key(0, tuple(first))
+    assert store.next_key([*first, 1]) == store.next_key([*first, 2]) == BlockKey(0, tuple(first))
     store.add(first, reader(first))
     identity = store.match([*first, 1])[0].identity
     assert identity != 0
     assert store.next_key([*first, 1]) is None
     second = tokens_of((0, 1), tail=3)
-    assert store.next_key(second) == Key(identity, tuple(second[32:64]))
+    assert store.next_key(second) == BlockKey(identity, tuple(second[32:64]))
     # The same tokens behind another beginning are another block.
     other = tokens_of((1, 1), tail=3)
-    assert store.next_key(other) == Key(0, tuple(other[:32]))
+    assert store.next_key(other) == BlockKey(0, tuple(other[:32]))
     store.add(other, reader(other))
     assert len(store.match(second)) == 1
 

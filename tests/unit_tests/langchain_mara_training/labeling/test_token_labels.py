@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from langchain_mara_training.labeling.token_labels import SHARD_NAME, LabelledTokens, ShardedStates, TokenLabels
+from langchain_mara_training.labeling.token_labels import SHARD_NAME, LabeledTokens, ShardedStates, TokenLabels
 from safetensors.torch import save_file
 
 from langchain_mara.exceptions import DataError
@@ -16,10 +16,10 @@ ROWS = [3, 0, 4, 1, 2, 5]
 STATES = np.arange(15 * 4, dtype=np.float16).reshape(15, 4)
 
 
-def shard(states: Any, first: int = 0) -> LabelledTokens:
+def shard(states: Any, first: int = 0) -> LabeledTokens:
     count = len(states)
     rows = torch.arange(first, first + count)
-    return LabelledTokens(
+    return LabeledTokens(
         torch.from_numpy(np.ascontiguousarray(states)),
         (rows % 2).to(torch.int8),
         rows / 10,
@@ -129,7 +129,7 @@ def test_other_refusals(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not float16"):
         TokenLabels.load(folder)
     save_file(shard(STATES[:, :3])._asdict(), write(tmp_path / "mixed") / SHARD_NAME.format(6))
-    with pytest.raises(DataError, match=r"sizes \[3, 4\]"):
+    with pytest.raises(DataError, match=r"sizes: \[3, 4\]"):
         TokenLabels.load(tmp_path / "mixed")
     with pytest.raises(DataError, match="No token got a label"):
         TokenLabels.of([shard(STATES[:0])])

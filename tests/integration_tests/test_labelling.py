@@ -8,13 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import sys
 from dataclasses import asdict
 from langchain_mara import MaraLLM
-from langchain_mara.demo.corpus import preference_pairs
+from langchain_mara_training.demo.corpus import preference_pairs
 from langchain_mara_training import PreferenceLabeler
-from langchain_mara_training.shards import processes
+from langchain_mara_training.storage.distributed import processes
 pairs = [asdict(pair) for pair in preference_pairs("train", 0, 1)]
 labeler = PreferenceLabeler(MaraLLM.demo(agent=None, device="cpu"), shard_tokens=200)
 print("ready", processes().num_processes, flush=True)
@@ -34,6 +36,7 @@ def label(script: Path, output: Path, *launcher: str) -> str:
     return run.stdout
 
 
+@pytest.mark.slow
 def test_kills_and_processes_change_no_byte(tmp_path: Path) -> None:
     script = tmp_path / "label.py"
     script.write_text(SCRIPT)

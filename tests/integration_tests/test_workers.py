@@ -14,7 +14,7 @@ import psutil, ray, torch
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import MaraError
 from langchain_mara_training import MaraSAC
-from langchain_mara_training.players import InProcessWorkers
+from langchain_mara_training.reinforcement.rollout_workers import InProcessWorkers
 
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)
@@ -69,11 +69,20 @@ found["played here"] = distance(whole, weights())
 print("found", json.dumps(found), flush=True)
 """
 
+# Ray gives its workers the lowest priority. On a busy machine they then take minutes to start, and time out.
+RAY_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_worker_register_timeout_seconds": "300",
+}
 
+
+@pytest.mark.slow
 def test_killed_workers_and_learners_change_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+        env={**os.environ, **RAY_ENVIRONMENT},
         capture_output=True,
         text=True,
         check=False,

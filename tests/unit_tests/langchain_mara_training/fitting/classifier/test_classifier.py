@@ -466,6 +466,7 @@ MaraClassifier(**options, checkpoint_dir=sys.argv[1]).fit(X, Y)
 """
 
 
+@pytest.mark.slow
 def test_a_job_killed_at_any_moment_ends_the_same(tmp_path: Path) -> None:
     options = {"width": 16, "max_epochs": 120, "batch_size": 32, "random_state": 0, "device": "cpu"}
     file, written, last = tmp_path / FILE_NAME, random.randint(1, 30), set()

@@ -1,7 +1,7 @@
-"""Aligned local language models: token-level accept/reject decoding by a small agent.
+"""Aligned local language models: a small agent accepts or rejects each candidate token while a frozen model decodes.
 
-Public names are imported when they are first used, so that `import langchain_mara` and the `mara` command start
-without torch and transformers.
+Public names are imported on first use, so `import langchain_mara` and the `mara` command start without torch and
+transformers.
 """
 
 from importlib import import_module

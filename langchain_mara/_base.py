@@ -1,15 +1,17 @@
-"""LocalModel: a loaded model with its agent and settings, what MaraLLM and ChatMara have in common. No LangChain."""
+"""LocalModel: a loaded model with its agent and settings, the common base of MaraLLM and ChatMara."""
 
 import hashlib
 import inspect
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self
 
 import torch
+from langchain_core.language_models import LangSmithParams
 from pydantic import ConfigDict, Field, ValidationError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.decoding.request import Request
@@ -23,38 +25,46 @@ from langchain_mara.loading.models import (
     load_model_once,
 )
 from langchain_mara.options import (
-    BATCH_DEFAULTS,
     DEFAULT_QUEUE_SIZE,
     BatchConfig,
+    BatchFields,
     DecodingFields,
     DecodingOptions,
+    canonical,
     options_error,
     refuse_unknown,
 )
-from langchain_mara.policy.fingerprints import model_fingerprint
+from langchain_mara.policy.loaded_model import LoadedModel, model_fingerprint
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.packed_linear import is_packed
+from langchain_mara.policy.verification import verify_siblings
 from langchain_mara.serving.completion import Completion, CompletionDelta, GenerationJob, complete
 from langchain_mara.text.chat_template import eos_token_ids
 from langchain_mara.text.detokenizer import IncrementalDetokenizer, Stop, as_list
 from langchain_mara.tracing.trace import Trace
 
-SYNONYMS = {"max_tokens": "max_new_tokens"}
-"""Names that LangChain's chat models share, and ours."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+else:
+
+    class PreTrainedModel:
+        """Checks a field like transformers' class of this name, which takes seconds to import, when a value comes."""
+
+        @classmethod
+        def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
+            return core_schema.no_info_plain_validator_function(_checked_model)
 
 
-class Tracing(TypedDict):
-    """What LangSmith wants to know of a run, under its own names."""
+def _checked_model(value: Any) -> Any:
+    from transformers import PreTrainedModel as Class  # noqa: PLC0415 - whoever has a model has imported it already
 
-    ls_provider: str
-    ls_model_name: str
-    ls_max_tokens: int
-    ls_temperature: float
-    ls_stop: list[str] | None
+    if isinstance(value, Class):
+        return value
+    raise PydanticCustomError("is_instance_of", "Input should be an instance of PreTrainedModel")
 
 
-class LocalModel(DecodingFields):
-    """Fields and loading of the LangChain classes; instances on one loaded model share its running batch."""
+class LocalModel(BatchFields, DecodingFields):
+    """Fields and loading of the LangChain classes. Instances on the same loaded model share its running batch."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -62,30 +72,17 @@ class LocalModel(DecodingFields):
     tokenizer: PreTrainedTokenizerBase = Field(exclude=True, repr=False)
     agent: MaraAgent | None = Field(default=None, exclude=True, repr=False)
     model_id: str = ""
-    """Name of the model, for tracing; by default what the model calls itself."""
+    """Name of the model, for tracing; by default the model's own name."""
     stop: list[Annotated[str, Field(min_length=1)]] | None = None
-    """Strings that end the answer and are cut off it; a call's `stop` replaces them."""
+    """Strings that end the answer and are not part of it. The `stop` of a call replaces them."""
     n: int = Field(default=1, ge=1)
     """Answers per prompt, drawn with `seed`, `seed + 1`, …"""
     include_accept_probabilities: bool = False
-    """Whether generation info holds, for each token, the accept probabilities of its candidates examined."""
+    """Whether the generation info contains the accept probabilities of the candidates examined for each token."""
     timeout: float | None = Field(default=None, gt=0)
-    """Seconds until a call must be answered, waiting for a free row included."""
-    batch_size: int = Field(default=BATCH_DEFAULTS.batch_size, ge=1)
-    """Most prompts in one pass; calls that agree on all that changes speed alone share passes."""
-    width: int | None = Field(default=BATCH_DEFAULTS.width, ge=1)
-    """Most siblings of a prompt in one pass; by default chosen pass by pass, by what passes cost on this device and how
-    early the agent accepts, both measured. A fixed width repeats the same rounding from run to run."""
-    draft: int = Field(default=BATCH_DEFAULTS.draft, ge=0)
-    """Most tokens of an answer drafted ahead in one pass, by looking up in prompt and answer what followed the last
-    tokens before. Faster where answers repeat their prompts (edits, summaries, code); 0 drafts none."""
-    compile: bool = BATCH_DEFAULTS.compile
-    """Whether passes over siblings run as compiled graphs: on CUDA recorded and replayed, which pays where launching a
-    small model's kernels takes longer than they do. The first passes of each shape take many seconds."""
-    prefix_memory: int = Field(default=BATCH_DEFAULTS.prefix_memory, ge=0)
-    """Bytes of keys and values kept on the model's device for prompts that begin like earlier ones."""
+    """Most seconds that a call may take, including the time it waits for its turn."""
     queue_size: int = Field(default=DEFAULT_QUEUE_SIZE, ge=1)
-    """A call is refused while as many prompts wait for this model."""
+    """Most prompts that may wait for the model. While as many wait, further calls are refused."""
 
     _fixed: ClassVar[frozenset[str]] = frozenset({"model", "tokenizer", "model_id"})
     """Fields that a call cannot change."""
@@ -98,6 +95,7 @@ class LocalModel(DecodingFields):
         if not self.model_id:
             self.model_id = str(self.model.name_or_path) or type(self.model).__name__
         policy = PolicyModel(self.model)
+        verify_siblings(policy)
         if self.agent is not None:
             self.agent.check_fits(policy.hidden_size, policy.name)
 
@@ -122,27 +120,26 @@ class LocalModel(DecodingFields):
 
         Args:
             model_id: Hub id or folder of the policy model, or of a PEFT adapter that changes it.
-            agent: A `MaraAgent`, a folder, a hub id, a reference `.pth`, or `repo:file` on the hub.
-            device: Such as `cuda` or `cpu`; by default CUDA where there is one.
-            dtype: By default the checkpoint's own (float32 for float16 checkpoints on the CPU).
-            device_map: Accelerate's placement, instead of `device`.
+            agent: A `MaraAgent`, a folder, a hub id, the path of a reference `.pth`, or `repo:file` on the hub.
+            device: Device such as `cuda` or `cpu`; by default CUDA if available.
+            dtype: Dtype of the weights; by default the checkpoint's own (float32 for float16 checkpoints on the CPU).
+            device_map: Placement by Accelerate, instead of `device`.
             revision: Branch, tag or commit on the hub.
-            quantization_config: As transformers takes it.
+            quantization_config: Quantization settings of transformers.
             attn_implementation: `sdpa` or `eager`.
             token: Hub token for gated models.
-            local_files_only: Never touch the network.
-            packed: Whether the weights of linear layers are laid out as the CPU's matrix products read them: about
-                twice as fast, at the price of a second copy of the embedding where the head shares it. The model's
-                linear layers are replaced, so say False where you want to train or change the model itself.
-                On other devices, for quantized models and with `compile=True` nothing is changed.
+            local_files_only: Whether to use local files only and never the network.
+            packed: Whether to store the weights of linear layers as the CPU's matrix products read them: about twice as
+                fast, but with a second copy of the embedding if the head shares it. This replaces linear layers, so say
+                False to train or change the model. It does nothing on GPUs, when quantized, or with `compile=True`.
             **kwargs: Other fields of this class.
 
         Raises:
             LoadingError: If the device is unknown or the model cannot be loaded.
-            CheckpointError: If there is no valid agent.
+            CheckpointError: If the agent cannot be loaded.
             OptionsError: If an argument is unknown or out of range.
         """
-        # A typing error should not cost a model's loading time.
+        # Check arguments first: a typo should not cost the time to load a model.
         kwargs = canonical(kwargs)
         options = {name: kwargs[name] for name in DecodingOptions.model_fields if name in kwargs}
         DecodingOptions.parse(**options)
@@ -165,25 +162,24 @@ class LocalModel(DecodingFields):
 
     @classmethod
     def demo(cls, **kwargs: Any) -> Self:
-        """The embedded demonstration model with its agent: no download, and no use beyond trying things.
+        """Loads the bundled demo model and its agent, without a download. It is a demo, not a useful assistant.
 
         Args:
-            **kwargs: As for `from_model_id`; `agent=None` is the model without alignment.
+            **kwargs: Arguments of `from_model_id`; `agent=None` gives the model without alignment.
         """
         values = {"agent": DEMO_AGENT_FOLDER, "dtype": torch.float32, "local_files_only": True, **kwargs}
         return cls.from_model_id(DEMO_MODEL_FOLDER, **values)
 
     def with_agent(self, agent: AgentSource | None) -> Self:
-        """A new instance on the same loaded model, with another agent (as for `from_model_id`) or with none."""
+        """A new instance on the same loaded model with another agent, as `from_model_id` takes it, or without one."""
         return self._configured({"agent": agent})
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Token ids of the text by the model's own tokenizer, without special tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        """Token ids of a text by the model's tokenizer, without special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _configured(self, changes: Mapping[str, Any]) -> Self:
-        """The same loaded model with other settings; this instance where there are none."""
+        """An instance on the same loaded model with other settings; this instance if nothing changes."""
         if not changes:
             return self
         changes = canonical(changes)
@@ -191,22 +187,36 @@ class LocalModel(DecodingFields):
         refuse_unknown(changes, settable, settable)
         return self._copied({**changes, "agent": load_agent(changes.get("agent", self.agent))})
 
-    def _on_model(self, model_id: str | None, changes: Mapping[str, Any]) -> Self:
-        """Another model with these settings, loaded to the same device; the same model where none is named."""
+    def _on_model(self, model_id: str | None, changes: Mapping[str, Any], revision: str | None = None) -> Self:
+        """An instance on another model, which is loaded to the same device, with these settings.
+
+        The other model is loaded with the `token` and `local_files_only` that this model was loaded with.
+
+        Args:
+            model_id: Hub id or folder of the other model; None, or this model's own id, keeps this model.
+            changes: Fields to change.
+            revision: Branch, tag or commit of the other model on the hub.
+        """
         if model_id in (None, self.model_id):
             return self._configured(changes)
-        # The agent must fit the other model, and may be among the changes.
-        chosen = self._configured({"agent": None, **changes})
-        model, tokenizer = load_model_once(str(model_id), self.model.device, self.model.dtype, is_packed(self.model))
-        agent = chosen.agent if "agent" in changes else self.agent
-        loaded = {"model": model, "tokenizer": tokenizer, "model_id": model_id, "agent": agent}
-        return chosen._copied(loaded)  # noqa: SLF001
+        # The agent may be among the changes, and must fit the other model only.
+        changed = self._configured({"agent": None, **changes})
+        placement = (self.model.device, self.model.dtype, is_packed(self.model))
+        hub = {**LoadedModel.of(self.model).hub_options, "revision": revision}
+        model, tokenizer = load_model_once(str(model_id), *placement, **hub)
+        agent = changed.agent if "agent" in changes else self.agent
+        fields = {"model": model, "tokenizer": tokenizer, "model_id": model_id, "agent": agent}
+        return changed._copied(fields)  # noqa: SLF001
+
+    def _shared_with(self, kind: type["LocalModel"]) -> dict[str, Any]:
+        """The values of all fields that another class of local models has, too."""
+        return {name: getattr(self, name) for name in set(type(self).model_fields) & set(kind.model_fields)}
 
     def _copied(self, changes: Mapping[str, Any]) -> Self:
         return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
     def _completions(self, prompt_ids: Sequence[int], stop: Stop, markers: Sequence[str] = ()) -> list[Completion]:
-        """The `n` answers to a prompt, not begun; `markers` are special tokens that stay in their text."""
+        """The `n` completions of a prompt, not begun. `markers` are special tokens that stay in their text."""
         options = self._options()
         strings = as_list(self.stop if stop is None else stop) or ()
         eos = eos_token_ids(self.model, self.tokenizer)
@@ -219,27 +229,26 @@ class LocalModel(DecodingFields):
             for i in range(self.n)
         ]
 
-    def _work(self, completions: Sequence[Completion]) -> GenerationJob:
-        pace = BatchConfig(self.batch_size, self.width, self.prefix_memory, self.draft, self.compile)
-        return GenerationJob(
-            PolicyModel(self.model, compile=self.compile), completions, pace, self.queue_size, self.timeout
-        )
+    def _generation_job(self, completions: Sequence[Completion]) -> GenerationJob:
+        batch_config = BatchConfig(self.batch_size, self.width, self.prefix_memory, self.draft, self.compile)
+        policy = PolicyModel(self.model, compile=self.compile)
+        return GenerationJob(policy, completions, batch_config, self.queue_size, self.timeout)
 
     def _traces(self, prompts: Sequence[Any], completions: Sequence[Completion]) -> list[Trace]:
-        """Drains `n` completions of every prompt."""
-        pieces: dict[Completion, list[CompletionDelta]] = {one: [] for one in completions}
-        for piece in complete(self._work(completions)):
-            pieces[piece.completion].append(piece)
-        asked = (prompt for prompt in prompts for _ in range(self.n))
+        """Runs `n` completions of every prompt and records their decisions."""
+        deltas: dict[Completion, list[CompletionDelta]] = {completion: [] for completion in completions}
+        for delta in complete(self._generation_job(completions)):
+            deltas[delta.completion].append(delta)
+        repeated_prompts = (prompt for prompt in prompts for _ in range(self.n))
         return [
-            Trace(prompt, [(piece.decision, piece.text) for piece in own], self.tokenizer)
-            for prompt, own in zip(asked, pieces.values(), strict=True)
+            Trace(prompt, [(delta.decision, delta.text) for delta in answer], self.tokenizer)
+            for prompt, answer in zip(repeated_prompts, deltas.values(), strict=True)
         ]
 
     def _options(self) -> DecodingOptions:
         options = DecodingOptions.parse(**{name: getattr(self, name) for name in DecodingOptions.model_fields})
-        drawn = (options.order == "sampled" and options.temperature > 0) or options.strategy in ("random", "sampled")
-        if self.n > 1 and not drawn:
+        random = (options.order == "sampled" and options.temperature > 0) or options.strategy in ("random", "sampled")
+        if self.n > 1 and not random:
             raise OptionsError(
                 f"n={self.n} asks for different answers, but order={options.order!r} with "
                 f"strategy={options.strategy!r} always gives the same one. Set order='sampled'."
@@ -247,41 +256,41 @@ class LocalModel(DecodingFields):
         return options
 
     def _concurrent(self, config: Any) -> Any:
-        """LangChain's configuration of a batch, with as many threads waiting for answers as there are rows."""
+        """LangChain's configuration of a batch, with as many threads as prompts that run at a time."""
         if isinstance(config, Sequence):
-            return [self._concurrent(one) for one in config]
+            return [self._concurrent(input_config) for input_config in config]
         config = config or {}
         return {**config, "max_concurrency": config.get("max_concurrency") or self.batch_size}
 
     def _identity(self) -> dict[str, Any]:
-        """Everything an answer depends on but the prompt: the cache key."""
+        """Everything except the prompt that an answer depends on; LangChain's cache key."""
         template = self.tokenizer.chat_template
         return {
             "model_id": self.model_id,
             "model": model_fingerprint(self.model),
             "agent": None if self.agent is None else self.agent.fingerprint,
             "chat_template": None if template is None else hashlib.sha256(repr(template).encode()).hexdigest()[:16],
-            "default_stop": self.stop,  # LangChain puts the call's under "stop"
+            "default_stop": self.stop,  # LangChain adds the call's own stop strings as "stop"
             "n": self.n,
             "include_accept_probabilities": self.include_accept_probabilities,
             **self._options().model_dump(),
         }
 
-    def _tracing(self, stop: Stop) -> "Tracing":
-        """LangSmith's standard parameters, but for the kind of model."""
-        return {
-            "ls_provider": "mara",
-            "ls_model_name": self.model_id,
-            "ls_max_tokens": self.max_new_tokens,
-            "ls_temperature": self.temperature if self.order == "sampled" else 0.0,
-            "ls_stop": as_list(self.stop if stop is None else stop),
-        }
+    def _langsmith_params(self, model_type: Literal["llm", "chat"], stop: Stop) -> LangSmithParams:
+        return LangSmithParams(
+            ls_provider="mara",
+            ls_model_name=self.model_id,
+            ls_model_type=model_type,
+            ls_max_tokens=self.max_new_tokens,
+            ls_temperature=self.temperature if self.order == "sampled" else 0.0,
+            ls_stop=as_list(self.stop if stop is None else stop),
+        )
 
     def __copy__(self) -> Self:
         return self._copied({})
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        # Weights are frozen: a deep copy with its own would double the memory and lose the running batch.
+        # The weights are frozen. Copying them would double the memory and lose the shared running batch.
         return self.__copy__()
 
     def __reduce__(self) -> NoReturn:
@@ -289,15 +298,3 @@ class LocalModel(DecodingFields):
             f"{type(self).__name__} holds a loaded model and cannot be pickled. Send the model's name and the "
             f"settings instead, and call {type(self).__name__}.from_model_id in the other process."
         )
-
-
-def canonical(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments under this library's names; both names of one at once are refused.
-
-    Raises:
-        OptionsError: If one is given twice.
-    """
-    twice = [f"{name} and {ours}" for name, ours in SYNONYMS.items() if name in kwargs and ours in kwargs]
-    if twice:
-        raise OptionsError(f"Invalid options: {'; '.join(twice)} mean the same, give one of them.")
-    return {SYNONYMS.get(name, name): value for name, value in kwargs.items()}

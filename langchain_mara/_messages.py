@@ -1,4 +1,4 @@
-"""LangChain messages in and out: conversations for the chat template, and chunks of the answer."""
+"""Converts LangChain messages: conversations to the chat template's form, and answers to message chunks."""
 
 import hashlib
 import json
@@ -19,18 +19,18 @@ from langchain_mara.serving.completion import Completion, CompletionDelta
 from langchain_mara.text.tool_calls import InvalidToolCall, ToolCall, ToolCallParser, ToolFormat
 
 _NOT_SHOWN = {"tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use", "reasoning", "thinking"}
-_MISTRAL_ID = 9  # letters and digits that Mistral's template insists on
+_MISTRAL_ID_LENGTH = 9  # Mistral's template requires ids of exactly so many letters and digits
 
 
-def to_template(messages: Sequence[BaseMessage], form: ToolFormat | None) -> list[dict[str, Any]]:
-    """Messages as chat templates take them: role, text, name, tool calls with their arguments as objects.
+def to_template(messages: Sequence[BaseMessage], tool_format: ToolFormat | None) -> list[dict[str, Any]]:
+    """Converts messages to what chat templates take: role, text, name, and tool calls with arguments as objects.
 
     Args:
         messages: The conversation.
-        form: Tool format of the template, if the conversation is to use tools.
+        tool_format: Tool format of the template; None if the conversation uses no tools.
 
     Raises:
-        PromptError: If a message holds something else than text.
+        PromptError: If a message holds anything but text.
     """
     converted = [convert_to_openai_messages(message, text_format="string") for message in messages]
     for message, original in zip(converted, messages, strict=True):
@@ -38,41 +38,44 @@ def to_template(messages: Sequence[BaseMessage], form: ToolFormat | None) -> lis
         if original.name:
             message["name"] = original.name
         if "tool_call_id" in message:
-            message["tool_call_id"] = _call_id(message["tool_call_id"], form)
+            message["tool_call_id"] = _call_id(message["tool_call_id"], tool_format)
         for call in message.get("tool_calls", ()):
-            call["id"] = _call_id(call["id"], form)
+            call["id"] = _call_id(call["id"], tool_format)
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])
     return converted
 
 
 def _text(content: str | list[Any], role: str) -> str:
-    """The text of a content list; what stands elsewhere in the message too, such as its tool calls, is left out."""
+    """The text of a message's content, without parts that the message repeats elsewhere, such as its tool calls."""
     if isinstance(content, str):
         return content
     parts = [part for part in content if isinstance(part, dict)]
-    foreign = sorted({str(part.get("type")) for part in parts} - {"text"} - _NOT_SHOWN)
-    if foreign:
+    unreadable = sorted({str(part.get("type")) for part in parts} - {"text"} - _NOT_SHOWN)
+    if unreadable:
         raise PromptError(
-            f"A message of type {role} holds {', '.join(foreign)}; this model reads text only. "
+            f"A message of type {role} holds {', '.join(unreadable)}; this model reads text only. "
             "Leave such parts out, or describe them in words."
         )
     return "".join(part if isinstance(part, str) else part.get("text", "") for part in content)
 
 
-def _call_id(identity: str, form: ToolFormat | None) -> str:
-    fits = len(identity) == _MISTRAL_ID and identity.isalnum()
-    return identity if form != "mistral" or fits else hashlib.sha256(identity.encode()).hexdigest()[:_MISTRAL_ID]
+def _call_id(call_id: str, tool_format: ToolFormat | None) -> str:
+    fits = len(call_id) == _MISTRAL_ID_LENGTH and call_id.isalnum()
+    if tool_format != "mistral" or fits:
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:_MISTRAL_ID_LENGTH]
 
 
 def forced_names(tools: Sequence[dict[str, Any]], choice: str | dict[str, Any] | bool | None) -> list[str]:
-    """Names of the tools one of which must be called; none where the model is free.
+    """Names of the tools of which the model must call one; empty if it may answer freely.
 
     Args:
-        tools: In OpenAI's form.
-        choice: A name, OpenAI's form of one, `any`, `required` or True for one of them all, `auto`, `none` or None.
+        tools: Tools in OpenAI's format.
+        choice: The name of a tool or OpenAI's form of it; `any`, `required` or True for any tool; `auto`, `none`,
+            False or None for a free choice.
 
     Raises:
-        OptionsError: If there is no such tool.
+        OptionsError: If no tool has the chosen name.
     """
     names = [str(tool["function"]["name"]) for tool in tools]
     if choice in (None, False, "auto", "none"):
@@ -81,18 +84,20 @@ def forced_names(tools: Sequence[dict[str, Any]], choice: str | dict[str, Any] |
         return names
     name = choice["function"]["name"] if isinstance(choice, dict) else choice
     if name not in names:
-        raise OptionsError(f"tool_choice={name!r} is none of the tools: {', '.join(names) or 'there are none'}.")
+        raise OptionsError(
+            f"tool_choice={name!r} is none of the tools: {', '.join(names) or 'there are none'}. Give one."
+        )
     return [str(name)]
 
 
 @dataclass(eq=False)
 class Answer:
-    """One completion on its way into a message.
+    """Turns one completion into chunks of a message.
 
     Attributes:
         completion: The completion.
-        model_id: Put into the message's metadata.
-        parser: Takes tool calls out of the text; None where no tools were offered.
+        model_id: Name of the model, for the message's metadata.
+        parser: Separates tool calls from the text; None if there are no tools.
         chunks: All chunks so far.
     """
 
@@ -101,27 +106,27 @@ class Answer:
     parser: ToolCallParser | None = None
     chunks: list[ChatGenerationChunk] = field(default_factory=list)
 
-    def take(self, piece: CompletionDelta) -> ChatGenerationChunk | None:
-        """The chunk that a piece of the completion makes; None where there is nothing to say yet."""
-        text = piece.text if self.parser is None else self.parser.push(piece.text)
-        calls: list[ToolCallChunk] = []
-        if piece.last and self.parser is not None:
+    def take(self, delta: CompletionDelta) -> ChatGenerationChunk | None:
+        """The chunk for a delta of the completion; None if the delta adds nothing to show yet."""
+        text = delta.text if self.parser is None else self.parser.push(delta.text)
+        call_chunks: list[ToolCallChunk] = []
+        if delta.last and self.parser is not None:
             rest, valid, invalid = self.parser.finish()
             text += rest
-            found: list[ToolCall | InvalidToolCall] = [*valid, *invalid]
-            calls = [_call_chunk(call, i) for i, call in enumerate(found)]
-        if not text and not piece.last:
+            calls: list[ToolCall | InvalidToolCall] = [*valid, *invalid]
+            call_chunks = [_call_chunk(call, i) for i, call in enumerate(calls)]
+        if not text and not delta.last:
             return None
-        info = self.completion.new_info(last=piece.last) or {}
-        metadata = {"model_name": self.model_id, **info} if piece.last else info
-        if calls:
+        info = self.completion.info_of_chunk(delta) or {}
+        metadata = {"model_name": self.model_id, **info} if delta.last else info
+        if call_chunks:
             metadata["finish_reason"] = "tool_calls"
         message = AIMessageChunk(
             content=text,
-            tool_call_chunks=calls,
+            tool_call_chunks=call_chunks,
             response_metadata=metadata,
-            usage_metadata=self._usage() if piece.last else None,
-            chunk_position="last" if piece.last else None,
+            usage_metadata=self._usage() if delta.last else None,
+            chunk_position="last" if delta.last else None,
         )
         self.chunks.append(ChatGenerationChunk(message=message, generation_info=metadata or None))
         return self.chunks[-1]
@@ -145,7 +150,7 @@ def _call_chunk(call: ToolCall | InvalidToolCall, index: int) -> ToolCallChunk:
     if isinstance(call, ToolCall):
         name, arguments = call.name, json.dumps(call.arguments, ensure_ascii=False)
     else:
-        # LangChain mends incomplete JSON by guessing; what does not begin as JSON stays invalid.
+        # LangChain completes broken JSON by guessing. Text that does not begin like JSON stays invalid.
         name, arguments = call.name or "", call.error + "\n" + call.text
-    identity = (call.id if isinstance(call, ToolCall) else None) or uuid4().hex[:_MISTRAL_ID]
-    return ToolCallChunk(name=name, args=arguments, id=identity, index=index, type="tool_call_chunk")
+    call_id = (call.id if isinstance(call, ToolCall) else None) or uuid4().hex[:_MISTRAL_ID_LENGTH]
+    return ToolCallChunk(name=name, args=arguments, id=call_id, index=index, type="tool_call_chunk")

@@ -20,10 +20,18 @@ from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.serving.completion import Completion, acomplete, complete
 from langchain_mara.text.chat_template import encode_messages
 from langchain_mara.text.detokenizer import Stop, as_list
-from langchain_mara.text.tool_calls import MARKERS, ToolCallParser, forced_opening, tool_format
+from langchain_mara.text.tool_calls import MARKERS, ToolCallParser, detect_tool_format, forced_opening
 from langchain_mara.tracing.trace import Trace
 
-_CALL_ONLY = {"model", "tools", "tool_choice", "stream", "ls_structured_output_format", "structured_output_format"}
+_CALL_ONLY = {
+    "model",
+    "revision",
+    "tools",
+    "tool_choice",
+    "stream",
+    "ls_structured_output_format",
+    "structured_output_format",
+}
 
 _Answers = dict[Completion, Answer]
 
@@ -32,17 +40,17 @@ class ChatMara(LocalModel, BaseChatModel):
     """A local Hugging Face chat model whose tokens an agent accepts or rejects while it generates.
 
     Setup:
-        `pip install "langchain-mara[training]"`. A CUDA GPU is used where there is one.
+        Run `pip install "langchain-mara[training]"`. A CUDA GPU is used if available.
 
     Key init args, decoding:
-        top_k, top_p, accept_threshold, strategy, order, fallback, temperature, seed: As for `MaraLLM`.
-        max_new_tokens: Length of the answer, in tokens; `max_tokens` is the same.
-        stop: Strings that end the answer and are cut off it.
+        top_k, top_p, accept_threshold, strategy, order, fallback, temperature, seed: The same as for `MaraLLM`.
+        max_new_tokens: Most tokens of the answer; `max_tokens` means the same.
+        stop: Strings that end the answer and are not part of it.
 
     Key init args, model:
         model, tokenizer: A loaded `AutoModelForCausalLM` and its tokenizer, which needs a chat template.
-        agent: A `MaraAgent`; None decodes plainly, through the same loop.
-        batch_size, width, draft, compile, prefix_memory, queue_size, timeout: As for `MaraLLM`.
+        agent: A `MaraAgent`; None decodes without an agent.
+        batch_size, width, draft, compile, prefix_memory, queue_size, timeout: The same as for `MaraLLM`.
 
     Instantiate:
         ```python
@@ -52,7 +60,7 @@ class ChatMara(LocalModel, BaseChatModel):
             "mistralai/Mistral-7B-Instruct-v0.3",
             agent="IAAR-Shanghai/MARA_AGENTS:mistral_v3_2_1_actor.pth",
         )
-        chat = MaraLLM.demo().as_chat()  # on a model that is loaded already
+        chat = MaraLLM.demo().as_chat()  # shares the loaded model
         ```
 
     Invoke:
@@ -72,7 +80,7 @@ class ChatMara(LocalModel, BaseChatModel):
         ```
 
     Tool calling:
-        For models whose template takes tools, in the formats of Hermes and Qwen, Llama 3.1, and Mistral.
+        Works with models whose template takes tools in the format of Hermes and Qwen, Llama 3.1, or Mistral.
         ```python
         chat.bind_tools([get_weather]).invoke("What is the weather in Paris?").tool_calls
         ```
@@ -86,13 +94,13 @@ class ChatMara(LocalModel, BaseChatModel):
         OptionsError: If an argument is unknown or out of range.
         PromptError: If the tokenizer has no chat template, or messages cannot be put into it.
         UnsupportedModelError: If the model's architecture cannot be decoded this way.
-        AgentMismatchError: If the agent reads states of another size than the model gives.
+        AgentMismatchError: If the agent reads states of a different size than the model produces.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
     streaming: bool = False
-    """Whether `invoke` runs through `stream`, as LangChain's chat models have it."""
+    """Whether `invoke` uses `stream`, as in other LangChain chat models."""
 
     _fixed: ClassVar[frozenset[str]] = LocalModel._fixed | set(BaseChatModel.model_fields)
 
@@ -103,6 +111,16 @@ class ChatMara(LocalModel, BaseChatModel):
                 f"The tokenizer of {self.model_id} has no chat template. Use an instruct model, set "
                 "tokenizer.chat_template, or prompt it with plain text through MaraLLM."
             )
+
+    @classmethod
+    def from_llm(cls, llm: LocalModel, **kwargs: Any) -> Self:
+        """A chat model that shares the loaded model, agent and settings of another instance.
+
+        Args:
+            llm: The other instance, for example a `MaraLLM`.
+            **kwargs: Fields to change.
+        """
+        return cls(**{**llm._shared_with(cls), **kwargs})
 
     @override
     def bind_tools(
@@ -115,41 +133,42 @@ class ChatMara(LocalModel, BaseChatModel):
         """Lets the model call tools.
 
         Args:
-            tools: Whatever LangChain takes: functions, pydantic models, tools, OpenAI's JSON.
-            tool_choice: A tool's name, `"any"` for one of them, `"auto"` (default) or `"none"`. A forced call is begun
-                for the model, its arguments are the model's own and not checked against the schema.
-            **kwargs: As for a call.
+            tools: Functions, pydantic models, LangChain tools, or OpenAI's JSON.
+            tool_choice: Name of a tool to call, `"any"` for any of them, `"auto"` (default) or `"none"`. The beginning
+                of a forced call is written for the model. Its arguments are not checked against the schema.
+            **kwargs: Arguments of a call.
 
         Raises:
-            PromptError: If the chat template takes no tools, or in no format that is known.
+            PromptError: If the chat template takes no tools, or if its tool format is unknown.
             OptionsError: If `tool_choice` names no tool.
         """
-        tool_format(self.tokenizer)
-        described = [convert_to_openai_tool(tool) for tool in tools]
-        forced_names(described, tool_choice)
-        return self.bind(tools=described, tool_choice=tool_choice, **kwargs)
+        detect_tool_format(self.tokenizer)
+        tool_schemas = [convert_to_openai_tool(tool) for tool in tools]
+        forced_names(tool_schemas, tool_choice)
+        return self.bind(tools=tool_schemas, tool_choice=tool_choice, **kwargs)
 
     def trace(self, inputs: Sequence[LanguageModelInput], **kwargs: Any) -> list[Trace]:
-        """Answers conversations together and tells what was decided at every token.
+        """Answers conversations together and records what was decided for each token.
 
         Args:
-            inputs: As for `batch`.
-            **kwargs: As for a call.
+            inputs: Conversations as `batch` takes them.
+            **kwargs: Arguments of a call.
 
         Returns:
-            For each conversation its decisions in order, each with the text it released.
+            The trace of each answer, in order of conversations.
         """
         kwargs = {"n": 1, **kwargs}
         chat, _ = self._for_call(kwargs)
-        conversations = [self._convert_input(one).to_messages() for one in inputs]
-        completions = [one for messages in conversations for one in self._answers(messages, None, kwargs)[1]]
+        conversations = [self._convert_input(conversation).to_messages() for conversation in inputs]
+        answers = [self._answers(messages, None, kwargs)[1] for messages in conversations]
+        completions = [completion for by_completion in answers for completion in by_completion]
         return chat._traces([to_template(messages, None) for messages in conversations], completions)
 
     @override
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """Tokens of a conversation in the model's chat template, ready for the answer."""
-        described = [convert_to_openai_tool(tool) for tool in tools or ()]
-        return len(self._encode(messages, described))
+        """Number of tokens of a conversation in the model's chat template, up to where the answer begins."""
+        tool_schemas = [convert_to_openai_tool(tool) for tool in tools or ()]
+        return len(self._encode(messages, tool_schemas))
 
     @override
     def batch(
@@ -172,14 +191,14 @@ class ChatMara(LocalModel, BaseChatModel):
 
     @override
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        chat, call = self._for_call(kwargs)
-        asked = {name: call[name] for name in ("tools", "tool_choice") if name in call}
-        return BaseChatModel._get_llm_string(chat, as_list(stop), **asked)
+        chat, call_arguments = self._for_call(kwargs)
+        tool_arguments = {name: call_arguments[name] for name in ("tools", "tool_choice") if name in call_arguments}
+        return BaseChatModel._get_llm_string(chat, as_list(stop), **tool_arguments)
 
     @override
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         settings = {name: value for name, value in kwargs.items() if name not in _CALL_ONLY | {"agent"}}
-        params = LangSmithParams(ls_model_type="chat", **self._configured(settings)._tracing(stop))  # type: ignore[typeddict-item]
+        params = self._configured(settings)._langsmith_params("chat", stop)
         params["ls_model_name"] = kwargs.get("model") or self.model_id
         return params
 
@@ -192,9 +211,9 @@ class ChatMara(LocalModel, BaseChatModel):
     ) -> ChatResult:
         chat, answers = self._answers(messages, stop, kwargs)
         first = next(iter(answers))
-        for piece in complete(chat._work(list(answers))):
-            chunk = answers[piece.completion].take(piece)
-            if chunk and run_manager is not None and piece.completion is first:
+        for delta in complete(chat._generation_job(list(answers))):
+            chunk = answers[delta.completion].take(delta)
+            if chunk and run_manager is not None and delta.completion is first:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
         return ChatResult(generations=[answer.result() for answer in answers.values()])
 
@@ -207,9 +226,9 @@ class ChatMara(LocalModel, BaseChatModel):
     ) -> ChatResult:
         chat, answers = self._answers(messages, stop, kwargs)
         first = next(iter(answers))
-        async for piece in acomplete(chat._work(list(answers))):
-            chunk = answers[piece.completion].take(piece)
-            if chunk and run_manager is not None and piece.completion is first:
+        async for delta in acomplete(chat._generation_job(list(answers))):
+            chunk = answers[delta.completion].take(delta)
+            if chunk and run_manager is not None and delta.completion is first:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
         return ChatResult(generations=[answer.result() for answer in answers.values()])
 
@@ -221,8 +240,8 @@ class ChatMara(LocalModel, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         chat, answers = self._only_answer(messages, stop, kwargs)
-        for piece in complete(chat._work(list(answers))):
-            if chunk := answers[piece.completion].take(piece):
+        for delta in complete(chat._generation_job(list(answers))):
+            if chunk := answers[delta.completion].take(delta):
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -235,29 +254,33 @@ class ChatMara(LocalModel, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         chat, answers = self._only_answer(messages, stop, kwargs)
-        async for piece in acomplete(chat._work(list(answers))):
-            if chunk := answers[piece.completion].take(piece):
+        async for delta in acomplete(chat._generation_job(list(answers))):
+            if chunk := answers[delta.completion].take(delta):
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
     def _for_call(self, kwargs: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
-        """This model as configured for a call, and the call's own arguments."""
-        call = {name: value for name, value in kwargs.items() if name in _CALL_ONLY}
+        """This model as configured for a call, and the arguments that are not fields."""
+        call_arguments = {name: value for name, value in kwargs.items() if name in _CALL_ONLY}
         changes = {name: value for name, value in kwargs.items() if name not in _CALL_ONLY}
-        return self._on_model(call.get("model"), changes), call
+        chat = self._on_model(call_arguments.get("model"), changes, call_arguments.get("revision"))
+        return chat, call_arguments
 
     def _answers(self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]) -> tuple[Self, _Answers]:
         """The configured model, and the `n` answers to a conversation, not begun, by their completions."""
-        chat, call = self._for_call(kwargs)
-        tools = [] if call.get("tool_choice") == "none" else list(call.get("tools") or ())
-        form = tool_format(chat.tokenizer) if tools else None
-        names = forced_names(tools, call.get("tool_choice"))
-        opening = forced_opening(form, names) if form and names else ""
+        chat, call_arguments = self._for_call(kwargs)
+        tool_choice = call_arguments.get("tool_choice")
+        tools = [] if tool_choice == "none" else list(call_arguments.get("tools") or ())
+        tool_format = detect_tool_format(chat.tokenizer) if tools else None
+        names = forced_names(tools, tool_choice)
+        opening = forced_opening(tool_format, names) if tool_format and names else ""
         prompt_ids = chat._encode(messages, tools, opening)
         completions = chat._completions(prompt_ids, stop, MARKERS if tools else ())
+        parsers = [ToolCallParser(tool_format, opening) if tool_format else None for _ in completions]
         return chat, {
-            one: Answer(one, chat.model_id, ToolCallParser(form, opening) if form else None) for one in completions
+            completion: Answer(completion, chat.model_id, parser)
+            for completion, parser in zip(completions, parsers, strict=True)
         }
 
     def _only_answer(self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]) -> tuple[Self, _Answers]:
@@ -267,5 +290,5 @@ class ChatMara(LocalModel, BaseChatModel):
         return chat, answers
 
     def _encode(self, messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]], opening: str = "") -> list[int]:
-        form = tool_format(self.tokenizer) if tools else None
-        return encode_messages(self.tokenizer, to_template(messages, form), tools, opening)
+        tool_format = detect_tool_format(self.tokenizer) if tools else None
+        return encode_messages(self.tokenizer, to_template(messages, tool_format), tools, opening)

@@ -1,6 +1,6 @@
-"""The `mara` command: `generate` and `info`. `langchain_mara_training.commands` adds the other subcommands.
+"""The `mara` command with `generate` and `info`; `langchain_mara_training.commands` adds the other subcommands.
 
-Only a subcommand imports what it needs, so that `mara --help` answers at once.
+Each subcommand imports what it needs when it runs, so `mara --help` is fast.
 """
 
 import platform
@@ -18,7 +18,7 @@ from langchain_mara.exceptions import MaraError
 from langchain_mara.options import DEFAULTS
 
 app = typer.Typer(
-    help="Aligned local language models by token-level accept/reject decoding.",
+    help="Aligned local language models: an agent accepts or rejects each token.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
@@ -31,7 +31,7 @@ _LIBRARIES = (
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Prints an error as one red sentence and ends the command; transformers' progress bars are off."""
+    """Prints an error as one red sentence and ends the command. Turns off transformers' progress bars."""
     try:
         from transformers.utils import logging
 
@@ -49,14 +49,16 @@ def one_sentence() -> Iterator[None]:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="Text to answer.")],
-    model: Annotated[str | None, typer.Option(help="Hub id or folder; the embedded model by default.")] = None,
-    agent: Annotated[str | None, typer.Option(help="Agent: folder, hub id, .pth, or repo:file.")] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu.")] = None,
+    prompt: Annotated[str, typer.Argument(help="Prompt to answer.")],
+    model: Annotated[str | None, typer.Option(help="Hub id or folder; by default the bundled model.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Agent: folder, hub id, .pth file, or repo:file.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device such as cuda or cpu.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = DEFAULTS.max_new_tokens,
-    top_k: Annotated[int, typer.Option(help="Most candidates of a position.")] = DEFAULTS.top_k,
-    top_p: Annotated[float, typer.Option(help="Nucleus mass.")] = DEFAULTS.top_p,
-    threshold: Annotated[float, typer.Option(help="Accept probability to exceed.")] = DEFAULTS.accept_threshold,
+    top_k: Annotated[int, typer.Option(help="Most candidates at a position.")] = DEFAULTS.top_k,
+    top_p: Annotated[float, typer.Option(help="Nucleus mass of the candidates.")] = DEFAULTS.top_p,
+    threshold: Annotated[
+        float, typer.Option(help="Accept probability that a token must exceed.")
+    ] = DEFAULTS.accept_threshold,
     plain: Annotated[bool, typer.Option("--plain", help="Decode without an agent.")] = False,
 ) -> None:
     """Streams the answer to one prompt.
@@ -73,8 +75,8 @@ def generate(
         from langchain_mara.llms import MaraLLM
 
         if model is None:
-            chosen = {} if agent is None else {"agent": agent}
-            llm = MaraLLM.demo(device=device, **chosen, **options)
+            agent_option = {} if agent is None else {"agent": agent}
+            llm = MaraLLM.demo(device=device, **agent_option, **options)
         else:
             llm = MaraLLM.from_model_id(model, agent=agent, device=device, **options)
         for text in (llm.with_agent(None) if plain else llm).stream(prompt):
@@ -84,7 +86,7 @@ def generate(
 
 @app.command()
 def info() -> None:
-    """Shows versions and devices, for bug reports."""
+    """Shows versions and devices for bug reports."""
     import torch
 
     table = Table(show_header=False)

@@ -1,4 +1,4 @@
-"""`generate(custom_generate=mara_generate)`: the engine for people who use transformers directly."""
+"""`model.generate(custom_generate=mara_generate)`: accept/reject decoding for users of transformers."""
 
 import inspect
 from typing import Any
@@ -21,6 +21,7 @@ from langchain_mara.decoding.request import LogitsProcess, Request, eos_ids
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.options import BATCH_DEFAULTS, DEFAULTS, DecodingOptions, Order, Strategy
 from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.verification import verify_siblings
 
 
 def mara_generate(
@@ -42,40 +43,40 @@ def mara_generate(
     draft: int = BATCH_DEFAULTS.draft,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
-    """Decodes what `generate` has prepared with the accept/reject loop.
+    """Decodes with accept/reject what transformers' `generate` has prepared.
 
-    Not called directly: `model.generate(input_ids, custom_generate=mara_generate, agent=agent,
-    top_k=40, top_p=0.95, max_new_tokens=64)`. The generation config's lengths and EOS ids, the
-    logits processors, the stopping criteria and the streamer are honoured as in plain `generate`.
+    Do not call it yourself. Pass it to `generate`: `model.generate(input_ids, custom_generate=mara_generate,
+    agent=agent, top_k=40, top_p=0.95, max_new_tokens=64)`. Lengths and EOS ids of the generation config, logits
+    processors, stopping criteria and streamers work as in plain `generate`.
 
     Args:
         model: The policy model.
-        input_ids: (batch, length) int64, left-padded where an `attention_mask` says so.
-        logits_processor: Prepared by `generate`; applied before the candidate set is cut.
-        stopping_criteria: Prepared by `generate`; asked row by row after every token, with CPU ids.
-        generation_config: Prepared by `generate`. `do_sample=True` draws the order of candidates, so
-            that the first accepted is a sample (seeded by torch's global generator).
-        streamer: Prepared by `generate`; batch of one only, as there.
-        agent: Accepts or rejects; None is plain decoding.
-        top_k: Most candidates of a position.
-        top_p: Nucleus mass, on the renormalised top-k.
-        order: Order of examination; by default `sampled` under `do_sample`, else `descending`.
-        strategy: See `DecodingOptions`.
-        accept_threshold: See `DecodingOptions`.
-        fallback: See `DecodingOptions`.
-        width: Most siblings of a row in one pass; None chooses it by measuring.
-        draft: Most drafted tokens of a row in one pass; see `decode`.
-        **model_kwargs: `attention_mask` is used; a prepared cache is not needed and left alone.
+        input_ids: (batch, length) int64 prompts, left-padded where `attention_mask` is 0.
+        logits_processor: Logits processors from `generate`, applied before the candidate set is cut.
+        stopping_criteria: Stopping criteria from `generate`, called for each row after every token, with CPU ids.
+        generation_config: Configuration from `generate`. With `do_sample=True` candidates are examined in a drawn order
+            (seeded by torch's global generator), so the first accepted candidate is a sample.
+        streamer: Streamer from `generate`; takes a batch of one only, as in plain `generate`.
+        agent: Agent that accepts or rejects candidates; None decodes without an agent.
+        top_k: Most candidates at a position.
+        top_p: Nucleus mass of the renormalized top-k candidates.
+        order: Order of examination; by default `sampled` with `do_sample=True`, else `descending`.
+        strategy: Which accepted candidate is emitted; see `DecodingOptions`.
+        accept_threshold: Accept probability that a candidate must exceed.
+        fallback: Index of the candidate to emit if all are rejected; see `DecodingOptions`.
+        width: Most siblings of a row in one pass; None chooses it by measured times.
+        draft: Most drafted tokens of a row in one pass.
+        **model_kwargs: Other arguments from `generate`, of which only `attention_mask` is used.
 
     Returns:
-        (batch, longest) int64 sequences, prompt included, right-padded; or a
-        `GenerateDecoderOnlyOutput` under `return_dict_in_generate`.
+        (batch, longest) int64 sequences, prompts included, right-padded; a `GenerateDecoderOnlyOutput` with
+        `return_dict_in_generate=True`.
 
     Raises:
-        OptionsError: If the generation config asks for beams, scores, or another unsupported thing.
+        OptionsError: If the generation config requests beams, scores, or anything else that is not supported.
         PromptError: If a prompt is empty or leaves no room in the context.
     """
-    _refuse(generation_config, logits_processor, input_ids)
+    _refuse_unsupported(generation_config, logits_processor, input_ids)
     options = DecodingOptions.parse(
         top_k=top_k,
         top_p=top_p,
@@ -94,13 +95,15 @@ def mara_generate(
             options.model_copy(update={"seed": options.seed + i}),
             agent,
             eos_ids(generation_config.eos_token_id),
-            _of_row(logits_processor, ids[:pad], i, len(padded)) if logits_processor else None,
+            _for_row(logits_processor, ids[:pad], i, len(padded)) if logits_processor else None,
         )
         for i, (ids, pad) in enumerate(zip(padded, padding, strict=True))
     ]
     streamer = streamer or _streamer_of_generate()
     rows = dict(zip(requests, padded, strict=True))
-    for decision in decode(PolicyModel(model), requests, batch_size=len(requests), width=width, draft=draft):
+    policy = PolicyModel(model)
+    verify_siblings(policy)
+    for decision in decode(policy, requests, batch_size=len(requests), width=width, draft=draft):
         if decision.token_id is None:
             continue
         ids = rows[decision.request]
@@ -117,16 +120,16 @@ def mara_generate(
     return sequences
 
 
-def _refuse(config: GenerationConfig, processors: LogitsProcessorList, input_ids: Tensor) -> None:
+def _refuse_unsupported(config: GenerationConfig, processors: LogitsProcessorList, input_ids: Tensor) -> None:
     if (config.num_beams or 1) > 1:
-        raise OptionsError("mara_generate decodes one sequence per row; leave num_beams at 1.")
+        raise OptionsError("mara_generate decodes one sequence per prompt; leave num_beams at 1.")
     for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
         if getattr(config, name, None):
             raise OptionsError(f"mara_generate does not return what {name} asks for; leave it off.")
-    guided = any(isinstance(one, UnbatchedClassifierFreeGuidanceLogitsProcessor) for one in processors)
+    guided = any(isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor) for processor in processors)
     if guided and input_ids.shape[0] > 1:
         raise OptionsError(
-            "guidance_scale keeps one cache for all rows, and rows of mara_generate advance independently. "
+            "guidance_scale keeps one cache for all prompts, but mara_generate decodes them independently. "
             "Generate one prompt at a time."
         )
 
@@ -141,10 +144,11 @@ def _left_padding(input_ids: Tensor, attention_mask: Tensor | None) -> list[int]
     return counts
 
 
-def _of_row(processors: LogitsProcessorList, padding: list[int], row: int, rows: int) -> LogitsProcess:
-    """Applies processors that `generate` prepared for a whole padded batch to one ragged row.
+def _for_row(processors: LogitsProcessorList, padding: list[int], row: int, rows: int) -> LogitsProcess:
+    """Applies processors that `generate` prepared for a padded batch to one row without padding.
 
-    Some hold a value per row of the batch, so the row is shown in every place and taken from its own.
+    Some processors hold one value per row of the batch. So they get a batch that repeats this row, and the result is
+    read at the row's own index.
     """
 
     def process(input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -159,8 +163,8 @@ def _of_row(processors: LogitsProcessorList, padding: list[int], row: int, rows:
 def _streamer_of_generate() -> BaseStreamer | None:
     """The streamer given to `generate`, read from its frame.
 
-    `generate` (transformers 4.56 … 5.23) hands a callable `custom_generate` every prepared argument
-    but the streamer, although it has put the prompt into it already.
+    `generate` (transformers 4.56 … 5.23) passes every prepared argument to a callable `custom_generate` except the
+    streamer, although it has already put the prompt into it.
     """
     frame = inspect.currentframe()
     for _ in range(2):
@@ -174,5 +178,5 @@ def _right_padded(rows: list[list[int]], config: GenerationConfig) -> Tensor:
     longest = max(map(len, rows))
     pad = config.pad_token_id
     if pad is None and any(len(row) < longest for row in rows):
-        raise OptionsError("Rows end at different lengths and there is no pad token: pass pad_token_id=...")
+        raise OptionsError("Answers have different lengths and there is no pad token: pass pad_token_id=...")
     return torch.tensor([row + [pad or 0] * (longest - len(row)) for row in rows])

@@ -1,8 +1,8 @@
-"""Errors that users meet. Each message names the cause and the repair."""
+"""Errors that this library raises. Each message names the cause and the repair."""
 
 
 class MaraError(Exception):
-    """Base of every error this library raises on purpose."""
+    """Base class of all errors that this library raises."""
 
 
 class OptionsError(MaraError, ValueError):
@@ -14,7 +14,7 @@ class PromptError(MaraError, ValueError):
 
 
 class CheckpointError(MaraError, ValueError):
-    """An agent checkpoint is missing, truncated, or does not hold a MARA agent."""
+    """An agent's checkpoint is missing, truncated, or not a MARA agent."""
 
 
 class UnsupportedModelError(MaraError, ValueError):
@@ -22,15 +22,15 @@ class UnsupportedModelError(MaraError, ValueError):
 
 
 class AgentMismatchError(MaraError, ValueError):
-    """The agent was trained on states of another size than the policy model gives."""
+    """The agent reads states of a different size than the policy model produces."""
 
 
 class LoadingError(MaraError, ValueError):
-    """A model, tokenizer, or device named by the user cannot be used."""
+    """A model, tokenizer or device cannot be used."""
 
 
 class QueueFullError(MaraError, RuntimeError):
-    """Too many requests wait for a loaded model already."""
+    """Too many requests are waiting for a loaded model already."""
 
 
 class DataError(MaraError, ValueError):
@@ -38,8 +38,8 @@ class DataError(MaraError, ValueError):
 
 
 class RewardError(MaraError, ValueError):
-    """A reward function failed, or returned something else than a score for each completion."""
+    """A reward function failed, or did not return one score for each completion."""
 
 
 class TrainingError(MaraError, RuntimeError):
-    """A training job cannot go on: non-finite loss, or a folder that belongs to another job."""
+    """A training job cannot continue, because of a non-finite loss or a folder that belongs to another job."""

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LangSmithParams, LanguageModelInput
@@ -13,48 +13,50 @@ from pydantic import ConfigDict
 from typing_extensions import override
 
 from langchain_mara._base import LocalModel
-from langchain_mara.chat_models import ChatMara
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.serving.completion import Completion, CompletionDelta, acomplete, complete, token_usage
 from langchain_mara.text.chat_template import encode_prompt
 from langchain_mara.text.detokenizer import Stop, as_list
 from langchain_mara.tracing.trace import Trace
 
+if TYPE_CHECKING:
+    from langchain_mara.chat_models import ChatMara
+
 
 class MaraLLM(LocalModel, BaseLLM):
     """A local Hugging Face model whose tokens an agent accepts or rejects while it generates.
 
     Setup:
-        `pip install "langchain-mara[training]"`. A CUDA GPU is used where there is one.
+        Run `pip install "langchain-mara[training]"`. A CUDA GPU is used if available.
 
     Key init args, decoding:
-        top_k, top_p: Candidate set of a position (the paper's 40 and 0.95).
-        accept_threshold: Accept probability a candidate must exceed.
+        top_k, top_p: Size and nucleus mass of candidate sets (40 and 0.95 in the paper).
+        accept_threshold: Accept probability that a candidate must exceed.
         strategy, order, fallback, accept_action, temperature, seed: See `DecodingOptions`.
-        max_new_tokens, min_new_tokens: Length of the answer, in tokens.
-        stop: Strings that end the answer and are cut off it.
-        n: Answers per prompt, for orders and strategies that draw.
-        include_accept_probabilities: Put them into `generation_info`, token by token.
+        max_new_tokens, min_new_tokens: Most and least tokens of the answer.
+        stop: Strings that end the answer and are not part of it.
+        n: Number of answers per prompt, for orders and strategies that draw at random.
+        include_accept_probabilities: Whether `generation_info` contains accept probabilities for each token.
 
     Key init args, model:
         model, tokenizer: A loaded `AutoModelForCausalLM` and its tokenizer.
-        agent: A `MaraAgent`; None decodes plainly, through the same loop.
-        use_chat_template: Whether a prompt is put as a user's message into the chat template; by
-            default where the tokenizer has one.
+        agent: A `MaraAgent`; None decodes without an agent.
+        use_chat_template: Whether a prompt becomes a user message in the chat template; by default if the tokenizer
+            has a template.
         system_prompt: System message before the prompt; needs the chat template.
-        batch_size, width, draft, prefix_memory: Most prompts, and most siblings and drafted tokens of a prompt,
-            in one pass, and bytes kept for common prefixes. They change speed and memory, never results.
-        compile: Whether passes run as compiled graphs; this changes speed and memory, too.
-        queue_size, timeout: Most prompts that may wait for the model, and seconds a call may take.
+        batch_size, width, draft, prefix_memory: Most prompts in one pass, most siblings and drafted tokens of a prompt
+            in one pass, and most bytes to keep for common prefixes. They change speed and memory, never results.
+        compile: Whether passes run as compiled graphs. This, too, changes speed and memory only.
+        queue_size, timeout: Most prompts that may wait for the model, and most seconds that a call may take.
 
-    All but model and tokenizer can be given to a call, too. Calls that run at the same time, on whatever
-    instances with the same loaded model, share one running batch.
+    A call takes all of these as well, except model and tokenizer. Calls that run at the same time share one running
+    batch if their instances have the same loaded model.
 
     Instantiate:
         ```python
         from langchain_mara import MaraLLM
 
-        llm = MaraLLM.demo()  # embedded model and agent, no download
+        llm = MaraLLM.demo()  # bundled model and agent, no download
         llm = MaraLLM.from_model_id(
             "mistralai/Mistral-7B-Instruct-v0.3",
             agent="IAAR-Shanghai/MARA_AGENTS:mistral_v3_2_1_actor.pth",
@@ -80,7 +82,7 @@ class MaraLLM(LocalModel, BaseLLM):
     Raises:
         OptionsError: If an argument is unknown or out of range.
         UnsupportedModelError: If the model's architecture cannot be decoded this way.
-        AgentMismatchError: If the agent reads states of another size than the model gives.
+        AgentMismatchError: If the agent reads states of a different size than the model produces.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
@@ -95,44 +97,45 @@ class MaraLLM(LocalModel, BaseLLM):
         if self.use_chat_template is None:
             self.use_chat_template = self.tokenizer.chat_template is not None
         if self.system_prompt is not None and not self.use_chat_template:
-            raise PromptError("system_prompt needs a chat template, and this model is prompted with plain text.")
+            raise PromptError("system_prompt needs a chat template. Set use_chat_template=True, or leave it out.")
 
-    def as_chat(self, **kwargs: Any) -> ChatMara:
-        """A chat model on the same loaded model, with the same agent and settings.
+    def as_chat(self, **kwargs: Any) -> "ChatMara":
+        """A chat model that shares the loaded model, agent and settings of this instance.
 
         Args:
-            **kwargs: Fields of `ChatMara` to set otherwise.
+            **kwargs: Fields of `ChatMara` to change.
         """
-        shared = set(type(self).model_fields) & set(ChatMara.model_fields)
-        return ChatMara(**{**{name: getattr(self, name) for name in shared}, **kwargs})
+        from langchain_mara.chat_models import ChatMara
+
+        return ChatMara.from_llm(self, **kwargs)
 
     def trace(self, prompts: Sequence[str | list[dict[str, Any]]], **kwargs: Any) -> list[Trace]:
-        """Answers prompts together and tells what was decided at every token.
+        """Answers prompts together and records what was decided for each token.
 
         Args:
-            prompts: As for `batch`; messages in the template's form, too.
-            **kwargs: `stop`, `agent` and any decoding option, for this call.
+            prompts: Prompts as `batch` takes them, or messages of the form `{"role": …, "content": …}`.
+            **kwargs: Fields to change for this call, such as `stop`, `agent` or any decoding option.
 
         Returns:
-            For each prompt its decisions in order, each with the text it released.
+            The trace of each answer, in order of prompts.
         """
         llm = self._configured({"n": 1, **kwargs})
         return llm._traces(prompts, llm._answers(prompts, None))
 
-    # LangChain's cache key holds the instance's parameters and the call's stop, but nothing else of the call:
-    # a call with other arguments is therefore a call to an instance configured with them.
+    # LangChain's cache key contains the instance's parameters and the call's stop strings, but no other arguments of
+    # the call. So a call with other arguments becomes a call of an instance that is configured with them.
     @override
     def generate(self, prompts: list[str], stop: Stop = None, *args: Any, **kwargs: Any) -> LLMResult:
-        known, changes = _split(kwargs)
-        return BaseLLM.generate(self._configured(changes), prompts, as_list(stop), *args, **known)
+        langchain_arguments, changes = _split(kwargs)
+        return BaseLLM.generate(self._configured(changes), prompts, as_list(stop), *args, **langchain_arguments)
 
     @override
     async def agenerate(self, prompts: list[str], stop: Stop = None, *args: Any, **kwargs: Any) -> LLMResult:
-        known, changes = _split(kwargs)
-        return await BaseLLM.agenerate(self._configured(changes), prompts, as_list(stop), *args, **known)
+        arguments, changes = _split(kwargs)
+        return await BaseLLM.agenerate(self._configured(changes), prompts, as_list(stop), *args, **arguments)
 
-    # LangChain's batch answers with the same exception for all inputs where one fails. Each input
-    # alone is as fast, because they meet in the running batch.
+    # If one input fails, LangChain's batch returns the same exception for all inputs. Running each input alone is as
+    # fast, because they share the running batch.
     @override
     def batch(
         self,
@@ -159,7 +162,7 @@ class MaraLLM(LocalModel, BaseLLM):
             return await super().abatch(inputs, config, **kwargs)
         return await Runnable.abatch(self, inputs, config, return_exceptions=True, **kwargs)
 
-    # LangChain hands `_generate` the first prompt's run manager only; here all of them arrive.
+    # LangChain passes only the first prompt's run manager to `_generate`. This passes all of them.
     @override
     def _generate_helper(
         self, prompts: list[str], stop: list[str] | None, run_managers: list[CallbackManagerForLLMRun], **kwargs: Any
@@ -191,7 +194,7 @@ class MaraLLM(LocalModel, BaseLLM):
     @override
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         changes = {name: value for name, value in _split(kwargs)[1].items() if name != "agent"}
-        return LangSmithParams(ls_model_type="llm", **self._configured(changes)._tracing(stop))  # type: ignore[typeddict-item]
+        return self._configured(changes)._langsmith_params("llm", stop)
 
     def _generate(
         self,
@@ -205,9 +208,9 @@ class MaraLLM(LocalModel, BaseLLM):
         llm = self._configured(kwargs)
         completions = llm._answers(prompts, stop)
         listeners = _listeners(llm, completions, all_run_managers or [run_manager])
-        for piece in complete(llm._work(completions)):
-            if piece.text and (manager := listeners.get(piece.completion)):
-                manager.on_llm_new_token(piece.text, chunk=GenerationChunk(text=piece.text))
+        for delta in complete(llm._generation_job(completions)):
+            if delta.text and (manager := listeners.get(delta.completion)):
+                manager.on_llm_new_token(delta.text, chunk=GenerationChunk(text=delta.text))
         return llm._result(completions)
 
     async def _agenerate(
@@ -222,9 +225,9 @@ class MaraLLM(LocalModel, BaseLLM):
         llm = self._configured(kwargs)
         completions = llm._answers(prompts, stop)
         listeners = _listeners(llm, completions, all_run_managers or [run_manager])
-        async for piece in acomplete(llm._work(completions)):
-            if piece.text and (manager := listeners.get(piece.completion)):
-                await manager.on_llm_new_token(piece.text, chunk=GenerationChunk(text=piece.text))
+        async for delta in acomplete(llm._generation_job(completions)):
+            if delta.text and (manager := listeners.get(delta.completion)):
+                await manager.on_llm_new_token(delta.text, chunk=GenerationChunk(text=delta.text))
         return llm._result(completions)
 
     def _stream(
@@ -235,8 +238,8 @@ class MaraLLM(LocalModel, BaseLLM):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         llm = self._configured(kwargs)
-        for piece in complete(llm._work(llm._only_answer(prompt, stop))):
-            if chunk := _chunk(piece):
+        for delta in complete(llm._generation_job(llm._only_answer(prompt, stop))):
+            if chunk := _chunk(delta):
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -249,15 +252,15 @@ class MaraLLM(LocalModel, BaseLLM):
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
         llm = self._configured(kwargs)
-        async for piece in acomplete(llm._work(llm._only_answer(prompt, stop))):
-            if chunk := _chunk(piece):
+        async for delta in acomplete(llm._generation_job(llm._only_answer(prompt, stop))):
+            if chunk := _chunk(delta):
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
     def _answers(self, prompts: Sequence[str | list[dict[str, Any]]], stop: Stop) -> list[Completion]:
         """`n` completions of every prompt, in order of prompts."""
-        return [one for prompt in prompts for one in self._completions(self.encode(prompt), stop)]
+        return [completion for prompt in prompts for completion in self._completions(self.encode(prompt), stop)]
 
     def _only_answer(self, prompt: str, stop: Stop) -> list[Completion]:
         if self.n > 1:
@@ -265,32 +268,32 @@ class MaraLLM(LocalModel, BaseLLM):
         return self._answers([prompt], stop)
 
     def _result(self, completions: Sequence[Completion]) -> LLMResult:
-        generations = [Generation(text=one.transcript.text, generation_info=one.info) for one in completions]
+        generations = [Generation(text=answer.detokenizer.text, generation_info=answer.info) for answer in completions]
         return LLMResult(
             generations=[generations[i : i + self.n] for i in range(0, len(generations), self.n)],
             llm_output={"token_usage": token_usage(completions), "model_name": self.model_id},
         )
 
     def encode(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
-        """Token ids of a prompt, a text or messages, as the model is asked it."""
-        template = bool(self.use_chat_template)
-        return encode_prompt(self.tokenizer, prompt, use_chat_template=template, system_prompt=self.system_prompt)
+        """Token ids of a prompt, which is text or messages, as the model receives it."""
+        use_template = bool(self.use_chat_template)
+        return encode_prompt(self.tokenizer, prompt, use_chat_template=use_template, system_prompt=self.system_prompt)
 
 
 def _listeners(llm: MaraLLM, completions: Sequence[Completion], managers: Sequence[Any]) -> dict[Completion, Any]:
-    """Whom to tell of a completion's tokens: the prompt's manager, of the first of its `n` answers."""
+    """Run managers by completion: each prompt's manager follows the first of its `n` completions."""
     return dict(zip(completions[:: llm.n], managers, strict=False))
 
 
-def _chunk(piece: CompletionDelta) -> GenerationChunk | None:
-    """What a stream yields for a piece; None for nothing."""
-    if not piece.text and not piece.last:
+def _chunk(delta: CompletionDelta) -> GenerationChunk | None:
+    """The chunk that a stream yields for a delta; None if the delta adds no text."""
+    if not delta.text and not delta.last:
         return None
-    return GenerationChunk(text=piece.text, generation_info=piece.completion.new_info(last=piece.last))
+    return GenerationChunk(text=delta.text, generation_info=delta.completion.info_of_chunk(delta))
 
 
 def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """LangChain's own arguments of `generate`, and ours."""
-    langchain = set(inspect.signature(BaseLLM.generate).parameters)
-    known = {name: value for name, value in kwargs.items() if name in langchain}
-    return known, {name: value for name, value in kwargs.items() if name not in langchain}
+    """Splits arguments of `generate` into LangChain's and this library's."""
+    langchain_names = set(inspect.signature(BaseLLM.generate).parameters)
+    langchain_arguments = {name: value for name, value in kwargs.items() if name in langchain_names}
+    return langchain_arguments, {name: value for name, value in kwargs.items() if name not in langchain_names}

@@ -1,6 +1,6 @@
-"""Decoding options, batch settings and their defaults. Each default of the library is written here, once."""
+"""Decoding options and batch settings. Every default of the library is defined here, and only here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, Self
 
@@ -9,42 +9,47 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from langchain_mara.exceptions import OptionsError
 
 Order = Literal["descending", "reversed", "top-1-last", "sampled"]
-"""Order in which candidates are examined."""
+"""Order in which the agent examines candidates."""
 Strategy = Literal["first-accept", "max-prob", "random", "sampled"]
 """Which of the accepted candidates is emitted."""
 
+SYNONYMS = {"max_tokens": "max_new_tokens"}
+"""Option names of LangChain's chat models, and the same options in this library."""
+
 DEFAULT_QUEUE_SIZE = 4096
-"""Most prompts that may wait for a loaded model."""
+"""Most requests that may wait for a loaded model."""
 
 
 class DecodingFields(BaseModel):
-    """The fields of `DecodingOptions`, which the LangChain classes have too. Defaults are the paper's."""
+    """The fields of `DecodingOptions`, which the LangChain classes share. The defaults are the paper's."""
 
     top_k: int = Field(default=40, ge=1)
-    """Most candidates a position may have."""
+    """Most candidates at a position."""
     top_p: float = Field(default=0.95, gt=0, le=1)
-    """Nucleus mass, on the renormalised top-k."""
+    """Nucleus mass of the renormalized top-k candidates."""
     order: Order = "descending"
-    """Order in which the agent is asked: `descending`, `reversed`, `top-1-last` or `sampled`."""
+    """Order in which the agent examines candidates: `descending`, `reversed`, `top-1-last` or `sampled`."""
     temperature: float = Field(default=1.0, ge=0)
-    """Of the `sampled` order alone, which is descending at 0: no other order depends on it."""
+    """Temperature of the `sampled` order, which is `descending` at 0. Other orders ignore it."""
     strategy: Strategy = "first-accept"
-    """`first-accept`, `max-prob` (highest accept probability), `random` (uniform over accepted), or `sampled`: the
-    first that a draw accepts, each with its accept probability, whatever the threshold."""
+    """Which accepted candidate is emitted: `first-accept`, `max-prob` (the one with the highest accept probability),
+    `random` (drawn uniformly), or `sampled` (each candidate in turn is accepted with its accept probability, and the
+    threshold is ignored)."""
     accept_threshold: float = Field(default=0.5, ge=0, le=1)
-    """A candidate is accepted when its accept probability is above this; 0.5 is the paper's argmax."""
+    """A candidate is accepted if its accept probability is above this; 0.5 is the paper's argmax."""
     accept_action: Literal[0, 1] = 1
-    """The agent's action that means accept; 0 swaps the two, as a control."""
+    """The agent's action that means accept; 0 swaps accept and reject, as a control experiment."""
     fallback: int = 0
-    """Index of the candidate emitted when all are rejected, in order of examination; negative from
-    the end, clamped to the set. In `reversed` order it counts from the end, so that 0 is the most
-    probable candidate there too, as in the reference."""
+    """Index, in order of examination, of the candidate to emit if all are rejected. Negative values count from the end,
+    and values beyond the set are clamped. In `reversed` order it counts the other way round, so that 0 is the most
+    probable candidate there, too, as in the reference."""
     max_new_tokens: int = Field(default=256, ge=1)
-    """Upper limit of emitted tokens, EOS included."""
+    """Most tokens of an answer, including the EOS."""
     min_new_tokens: int = Field(default=0, ge=0)
-    """EOS is no candidate before this many tokens."""
+    """Least tokens of an answer: before this many, the EOS is not a candidate."""
     seed: int = 0
-    """Of the `sampled` order and the `random` and `sampled` strategies; a row's draws depend on nothing else."""
+    """Seed of the `sampled` order and of the `random` and `sampled` strategies. No other prompt in a batch changes the
+    draws."""
 
 
 class DecodingOptions(DecodingFields):
@@ -53,13 +58,13 @@ class DecodingOptions(DecodingFields):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def fallback_index(self, count: int) -> int:
-        """Which of `count` candidates, in order of examination, is emitted when all are rejected."""
+        """Index, in order of examination, of the candidate to emit if all `count` candidates are rejected."""
         index = min(self.fallback, count - 1) if self.fallback >= 0 else max(self.fallback + count, 0)
         return count - 1 - index if self.order == "reversed" else index
 
     @classmethod
     def parse(cls, **values: Any) -> Self:
-        """Builds options, turning pydantic's report into one readable sentence.
+        """Creates options and turns pydantic's report of an error into one readable sentence.
 
         Args:
             **values: Fields of this class.
@@ -74,16 +79,16 @@ class DecodingOptions(DecodingFields):
 
 
 DEFAULTS = DecodingOptions()
-"""The decoding options where nothing else is said."""
+"""The default decoding options."""
 
 
 class BatchConfig(NamedTuple):
-    """What decides speed and memory, never results. Only requests with equal settings share a batch.
+    """Batch settings, which change speed and memory but never results. Only requests with equal settings share a batch.
 
     Attributes:
-        batch_size: Most sequences at a time.
-        width: Most siblings of a sequence in one pass; None chooses the width pass by pass, by measuring.
-        prefix_memory: Most bytes of keys and values kept for prompts that begin like earlier ones.
+        batch_size: Most sequences that are decoded at a time.
+        width: Most siblings of a sequence in one pass; None chooses the width of every pass by measured times.
+        prefix_memory: Most bytes of keys and values to keep for prompts that begin like earlier ones.
         draft: Most drafted tokens of a sequence in one pass.
         compile: Whether passes over siblings run as compiled graphs.
     """
@@ -96,11 +101,35 @@ class BatchConfig(NamedTuple):
 
 
 BATCH_DEFAULTS = BatchConfig()
-"""The batch settings where nothing else is said."""
+"""The default batch settings."""
+
+
+class BatchFields(BaseModel):
+    """The fields of `BatchConfig`, which the LangChain classes share."""
+
+    batch_size: int = Field(default=BATCH_DEFAULTS.batch_size, ge=1)
+    """Most prompts in one pass. Calls with equal batch settings share passes."""
+    width: int | None = Field(default=BATCH_DEFAULTS.width, ge=1)
+    """Most siblings of a prompt in one pass. By default it is chosen for each pass, by measured times of passes on this
+    device and by how early the agent accepts. A fixed width makes rounding repeatable from run to run."""
+    draft: int = Field(default=BATCH_DEFAULTS.draft, ge=0)
+    """Most tokens to draft in one pass: what followed the last tokens when they occurred before, in the prompt or the
+    answer. This is faster if answers repeat their prompts (edits, summaries, code); 0 drafts nothing."""
+    compile: bool = BATCH_DEFAULTS.compile
+    """Whether passes over siblings run as compiled graphs. On CUDA they are recorded and replayed, which is faster if
+    launching the kernels of a small model takes longer than running them. The first passes of each shape take many
+    seconds."""
+    prefix_memory: int = Field(default=BATCH_DEFAULTS.prefix_memory, ge=0)
+    """Most bytes of keys and values to keep, on the model's device, for prompts that begin like earlier ones."""
 
 
 def options_error(error: ValidationError, known: Iterable[str]) -> OptionsError:
-    """One sentence for a pydantic report; an unknown name comes with the nearest known one."""
+    """Turns a pydantic report into an error of one sentence, which suggests a known name for each unknown one.
+
+    Args:
+        error: Report of pydantic.
+        known: Names that exist.
+    """
     parts = []
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"]) or "arguments"
@@ -115,15 +144,35 @@ def options_error(error: ValidationError, known: Iterable[str]) -> OptionsError:
 
 
 def refuse_unknown(given: Iterable[str], allowed: Iterable[str], known: Iterable[str]) -> None:
-    """Refuses names that are not allowed, each with the nearest known one.
+    """Refuses names that are not allowed, and suggests a known name for each.
+
+    Args:
+        given: Names to check.
+        allowed: Names that are allowed.
+        known: Names to suggest from.
 
     Raises:
-        OptionsError: Naming every offender.
+        OptionsError: If any name is not allowed; the message lists all of them.
     """
     unknown = sorted(set(given) - set(allowed))
     if unknown:
-        named = "; ".join(f"{name} is unknown{_suggestion(name, known)}" for name in unknown)
-        raise OptionsError(f"Invalid options: {named}.")
+        faults = "; ".join(f"{name} is unknown{_suggestion(name, known)}" for name in unknown)
+        raise OptionsError(f"Invalid options: {faults}.")
+
+
+def canonical(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments under this library's names instead of LangChain's.
+
+    Args:
+        kwargs: Arguments under either name.
+
+    Raises:
+        OptionsError: If an argument is given under both names.
+    """
+    given_twice = [f"{name} and {ours}" for name, ours in SYNONYMS.items() if name in kwargs and ours in kwargs]
+    if given_twice:
+        raise OptionsError(f"Invalid options: {'; '.join(given_twice)} mean the same. Give one of them.")
+    return {SYNONYMS.get(name, name): value for name, value in kwargs.items()}
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

@@ -1,1 +1,1 @@
-"""Agents: they accept or reject candidate tokens."""
+"""Agents, which accept or reject candidate tokens."""

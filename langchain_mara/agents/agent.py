@@ -1,4 +1,4 @@
-"""MaraAgent: the three-layer network that accepts or rejects a candidate's state (ALGORITHM.md section 1)."""
+"""MaraAgent: a three-layer network that accepts or rejects a candidate by its state (docs/algorithm.md, section 1)."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from langchain_mara.agents.reference_checkpoints import (
     resolve_reference,
 )
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError
-from langchain_mara.policy.fingerprints import weights_fingerprint
+from langchain_mara.policy.fingerprints import WeightsFingerprint
 
 _MODEL_CARD = """---
 {{ card_data }}
@@ -39,7 +39,7 @@ from langchain_mara import MaraLLM
 llm = MaraLLM.from_model_id("<the policy model>", agent="<this folder or repository>")
 ```
 """
-_SMALLEST_WIDTH = 4  # the second layer has a quarter of it
+_SMALLEST_WIDTH = 4  # the second layer has a quarter of the units
 
 
 class MaraAgent(
@@ -50,17 +50,17 @@ class MaraAgent(
     tags=["mara", "alignment"],
     model_card_template=_MODEL_CARD,
 ):
-    """Accepts or rejects candidate next tokens of a frozen policy model, by their states.
+    """Accepts or rejects candidate next tokens of a frozen policy model by their states.
 
     `LayerNorm(d) -> Linear(d, width) -> ReLU -> Linear(width, width // 4) -> ReLU -> Linear(width // 4, 2)`,
-    in float32 whatever the policy model's dtype. Action 1 is accept, 0 is reject. Parameter names are
-    those of the reference's checkpoints (IAAR-Shanghai/MARA, `train/agents`).
+    It computes in float32 whatever the policy model's dtype. Action 1 is accept, action 0 is reject. Parameters have
+    the names of the reference's checkpoints (IAAR-Shanghai/MARA, `train/agents`).
 
     Args:
         hidden_size: Size d of the policy model's states.
-        width: Units of the first hidden layer.
-        policy_model: Name of the model the agent was trained on, kept for the user's orientation.
-        library_version: Version of langchain-mara that made the agent.
+        width: Number of units of the first hidden layer.
+        policy_model: Name of the model that the agent was trained on, for information.
+        library_version: Version of langchain-mara that created the agent.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class MaraAgent(
         super().__init__()
         if hidden_size < 1 or width < _SMALLEST_WIDTH:
             raise ValueError(f"An agent needs hidden_size >= 1 and width >= {_SMALLEST_WIDTH}.")
+        self._fingerprint = WeightsFingerprint()
         self.hidden_size = hidden_size
         self.width = width
         self.policy_model = policy_model
@@ -83,33 +84,37 @@ class MaraAgent(
         self.output_linear = nn.Linear(width // 4, 2)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Scores both actions.
+        """Computes logits of both actions.
 
         Args:
-            states: (..., d), any float dtype.
+            states: (..., d) states in any float dtype.
 
         Returns:
-            (..., 2) float32 logits: reject, accept.
+            (..., 2) float32 logits of reject and accept.
         """
         hidden = self.linear1(self.ln(states.float())).relu()
         logits: Tensor = self.output_linear(self.linear2(hidden).relu())
         return logits
 
     def accept_probability(self, states: Tensor, accept_action: int = 1) -> Tensor:
-        """Probability that each state's candidate is accepted.
+        """Computes the accept probability of each state's candidate.
 
         Args:
-            states: (..., d), any float dtype.
-            accept_action: Which action counts as accept.
+            states: (..., d) states in any float dtype.
+            accept_action: Action that means accept, 0 or 1.
 
         Returns:
-            (...,) float32 in [0, 1]; NaN where a state is not finite.
+            (...,) float32 accept probabilities in [0, 1]; NaN where a state is not finite.
         """
         probability: Tensor = self(states).softmax(-1)[..., accept_action]
         return probability
 
     def check_fits(self, hidden_size: int, model_name: str) -> None:
         """Refuses a policy model whose states the agent cannot read.
+
+        Args:
+            hidden_size: Size of the policy model's states.
+            model_name: Name of the policy model, for the message.
 
         Raises:
             AgentMismatchError: If the sizes differ.
@@ -123,19 +128,19 @@ class MaraAgent(
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change with any weight; part of LangChain's cache key."""
-        return weights_fingerprint(self, sorted(self.state_dict().items()))
+        """Sixteen hexadecimal digits that change when any weight changes; part of LangChain's cache key."""
+        return self._fingerprint.of(self, sorted(self.state_dict().items()))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Loads a folder written by `save_pretrained`, or a hub repository of that form.
+        """Loads an agent from a folder written by `save_pretrained`, or from such a hub repository.
 
         Args:
             pretrained_model_name_or_path: Folder or hub id.
             **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `map_location`.
 
         Raises:
-            CheckpointError: If it is missing, truncated, or holds something else than an agent.
+            CheckpointError: If it is missing, truncated, or not an agent.
         """
         source = os.path.expanduser(pretrained_model_name_or_path)  # noqa: PTH111 - may be a hub id
         if looks_local(source) and not Path(source).exists():
@@ -150,7 +155,7 @@ class MaraAgent(
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{source}: config.json is not valid JSON ({error}).") from None
         except (AttributeError, TypeError) as error:
-            raise CheckpointError(f"{source}: config.json holds no agent's configuration ({error}).") from None
+            raise CheckpointError(f"{source}: config.json is not the configuration of an agent ({error}).") from None
         except (OSError, HfHubHTTPError, HFValidationError) as error:
             raise CheckpointError(not_found(source, error)) from None
 
@@ -166,15 +171,15 @@ class MaraAgent(
 
     @classmethod
     def from_reference(cls, source: str | Path, policy_model: str | None = None) -> Self:
-        """Loads a `.pth` state dict of the reference implementation, without unpickling code.
+        """Loads a `.pth` state dict of the reference implementation, without running pickled code.
 
         Args:
             source: Path of the file, or `repo:file` for a file in a hub repository, such as
                 `IAAR-Shanghai/MARA_AGENTS:mistral_v3_2_1_actor.pth`.
-            policy_model: Name of the model the agent was trained on, if known.
+            policy_model: Name of the model that the agent was trained on, if known.
 
         Raises:
-            CheckpointError: If it is missing, truncated, or holds something else than an agent.
+            CheckpointError: If it is missing, truncated, or not an agent.
         """
         file = resolve_reference(str(source))
         return cls._from_state(read_reference(file), str(file), policy_model=policy_model)
@@ -185,8 +190,8 @@ class MaraAgent(
         declared = (config.setdefault("hidden_size", hidden_size), config.setdefault("width", width))
         if declared != (hidden_size, width):
             raise CheckpointError(
-                f"{source}: config.json says hidden size {declared[0]} and width {declared[1]}, "
-                f"the weights have {hidden_size} and {width}. The two files do not belong together."
+                f"{source}: config.json says hidden size {declared[0]} and width {declared[1]}, but "
+                f"the weights have {hidden_size} and {width}. Get both files from the same agent."
             )
         agent = cls(**config)
         try:
@@ -198,7 +203,7 @@ class MaraAgent(
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     if not file.exists():
-        raise CheckpointError(f"{file} is missing. The folder is no agent saved with save_pretrained.")
+        raise CheckpointError(f"{file} is missing. Give a folder that an agent was saved to with save_pretrained.")
     try:
         return load_file(file)
     except SafetensorError as error:

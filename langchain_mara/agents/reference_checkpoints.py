@@ -1,6 +1,6 @@
-"""Checkpoints of the reference implementation (IAAR-Shanghai/MARA, `train/agents`): found, read and checked.
+"""Finds, reads and checks agents of the reference implementation (IAAR-Shanghai/MARA, `train/agents`).
 
-They are `.pth` state dicts of tensors, read without unpickling code.
+They are `.pth` state dicts of tensors, which are read without running pickled code.
 """
 
 import pickle
@@ -16,7 +16,7 @@ from torch import Tensor
 from langchain_mara.exceptions import CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"
-"""Where `save_pretrained` puts an agent's weights."""
+"""File in which `save_pretrained` stores an agent's weights."""
 _KEYS = {f"{layer}.{kind}" for layer in ("ln", "linear1", "linear2", "output_linear") for kind in ("weight", "bias")}
 
 
@@ -26,7 +26,7 @@ def looks_local(name: str) -> bool:
 
 
 def resolve_reference(source: str) -> Path:
-    """Turns a path or a hub `repo:file` into the path of a local file, downloading if need be.
+    """Turns a path or a hub `repo:file` into the path of a local file, and downloads it if necessary.
 
     Raises:
         CheckpointError: If there is no such file.
@@ -44,56 +44,63 @@ def resolve_reference(source: str) -> Path:
 
 
 def read_reference(file: Path) -> dict[str, Any]:
-    """The weights in a `.pth` file, by name.
+    """Reads the weights in a `.pth` file, by name.
 
     Raises:
-        CheckpointError: If it is truncated, or holds something else than tensors by name.
+        CheckpointError: If the file is truncated or not a state dict of tensors.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{file} is truncated or no PyTorch state dict, or holds other objects than tensors. It was read with "
-            "weights_only=True, because unpickling could run code; ask its author for a state dict of tensors."
+            f"{file} is truncated, not a PyTorch state dict, or holds objects other than tensors. It was read with "
+            "weights_only=True, because unpickling could run code. Ask its author for a state dict of tensors."
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{file} is truncated or no PyTorch state dict ({reason}).") from None
+        raise CheckpointError(
+            f"{file} is truncated or not a PyTorch state dict ({reason}). Download it again."
+        ) from None
     if not isinstance(state, Mapping):
-        raise CheckpointError(f"{file} holds a {type(state).__name__}, not a state dict of tensors.")
+        raise CheckpointError(
+            f"{file} holds a {type(state).__name__}, not a state dict of tensors. Give an agent's .pth."
+        )
     return dict(state)
 
 
 def agent_shape(state: Mapping[str, Any], source: str) -> tuple[int, int]:
-    """Hidden size and width of an agent's weights, after checking names, shapes and finiteness.
+    """Checks the names, shapes and values of an agent's weights.
 
     Args:
         state: Weights by name.
-        source: Where they come from, for messages.
+        source: Name of their source, for messages.
+
+    Returns:
+        Hidden size and width of the agent.
 
     Raises:
-        CheckpointError: If they are not an agent's.
+        CheckpointError: If the weights are not an agent's.
     """
     missing, extra = sorted(_KEYS - set(state)), sorted(map(str, set(state) - _KEYS))
     if missing or extra:
         raise CheckpointError(
-            f"{source} is no MARA agent: missing keys {missing}, unexpected keys {extra[:6]}. "
+            f"{source} is not a MARA agent: missing keys {missing}, unexpected keys {extra[:6]}. "
             "An agent has the keys ln.*, linear1.*, linear2.*, output_linear.*."
         )
     for name, weight in state.items():
         if not isinstance(weight, Tensor) or weight.layout is not torch.strided:
-            raise CheckpointError(f"{source} is no MARA agent: {name} is a {type(weight).__name__}, not a tensor.")
+            raise CheckpointError(f"{source} is not a MARA agent: {name} is a {type(weight).__name__}, not a tensor.")
         if not weight.isfinite().all():
-            raise CheckpointError(f"{source}: {name} holds NaN or infinite values; the agent is unusable.")
+            raise CheckpointError(f"{source}: {name} holds NaN or infinite values, so the agent is unusable.")
     if state["ln.weight"].ndim != 1 or state["linear1.bias"].ndim != 1:
         raise CheckpointError(f"{source} has wrong shapes: ln.weight and linear1.bias must be vectors.")
     return len(state["ln.weight"]), len(state["linear1.bias"])
 
 
 def not_found(source: str, error: Exception) -> str:
-    """What to say where neither a folder nor the hub has an agent."""
+    """Message for an agent that is neither in a folder nor on the hub."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return (
-        f"No agent at {source}: it is no local folder with config.json and {WEIGHTS_FILE}, and the hub "
-        f"did not provide it ({reason}). Check the path or id, the network, and your access."
+        f"No agent at {source}: it is not a local folder with config.json and {WEIGHTS_FILE}, and the "
+        f"hub did not provide it ({reason}). Check the path or id, the network, and your access."
     )

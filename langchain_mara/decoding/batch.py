@@ -29,7 +29,7 @@ class Batch:
     Args:
         policy: The policy model.
         width: Most siblings of a row in one pass, or None to choose by measuring. Results never depend on it.
-        prefixes: Where prefixes are kept for later prompts.
+        prefix_cache: Where prefixes are kept for later prompts.
         draft: Most drafted tokens of a row in one pass. Results never depend on it either.
         raising: Whether what fails one request is raised, or becomes its `error`.
 
@@ -44,7 +44,7 @@ class Batch:
         self,
         policy: PolicyModel,
         width: int | None,
-        prefixes: PrefixCache | None = None,
+        prefix_cache: PrefixCache | None = None,
         *,
         draft: int = 0,
         raising: bool = True,
@@ -53,7 +53,7 @@ class Batch:
         self.width, self.draft = self._asked = width or MOST_WIDTH, draft
         self._widths = PassWidthTuner.of(policy) if width is None else None
         self.raising = raising
-        self.prefixes = prefixes or PrefixCache(budget=0)
+        self.prefix_cache = prefix_cache or PrefixCache(budget=0)
         self.rows: list[SequenceState] = []
         self.parked: list[SequenceState] = []
         self.left: list[Request] = []
@@ -76,7 +76,7 @@ class Batch:
         self.parked = [row for row in self.parked if row.request not in self.left]
         back = max(0, self.limit - len(self.rows))
         entering, self.parked = self.parked[:back], self.parked[back:]
-        entering += [SequenceState(request, len(request.prompt_ids)) for request in requests if self._ready(request)]
+        entering += filter(None, map(self._begin, requests))
         while entering:
             wave, entering = self._wave(entering)
             first = len(self.rows)
@@ -86,27 +86,26 @@ class Batch:
                 self._park(first, first + len(wave) // 2)
                 return
 
-    def _ready(self, request: Request) -> bool:
-        """Whether a request can become a row; one that cannot has left."""
+    def _begin(self, request: Request) -> SequenceState | None:
+        """The sequence of a request; None for a request that cannot begin, which is finished."""
         if not request.cancelled:
             try:
                 request.check(self.policy)
-                if request.agent is not None:
-                    request.agent.to(self.policy.device)
+                agent = request.agent and self.policy.loaded.agent_on(request.agent, self.policy.device)
+                return SequenceState(request, len(request.prompt_ids), agent)
             except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this request alone
                 self._fail(request, error)
-        if request.cancelled:
-            self.left.append(request)
-        return not request.cancelled
+        self.left.append(request)
+        return None
 
     def _wave(self, rows: list[SequenceState]) -> tuple[list[SequenceState], list[SequenceState]]:
         """The rows to prefill next, and those that wait because one of these computes what they can reuse."""
-        keys = [self.prefixes.next_key(row.token_ids) if self.prefixes.budget else None for row in rows]
+        keys = [self.prefix_cache.next_key(row.token_ids) if self.prefix_cache.budget else None for row in rows]
         waiting = {row for i, row in enumerate(rows) if keys[i] is not None and keys[i] in keys[:i]}
         return [row for row in rows if row not in waiting], [row for row in rows if row in waiting]
 
     def _prefill(self, rows: Sequence[SequenceState]) -> None:
-        matches = {row: self.prefixes.match(row.token_ids) for row in rows}
+        matches = {row: self.prefix_cache.match(row.token_ids) for row in rows}
         for group in ([row for row in rows if not matches[row]], [row for row in rows if matches[row]]):
             if not group:
                 continue
@@ -130,8 +129,8 @@ class Batch:
 
     def _keep_prefix(self, place: int, row: SequenceState) -> None:
         token_ids = row.token_ids[: len(row.slots)]
-        if not fits(lambda: self.prefixes.add(token_ids, lambda a, b: self.cache.read(place, row.slots[a:b]))):
-            self.prefixes.clear()
+        if not fits(lambda: self.prefix_cache.add(token_ids, lambda a, b: self.cache.read(place, row.slots[a:b]))):
+            self.prefix_cache.clear()
 
     def step(self) -> list[Decision]:
         """Runs one pass; returns the decisions it brought, in order of rows."""
@@ -276,7 +275,7 @@ class Batch:
         self.left.append(row.request)
 
     def _give_back_memory(self) -> None:
-        self.prefixes.clear()
+        self.prefix_cache.clear()
         if rows := len(self.rows):
             self.cache.keep_rows(rows)
             self._states = self._states[:rows].clone()

@@ -32,13 +32,13 @@ def decode(
     width: int | None = BATCH_DEFAULTS.width,
     draft: int = BATCH_DEFAULTS.draft,
     on_leave: Callable[[Request], None] | None = None,
-    prefixes: PrefixCache | None = None,
+    prefix_cache: PrefixCache | None = None,
 ) -> Iterator[Decision]:
     """Decodes requests by accept/reject, yielding every decision as soon as its pass is done.
 
     Continuous batching: up to `batch_size` rows run together; a finished or cancelled row leaves at
     once and the next waiting request takes its place. Results are independent of `batch_size`,
-    `width`, `draft`, `prefixes`, and of which requests share the batch, up to the rounding of the model's
+    `width`, `draft`, `prefix_cache`, and of which requests share the batch, up to the rounding of the model's
     dtype. Where memory does not suffice, half of the rows wait, with a warning. Closing the generator
     frees everything.
 
@@ -54,7 +54,7 @@ def decode(
         on_leave: Told once of every request that has ended, after its last decision. With it, a request
             that fails on its own (its prompt, agent or logits processor) fails alone and holds its
             `error`; without it, the error is raised here.
-        prefixes: Where the beginnings of prompts and answers are kept for later prompts; by default they are not.
+        prefix_cache: Where the beginnings of prompts and answers are kept for later prompts; by default they are not.
 
     Yields:
         Decisions; those of one request in order, of different requests interleaved.
@@ -71,7 +71,7 @@ def decode(
     if isinstance(requests, Sequence) and on_leave is None:
         for request in requests:
             request.check(policy)
-    batch = Batch(policy, width, prefixes, draft=draft, raising=on_leave is None)
+    batch = Batch(policy, width, prefix_cache, draft=draft, raising=on_leave is None)
     waiting = iter(requests)
     while True:
         entering = _until_none(islice(waiting, batch.room(batch_size)))

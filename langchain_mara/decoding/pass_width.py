@@ -28,8 +28,6 @@ _REMEMBERED = 512  # decisions, before older ones begin to count less
 _PRIOR_DECISIONS = 4.0
 _PRIOR_SHARE = 0.6  # accepted, as long as an agent is unknown
 
-_known: WeakKeyDictionary[nn.Module, "PassWidthTuner"] = WeakKeyDictionary()
-
 
 class PassCosts:
     """Time of a pass by its number of tokens, between and beyond what was measured by straight lines.
@@ -83,8 +81,10 @@ class PassWidthTuner:
 
     @staticmethod
     def of(policy: PolicyModel) -> "PassWidthTuner":
-        """What is known of a loaded model; it lives as long as the model."""
-        return _known.setdefault(policy.model, PassWidthTuner())
+        """The tuner of a loaded model; it lives as long as the model."""
+        with policy.loaded.lock:
+            policy.loaded.width_tuner = policy.loaded.width_tuner or PassWidthTuner()
+            return policy.loaded.width_tuner
 
     def learn(self, decisions: Iterable[Decision]) -> None:
         """Takes how many candidates decisions took."""

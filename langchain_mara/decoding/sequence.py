@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from langchain_mara.decoding.ngram import NgramProposer
 from langchain_mara.decoding.request import CandidateStates, Decision, FinishReason, Request
@@ -17,6 +17,7 @@ class SequenceState:
     Attributes:
         request: What is decoded.
         length: Committed tokens, prompt included; the position under decision.
+        agent: The request's agent on the policy model's device.
         generated: Token ids emitted so far.
         probabilities: Accept probabilities of the siblings examined at this position.
         scratch: Free cache slots; candidate i of the position stands in `scratch[i]`.
@@ -27,6 +28,7 @@ class SequenceState:
 
     request: Request
     length: int
+    agent: nn.Module | None = None
     generated: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
     scratch: list[int] = field(default_factory=list)
@@ -35,6 +37,7 @@ class SequenceState:
     log_probabilities: Tensor | None = None
 
     def __post_init__(self) -> None:
+        self.agent = self.request.agent if self.agent is None else self.agent
         self.random = random.Random(self.request.options.seed)
         self._generator: torch.Generator | None = None
         self._noise: Tensor | None = None

@@ -139,7 +139,7 @@ def ask_agents(rows: Sequence[SequenceState], states: Tensor, fail: Callable[[Re
     Returns:
         (rows, width) float32.
     """
-    keys = [(row.request.agent, row.request.options.accept_action) for row in rows]
+    keys = [(row.agent, row.request.options.accept_action) for row in rows]
     probabilities = torch.ones(states.shape[:2], device=states.device)
     for agent, action in set(keys):
         if agent is None:
@@ -147,7 +147,7 @@ def ask_agents(rows: Sequence[SequenceState], states: Tensor, fail: Callable[[Re
         mine = [i for i, key in enumerate(keys) if key == (agent, action)]
         chosen: Any = slice(None) if len(mine) == len(keys) else torch.tensor(mine).to(states.device)
         try:
-            probabilities[chosen] = agent.accept_probability(states[chosen], action)
+            probabilities[chosen] = agent.accept_probability(states[chosen], action)  # type: ignore[operator]
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - an agent may be anybody's
@@ -157,8 +157,9 @@ def ask_agents(rows: Sequence[SequenceState], states: Tensor, fail: Callable[[Re
 
 
 def to_host(*tensors: Tensor) -> list[Any]:
-    """Tensors as lists, by one synchronisation."""
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    if tensors[0].is_cuda:
-        torch.cuda.current_stream(tensors[0].device).synchronize()
+    """Tensors as lists, by one synchronization per device."""
+    # Only CUDA's copies may be asynchronous: what other devices are still writing could be read too early.
+    copies = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
     return [copy.tolist() for copy in copies]

@@ -1,1 +1,1 @@
-"""Models, tokenizers and agents by name: the only callers of `from_pretrained`."""
+"""Loads models, tokenizers and agents by name; only this folder and the agents call `from_pretrained`."""

@@ -1,27 +1,32 @@
-"""Model, tokenizer and agent by name: the only caller of `from_pretrained`."""
+"""Loads models, tokenizers and agents by name."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.agents.reference_checkpoints import looks_local
 from langchain_mara.exceptions import LoadingError
 from langchain_mara.loading.peft_adapters import CONFIG_FILE, Adapter, find_adapter, merge_adapter
+from langchain_mara.policy.loaded_model import LoadedModel
 from langchain_mara.policy.packed_linear import pack
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 AgentSource = MaraAgent | str | Path
+"""An agent, or what `load_agent` takes to find one."""
 
 DEMO_MODEL_FOLDER = Path(__file__).parents[1] / "demo" / "model"
-"""The bundled model."""
+"""Folder of the bundled model."""
 DEMO_AGENT_FOLDER = Path(__file__).parents[1] / "demo" / "agent"
-"""Its agent."""
+"""Folder of the bundled model's agent."""
 
 
 def load_model(
@@ -36,37 +41,37 @@ def load_model(
     token: str | None = None,
     local_files_only: bool = False,
     packed: bool = False,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple["PreTrainedModel", PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, without remote code.
 
     Args:
         model_id: Hub id or folder of a model, or of a PEFT adapter, which is merged into the base it names.
-        device: Such as `cuda`, `cuda:1` or `cpu`; by default CUDA where there is one.
-        dtype: `torch.bfloat16`, `"float32"`, …; by default the checkpoint's own, but float32 in place of
-            float16 on the CPU, which computes slowly in half precision.
-        device_map: Accelerate's placement, such as `"auto"`; excludes `device`.
-        revision: Branch, tag or commit on the hub; of an adapter its own, not the base's.
-        quantization_config: As transformers takes it.
-        attn_implementation: `sdpa` or `eager`; by default what transformers prefers of these.
+        device: Device such as `cuda`, `cuda:1` or `cpu`; by default CUDA if available.
+        dtype: Dtype of the weights, such as `torch.bfloat16` or `"float32"`; by default the checkpoint's own, except
+            that float16 becomes float32 on the CPU, which is slow in half precision.
+        device_map: Placement by Accelerate, such as `"auto"`, instead of `device`.
+        revision: Branch, tag or commit on the hub. For an adapter this is its own revision, not the base's.
+        quantization_config: Quantization settings of transformers.
+        attn_implementation: `sdpa` or `eager`; by default the one that transformers prefers.
         token: Hub token for gated models.
-        local_files_only: Never touch the network.
-        packed: Whether linear layers are packed (`packing.py`) where they can be, which is on the CPU.
+        local_files_only: Whether to use local files only and never the network.
+        packed: Whether to pack linear layers (`packed_linear.py`) where possible, which is on the CPU.
 
     Raises:
         LoadingError: If the device is unknown, or model, adapter or tokenizer cannot be loaded.
     """
     if device is not None and device_map is not None:
         raise LoadingError("Give device or device_map, not both.")
-    place = None if device_map is not None else resolve_device(device)
+    target = None if device_map is not None else resolve_device(device)
     hub = {"revision": revision, "token": token, "local_files_only": local_files_only}
-    source = _known_place(model_id)
+    source = _model_source(model_id)
     options = {
         "dtype": None if dtype is None else _dtype(dtype),
-        "device_map": device_map if place is None else {"": place},
+        "device_map": device_map if target is None else {"": target},
         "quantization_config": quantization_config,
         "attn_implementation": attn_implementation,
     }
-    with _refusals(source):
+    with _errors_as_loading_error(source):
         adapter = find_adapter(source, hub)
         if adapter is not None:
             model, tokenizer = _load_adapted(adapter, options, hub)
@@ -75,54 +80,55 @@ def load_model(
             model = _load_weights(source, options, hub)
         if packed:
             pack(model)
+        LoadedModel.of(model).hub_options = {"token": token, "local_files_only": local_files_only}
         return model, tokenizer
 
 
 def _load_adapted(
     adapter: Adapter, options: dict[str, Any], hub: dict[str, Any]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The adapter's base with the adapter merged, and the adapter's tokenizer where it has one, else the base's."""
+) -> tuple["PreTrainedModel", PreTrainedTokenizerBase]:
+    """Loads the adapter's base, with the adapter merged, and the tokenizer: the adapter's own, or else the base's."""
     base_hub = {**hub, "revision": adapter.base_revision}
     try:
-        base = _known_place(adapter.base)
+        base = _model_source(adapter.base)
         model: Any = _load_weights(base, options, base_hub)
     except LoadingError as error:
         raise LoadingError(
-            f"The base model of the adapter {adapter.source} cannot be loaded. {error} If it lies elsewhere, "
+            f"The base model of the adapter {adapter.source} cannot be loaded. {error} If it is elsewhere, "
             f"change base_model_name_or_path in {adapter.folder / CONFIG_FILE}."
         ) from error
     if hasattr(model, "peft_config"):
         raise LoadingError(
             f"The base {base} of the adapter {adapter.source} is an adapter. Merge it and save the result."
         )
-    place, place_hub = (str(adapter.folder), {}) if adapter.has_tokenizer else (base, base_hub)
-    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **place_hub)
+    tokenizer_source, tokenizer_hub = (str(adapter.folder), {}) if adapter.has_tokenizer else (base, base_hub)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=False, **tokenizer_hub)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     return merge_adapter(model, adapter), tokenizer
 
 
-def _load_weights(source: str, options: dict[str, Any], hub: dict[str, Any]) -> PreTrainedModel:
-    asked = options["dtype"]
-    with _refusals(source):
+def _load_weights(source: str, options: dict[str, Any], hub: dict[str, Any]) -> "PreTrainedModel":
+    dtype = options["dtype"]
+    with _errors_as_loading_error(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, output_loading_info=True, trust_remote_code=False, **{**options, "dtype": asked or "auto"}, **hub
+            source, output_loading_info=True, trust_remote_code=False, **{**options, "dtype": dtype or "auto"}, **hub
         )
     model, report = loaded
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:4])
         raise LoadingError(
             f"The checkpoint {source} lacks {len(report['missing_keys'])} of the model's weights ({missing}, …); "
-            "they would be random. Download it again, or check that config.json belongs to it."
+            "they would be random. Download it again, or check that config.json belongs to this checkpoint."
         )
-    if asked is None and model.dtype is torch.float16 and model.device.type == "cpu":
+    if dtype is None and model.dtype is torch.float16 and model.device.type == "cpu":
         model = model.float()
     return cast("PreTrainedModel", model)
 
 
 @contextmanager
-def _refusals(source: str) -> Iterator[None]:
-    """Whatever libraries raise, as one sentence of ours that names the model."""
+def _errors_as_loading_error(source: str) -> Iterator[None]:
+    """Turns whatever the libraries raise into a `LoadingError` of one sentence that names the model."""
     try:
         yield
     except (torch.OutOfMemoryError, LoadingError):
@@ -132,7 +138,7 @@ def _refusals(source: str) -> Iterator[None]:
         raise LoadingError(f"Cannot load the model {source}: {reason}") from error
 
 
-def _known_place(model_id: str | Path) -> str:
+def _model_source(model_id: str | Path) -> str:
     source = os.path.expanduser(model_id)  # noqa: PTH111 - a hub id must not become a path
     if looks_local(source) and not Path(source).is_dir():
         raise LoadingError(f"There is no folder {source}. Give a model's folder, or a hub id such as org/model.")
@@ -145,16 +151,29 @@ def load_model_once(
     device: torch.device | str,
     dtype: torch.dtype | str,
     packed: bool = False,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As `load_model`; the two models asked for last stay loaded."""
-    return load_model(model_id, device=device, dtype=dtype, packed=packed)
+    **hub: Any,
+) -> tuple["PreTrainedModel", PreTrainedTokenizerBase]:
+    """Loads like `load_model`, but keeps the last two models loaded and returns them again.
+
+    Args:
+        model_id: Hub id or folder.
+        device: Device to load the model to.
+        dtype: Dtype of the weights.
+        packed: Whether to pack linear layers where possible.
+        **hub: `revision`, `token` and `local_files_only` of `load_model`.
+    """
+    return load_model(model_id, device=device, dtype=dtype, packed=packed, **hub)
 
 
 def load_agent(source: AgentSource | None) -> MaraAgent | None:
-    """Resolves an agent: an object, a folder or hub id, a `.pth` path, or a hub `repo:file`.
+    """Loads an agent.
+
+    Args:
+        source: A `MaraAgent`, a folder, a hub id, the path of a reference `.pth`, or `repo:file` on the hub; None
+            stays None.
 
     Raises:
-        CheckpointError: If there is no valid agent.
+        CheckpointError: If the source does not hold a valid agent.
     """
     if source is None or isinstance(source, MaraAgent):
         return source
@@ -164,10 +183,10 @@ def load_agent(source: AgentSource | None) -> MaraAgent | None:
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Where to compute; by default CUDA where there is one. Of CUDA always with its index.
+    """The device to compute on, by default CUDA if available. A CUDA device always has its index.
 
     Raises:
-        LoadingError: If there is no such device here.
+        LoadingError: If this machine has no such device.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -175,19 +194,19 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if torch.backends.mps.is_available():
         available.append("mps")
     try:
-        place = torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError:
-        place = None
-    known = {str(torch.device(name)) for name in available} | {name.partition(":")[0] for name in available}
-    if place is None or (place.type != "cpu" and str(place) not in known):
+        resolved = None
+    names = {str(torch.device(name)) for name in available} | {name.partition(":")[0] for name in available}
+    if resolved is None or (resolved.type != "cpu" and str(resolved) not in names):
         raise LoadingError(f"There is no device {str(device)!r} here; available: {', '.join(available)}.")
-    return torch.device("cuda", torch.cuda.current_device()) if str(place) == "cuda" else place
+    return torch.device("cuda", torch.cuda.current_device()) if str(resolved) == "cuda" else resolved
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if isinstance(dtype, str) and dtype != "auto":
-        found = getattr(torch, dtype, None)
-        if not isinstance(found, torch.dtype):
+        torch_dtype = getattr(torch, dtype, None)
+        if not isinstance(torch_dtype, torch.dtype):
             raise LoadingError(f"There is no dtype {dtype!r}; try bfloat16, float16 or float32.")
-        return found
+        return torch_dtype
     return dtype

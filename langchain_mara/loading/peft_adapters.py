@@ -1,21 +1,23 @@
-"""PEFT adapters: found by their `adapter_config.json`, and merged into their base model."""
+"""Finds PEFT adapters by their `adapter_config.json` and merges them into their base model."""
 
 import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import snapshot_download
-from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from langchain_mara.exceptions import LoadingError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-# Of a repository on the hub, what an adapter and its tokenizer consist of; never pickled weights.
+# Files of a hub repository that belong to an adapter and its tokenizer; never pickled weights.
 _WANTED = [CONFIG_FILE, WEIGHTS_FILE, "*token*", "vocab*", "merges.txt", "chat_template*"]
 
 
@@ -24,9 +26,9 @@ class Adapter:
     """A PEFT adapter in a folder.
 
     Attributes:
-        source: How the user called it, a folder or a hub id.
-        folder: Where its files lie.
-        base: Folder or hub id of the model it changes.
+        source: Folder or hub id, as the user gave it.
+        folder: Local folder of its files.
+        base: Folder or hub id of the base model.
         base_revision: Branch, tag or commit of the base on the hub, or None.
     """
 
@@ -37,19 +39,19 @@ class Adapter:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether a tokenizer was saved beside it."""
+        """Whether a tokenizer was saved with the adapter."""
         return (self.folder / "tokenizer_config.json").is_file()
 
 
 def find_adapter(source: str, hub: dict[str, Any]) -> Adapter | None:
-    """Looks whether a name means an adapter, and fetches it from the hub if it lies there.
+    """Checks whether a name refers to an adapter, and downloads the adapter if it is on the hub.
 
     Args:
         source: Folder or hub id.
-        hub: `revision`, `token` and `local_files_only` as Hugging Face's functions take them.
+        hub: `revision`, `token` and `local_files_only` for Hugging Face's functions.
 
     Returns:
-        The adapter; None where there is no `adapter_config.json`, or where the folder holds its base as well, because
+        The adapter; None if there is no `adapter_config.json`, or if the folder also holds the base model, because
         transformers loads the two together.
 
     Raises:
@@ -58,7 +60,7 @@ def find_adapter(source: str, hub: dict[str, Any]) -> Adapter | None:
     if find_adapter_config_file(source, **hub) is None:
         return None
     if not is_peft_available():
-        raise LoadingError(f"{source} is a PEFT adapter and peft is not installed: pip install 'langchain-mara[dpo]'")
+        raise LoadingError(f"{source} is a PEFT adapter, and peft is not installed: pip install 'langchain-mara[dpo]'")
     folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(source, allow_patterns=_WANTED, **hub))
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     if config.get("task_type") not in ("CAUSAL_LM", None):
@@ -75,31 +77,31 @@ def find_adapter(source: str, hub: dict[str, Any]) -> Adapter | None:
     return Adapter(source, folder, config["base_model_name_or_path"], config.get("revision"))
 
 
-def merge_adapter(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
-    """The base model with the adapter's changes in its weights; quantized weights keep them beside themselves.
+def merge_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedModel":
+    """Merges an adapter into the weights of its base model. A quantized base keeps the adapter's weights separate.
 
     Args:
-        model: The base, which is changed.
-        adapter: What to merge.
+        model: The base model, which is changed.
+        adapter: The adapter to merge.
 
     Raises:
         LoadingError: If the adapter changes no weights (prompt learning).
         UserWarning: If the adapter's file lacks weights.
         RuntimeError: If adapter and base do not fit.
     """
-    # Costs seconds, and most models are no adapters.
+    # Importing peft takes seconds, and most models are not adapters.
     from peft import PeftModel  # noqa: PLC0415
 
     with warnings.catch_warnings():
-        # They would be random, as would a whole model's.
+        # Missing weights would be random.
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        joined = PeftModel.from_pretrained(model, str(adapter.folder), torch_device=str(model.device))
-    if joined.active_peft_config.is_prompt_learning:
+        adapted = PeftModel.from_pretrained(model, str(adapter.folder), torch_device=str(model.device))
+    if adapted.active_peft_config.is_prompt_learning:
         raise LoadingError(
-            f"The adapter {adapter.source} is of type {joined.active_peft_config.peft_type.value}, which prepends "
+            f"The adapter {adapter.source} is of type {adapted.active_peft_config.peft_type.value}, which prepends "
             "states and changes no weights. Give one that does, such as LoRA."
         )
     quantized = getattr(model, "hf_quantizer", None) is not None
-    merged: Any = joined.get_base_model() if quantized else joined.merge_and_unload(safe_merge=True)
+    merged: Any = adapted.get_base_model() if quantized else adapted.merge_and_unload(safe_merge=True)
     merged.name_or_path = adapter.source
     return cast("PreTrainedModel", merged)

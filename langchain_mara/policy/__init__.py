@@ -1,1 +1,1 @@
-"""The frozen language model: token ids in, states and logits out. It knows no agent and no text."""
+"""The frozen language model: token ids in, states and logits out. It knows nothing of agents or text."""

@@ -1,24 +1,26 @@
-"""What differs between model families: windows, context, logit scaling, and who cannot take part.
+"""What differs between model families: attention windows, context length, logit scaling, and unsupported models.
 
-The engine needs attention that is told by a mask what to see and by position ids where tokens
-stand. What violates this is refused by its configuration where that tells, and by comparing one
-pass with a cache-free evaluation where it does not (`verify_siblings` in `probe.py`).
+Decoding needs attention that depends on nothing but a mask and position ids. Models that violate this are refused by
+their configuration where it shows, and otherwise by comparing a pass over siblings with a cache-free evaluation
+(`verification.verify_siblings`).
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from langchain_mara.exceptions import UnsupportedModelError
-from langchain_mara.policy.attention.grouped_attention import attention_implementation
+from langchain_mara.policy.attention.masks import attention_implementation
 
-# Layers without attention (a feed-forward or expert layer of its own) need no mask.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Layer types without attention (a separate feed-forward or expert layer), which need no mask.
 _MASKLESS = {"moe", "mlp"}
 
 
-def refuse_unsupported(model: PreTrainedModel) -> None:
-    """Refuses models that cannot work, as far as their configuration tells.
+def refuse_unsupported(model: "PreTrainedModel") -> None:
+    """Refuses models whose configuration shows that they cannot be decoded.
 
     Raises:
         UnsupportedModelError: With the reason.
@@ -31,38 +33,46 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             "the states of its candidates come from one decoder."
         )
     text = config.get_text_config(decoder=True)
-    kinds = set(getattr(text, "layer_types", None) or []) - _MASKLESS
-    unknown = sorted(kinds - {"full_attention", "sliding_attention"})
+    layer_types = set(getattr(text, "layer_types", None) or []) - _MASKLESS
+    unknown = sorted(layer_types - {"full_attention", "sliding_attention"})
     if getattr(model, "_is_stateful", False) or unknown:
-        what = f"layers of type {', '.join(unknown)}" if unknown else "a recurrent state"
+        feature = f"layers of type {', '.join(unknown)}" if unknown else "a recurrent state"
         raise UnsupportedModelError(
-            f"{name} has {what}. Siblings need attention whose past is a set of keys and values that a "
-            "mask can hide; a recurrent or linear-attention state cannot be shared between them."
+            f"{name} has {feature}. Siblings need attention whose past is a set of keys and values that a "
+            "mask can hide; a recurrent or linear-attention state cannot be shared between them. Use a model that "
+            "has attention layers only."
         )
     if model.get_output_embeddings() is None:
         raise UnsupportedModelError(f"{name} has no language-model head; load it with AutoModelForCausalLM.")
     implementation = attention_implementation(text)
     if implementation not in ("sdpa", "eager"):
         raise UnsupportedModelError(
-            f"{name} runs attention implementation {implementation!r}, which takes no mask per sibling. "
+            f"{name} runs attention implementation {implementation!r}, which does not take a mask per sibling. "
             "Load the model with attn_implementation='sdpa' or 'eager'."
         )
 
 
 def attention_windows(config: Any) -> dict[str, int | None]:
-    """Window size by kind of layer, None for full attention."""
+    """Window size by layer type; None means full attention.
+
+    Args:
+        config: The configuration of the model's decoder.
+    """
     window = getattr(config, "sliding_window", None)
-    kinds = [kind for kind in (getattr(config, "layer_types", None) or []) if kind not in _MASKLESS]
-    if not kinds:
-        kinds = ["full_attention" if window is None else "sliding_attention"]
-    return {kind: window if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
+    layer_types = [name for name in (getattr(config, "layer_types", None) or []) if name not in _MASKLESS]
+    if not layer_types:
+        layer_types = ["full_attention" if window is None else "sliding_attention"]
+    return {name: window if name == "sliding_attention" else None for name in dict.fromkeys(layer_types)}
 
 
 def context_length(config: Any) -> int | None:
-    """Most positions the model can hold, or None where it names no limit.
+    """Number of positions that the model can hold, or None if its configuration sets no limit.
 
-    Dynamic rotary scalings change every position's angle with the longest row of a batch, so rows
-    would no longer be independent: there the context ends where the scaling would begin.
+    Dynamic rotary scaling changes the angle of every position with the longest row of a batch, so rows would depend on
+    each other. For such models the context ends where scaling would begin.
+
+    Args:
+        config: The configuration of the model's decoder.
     """
     longest = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -74,7 +84,12 @@ def context_length(config: Any) -> int | None:
 
 
 def scale_logits(config: Any, logits: Tensor) -> Tensor:
-    """What some families do to logits after the head: soft-capping (Gemma 2), scaling (Cohere, Granite)."""
+    """Applies what some families do to logits after the head: soft-capping (Gemma 2), scaling (Cohere, Granite).
+
+    Args:
+        config: The configuration of the model's decoder.
+        logits: Logits of any shape; they may be overwritten.
+    """
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits = logits * scale
     if (divisor := getattr(config, "logits_scaling", None)) is not None:

@@ -1,8 +1,8 @@
-"""The pass over siblings as a compiled graph of static shapes: few of them, so that CUDA can record and replay it.
+"""Passes over siblings as compiled graphs with static shapes; there are few shapes, so CUDA can record and replay them.
 
-Rows and width are rounded up to a power of two and the slots attended to to a bucket. Padding is invisible: it writes
+Rows and width are rounded up to powers of two, and the attended slots to a bucket. Padding is invisible: it is written
 where nothing is committed, no other token sees it, and each padding token sees itself, so no row of a mask is empty.
-The keys and values stay at their addresses until the cache outgrows its bucket; then the graph is recorded again.
+Keys and values keep their addresses until the cache outgrows its bucket; then the graph is recorded again.
 """
 
 import warnings
@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from textwrap import shorten
 from typing import Any, NamedTuple
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +19,22 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from langchain_mara.policy.cache import Window, finite, power_of_two, slot_bucket
 
 MOST_GRAPHS = 256
-_FAILURES = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)  # noqa: SLF001
+"""Graphs that may be compiled per model, one for each shape."""
 
 Backend = str | Callable[..., Any]
-
-_refused: WeakSet[nn.Module] = WeakSet()
+"""A backend of `torch.compile`."""
 
 
 class SiblingTokens(NamedTuple):
-    """The tokens of a pass over siblings, as `PolicyModel.siblings` takes them."""
+    """The tokens of a pass over siblings, as `PolicyModel.siblings` takes them.
+
+    Attributes:
+        token_ids: (rows, width) int64 candidates and drafted tokens.
+        slots: (rows, width) int64 scratch slots, distinct within a row.
+        positions: (rows,) int64, position of the siblings of each row.
+        span: Number of slots to attend to.
+        depths: (rows, width) int64, 0 for siblings and n for the n-th drafted token; None if nothing is drafted.
+    """
 
     token_ids: Tensor
     slots: Tensor
@@ -38,26 +44,26 @@ class SiblingTokens(NamedTuple):
 
 
 def padded(tokens: SiblingTokens) -> SiblingTokens:
-    """The tokens with padding up to the shape of a graph.
+    """Pads the tokens of a pass to the shape of a graph.
 
-    Padding tokens of a row take the slots above the highest one in use; padding rows are rows of the cache that
-    belong to nobody.
+    The padding tokens of a row take the slots above the highest one in use. Padding rows use rows of the cache that
+    are free.
     """
     token_ids, slots, positions, span, depths = tokens
     rows, width = token_ids.shape
-    more_rows, more = power_of_two(rows) - rows, power_of_two(width) - width
-    if more:
-        above = span + torch.arange(more, device=slots.device)
-        slots = torch.cat([slots, above.expand(rows, more)], dim=1)
+    more_rows, more_tokens = power_of_two(rows) - rows, power_of_two(width) - width
+    if more_tokens:
+        slots_above = span + torch.arange(more_tokens, device=slots.device)
+        slots = torch.cat([slots, slots_above.expand(rows, more_tokens)], dim=1)
     if more_rows:
-        anywhere = torch.arange(width + more, device=slots.device)
-        slots = torch.cat([slots, anywhere.expand(more_rows, width + more)])
-    shape = (0, more, 0, more_rows)
+        first_slots = torch.arange(width + more_tokens, device=slots.device)
+        slots = torch.cat([slots, first_slots.expand(more_rows, width + more_tokens)])
+    shape = (0, more_tokens, 0, more_rows)
     return SiblingTokens(
         pad(token_ids, shape),
         slots,
         pad(positions, (0, more_rows)),
-        slot_bucket(max(span + more, width + more)),
+        slot_bucket(max(span, width) + more_tokens),
         None if depths is None else pad(depths, shape),
     )
 
@@ -72,12 +78,12 @@ class _WindowLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: the stores exist before the graph does."""
+        """Does nothing: storage exists before the graph does."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes (rows, heads, width, dimension) states and returns all keys and values of the window."""
         if self.stores is None:
-            raise ValueError("a layer attends now that did not attend to the prompt")
+            raise ValueError("a layer that did not attend to the prompt attends to candidates")
         keys, values = self.stores
         slots = self.slots.to(keys.device)
         rows = torch.arange(slots.shape[0], device=slots.device).unsqueeze(1)
@@ -113,37 +119,39 @@ def run_compiled(
     window: Sequence[Window | None],
     backend: Backend = "inductor",
 ) -> Tensor | None:
-    """Runs a pass as the graph of its shapes, which the first pass of these shapes compiles.
+    """Runs a pass as a compiled graph. The first pass of each shape compiles the graph for it.
 
     Args:
-        backbone: Of the policy model.
-        inputs: Its arguments: token ids, positions and masks.
-        slots: (rows, width) int64, where the tokens' keys and values are written.
-        window: As `RaggedCache.window` gives it.
-        backend: Of `torch.compile`; on CUDA, inductor records CUDA graphs.
+        backbone: The policy model without its head.
+        inputs: Arguments of the backbone: token ids, positions and masks.
+        slots: (rows, width) int64, slots that the tokens' keys and values are written to.
+        window: Keys and values of all layers, as `RaggedCache.window` returns them.
+        backend: Backend of `torch.compile`. On CUDA, inductor records CUDA graphs.
 
     Returns:
         (rows, width, d) states; None, after a warning, if the model cannot be compiled.
     """
-    if backbone in _refused:
-        return None
     mode = "reduce-overhead" if slots.is_cuda and backend == "inductor" else None
     try:
-        # Every shape is a recompilation in dynamo's eyes, and it gives up at the eighth.
+        # Dynamo counts every shape as a recompilation, and by default gives up after eight.
         with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):  # noqa: SLF001
-            # A recorded graph writes the next pass's states over these.
+            # A recorded graph overwrites these states in the next pass.
             return _compiled(backend, mode)(backbone, inputs, slots, window).clone()
-    except _FAILURES as error:
-        _refused.add(backbone)
+    except _compile_failures() as error:
         _warn(backbone, error)
         return None
+
+
+def _compile_failures() -> tuple[type[Exception], ...]:
+    # Importing torch._dynamo takes seconds, so this module does it only once something is compiled.
+    return torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit  # noqa: SLF001
 
 
 def _warn(backbone: nn.Module, error: Exception) -> None:
     reason = shorten(str(error).partition("\n\n")[0], 240) or type(error).__name__
     warnings.warn(
-        f"{type(backbone).__name__} cannot be compiled ({reason}): its passes run without. Set compile=False, or "
-        "install what torch.compile needs: a C++ compiler on the CPU, Triton on CUDA.",
+        f"{type(backbone).__name__} cannot be compiled ({reason}), so its passes run uncompiled. Set compile=False, "
+        "or install what torch.compile needs: a C++ compiler on the CPU, Triton on CUDA.",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -1,55 +1,57 @@
-"""Fingerprints of weights: what cache keys and kept prefixes depend on, computed once per state of the weights."""
+"""Fingerprints of weights, which cache keys depend on. They are recomputed only when the weights change."""
 
 import hashlib
-from collections.abc import Iterable
-from weakref import WeakKeyDictionary
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from langchain_mara.policy.packed_linear import named_weights
 
 _SAMPLES = 64
-_known: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], str]] = WeakKeyDictionary()
 
 
 def weights_state(module: nn.Module) -> tuple[int, int]:
-    """Changes whenever weights are replaced or trained in place; says nothing beyond this process.
+    """A value that changes whenever weights are replaced or trained in place. It is valid within this process only.
 
-    Writing through `tensor.data` without replacing the tensor goes unnoticed, as it does in PyTorch.
-    """
-    tensors = [*module.parameters(), *module.buffers()]
-    versions = sum(0 if one.is_inference() else one._version for one in tensors)  # noqa: SLF001
-    return versions, hash(tuple(0 if one.is_meta else one.data_ptr() for one in tensors))
-
-
-def weights_fingerprint(module: nn.Module, named: Iterable[tuple[str, Tensor]]) -> str:
-    """Sixteen hexadecimal digits of named tensors, kept until the module's weights change.
+    Writes through `tensor.data` that do not replace the tensor go unnoticed, as they do in PyTorch's autograd.
 
     Args:
-        module: Whose fingerprint it is.
-        named: Names and tensors that go into it.
+        module: Module whose parameters and buffers are inspected.
     """
-    state = weights_state(module)
-    known = _known.get(module)
-    if known is None or known[0] != state:
-        digest = hashlib.sha256()
-        for name, tensor in named:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        known = _known[module] = (state, digest.hexdigest()[:16])
-    return known[1]
+    tensors = [*module.parameters(), *module.buffers()]
+    versions = sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)  # noqa: SLF001
+    return versions, hash(tuple(0 if tensor.is_meta else tensor.data_ptr() for tensor in tensors))
 
 
-def model_fingerprint(model: PreTrainedModel) -> str:
-    """Sixteen hexadecimal digits that tell policy models apart: names, shapes, dtypes, and 64 values of every weight.
+class WeightsFingerprint:
+    """Fingerprint of a module, recomputed only when its weights have changed."""
 
-    Names alone would not do: two revisions, or a folder trained further, share theirs.
-    """
-    return weights_fingerprint(
-        model, ((f"{name} {tuple(one.shape)}", _sample(one)) for name, one in named_weights(model))
-    )
+    def __init__(self) -> None:
+        self._last: tuple[tuple[int, int], str] | None = None
+
+    def of(self, module: nn.Module, named_tensors: Iterable[tuple[str, Tensor]]) -> str:
+        """Sixteen hexadecimal digits that depend on names, dtypes, shapes and values.
+
+        Args:
+            module: Module to fingerprint, the same in every call. If its weights have not changed, the last result is
+                returned.
+            named_tensors: Names and tensors to hash; read only if the fingerprint is recomputed.
+        """
+        state = weights_state(module)
+        if self._last is None or self._last[0] != state:
+            digest = hashlib.sha256()
+            for name, tensor in named_tensors:
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            self._last = state, digest.hexdigest()[:16]
+        return self._last[1]
+
+
+def sampled_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names with shapes of all weights, each with at most 64 of its values."""
+    for name, weight in named_weights(model):
+        yield f"{name} {tuple(weight.shape)}", _sample(weight)
 
 
 def _sample(tensor: Tensor) -> Tensor:

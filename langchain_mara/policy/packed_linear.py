@@ -1,29 +1,31 @@
-"""Linear layers whose weights lie in memory as the CPU's matrix products read them.
+"""Linear layers whose weights are stored in the layout that the CPU's matrix products read.
 
-PyTorch's product of a few tokens with a matrix rearranges the whole matrix first, each time: on the CPU a pass over two
-tokens costs more than one over a single token, for nothing. oneDNN can keep the weights rearranged. Then a pass over
-eight siblings costs what a pass over one does, and both cost less.
+To multiply a few tokens by a matrix, PyTorch first rearranges the whole matrix, every time. This makes a pass over two
+tokens much slower on the CPU than a pass over one. oneDNN can keep the weights rearranged. Then a pass over eight
+siblings costs as much as a pass over one, and both cost less.
 """
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
-_TOKENS = 8  # the layout is chosen for products of about so many tokens; others work, prompts too
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_TOKENS = 8  # oneDNN chooses the layout for products of about this many tokens; any other number works, too
 
 
 class PackedLinear(nn.Module):
     """Computes what `nn.Linear` computes, up to rounding, on the CPU.
 
-    It has no parameters but the bias: `weight` is unpacked when asked for, and state dicts hold it.
+    Its only parameter is the bias. `weight` is unpacked on access, and state dicts contain it.
 
     Args:
-        linear: The layer whose place this takes.
-        shared: Whether the weight belongs to another layer as well, and stays there.
+        linear: The layer to replace.
+        shared: Whether the weight is also the weight of another layer, which keeps it.
 
     Raises:
         RuntimeError: If this build of PyTorch, or the processor, cannot pack weights of this dtype.
@@ -34,28 +36,28 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
         self._packed = _packed(linear.weight)
-        # In a tuple, so that it is no parameter of this module.
+        # In a tuple, so that it does not become a parameter of this module.
         self._shared: tuple[Tensor, ...] = (linear.weight,) if shared else ()
 
     @property
     def shares_weight(self) -> bool:
-        """Whether the weight is another layer's."""
+        """Whether the weight belongs to another layer, too."""
         return bool(self._shared)
 
     @property
     def weight(self) -> Tensor:
-        """(out_features, in_features), in the plain layout: the other layer's, or a copy."""
+        """(out_features, in_features) weight in the plain layout: the shared tensor, or an unpacked copy."""
         return self._shared[0] if self.shares_weight else self._packed.to_dense()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(…, out_features) of (…, in_features)."""
+        """Maps (…, in_features) to (…, out_features)."""
         if torch.is_grad_enabled() and inputs.requires_grad:
             return functional.linear(inputs, self.weight, self.bias)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self.bias, "none", [], "")  # noqa: SLF001
         return product
 
     def extra_repr(self) -> str:
-        """Sizes, as `nn.Linear` shows them."""
+        """Sizes in the format of `nn.Linear`."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -72,10 +74,10 @@ class PackedLinear(nn.Module):
         moved = fn(torch.empty(0, dtype=self._packed.dtype))
         if moved.device.type != "cpu" or moved.dtype != self._packed.dtype:
             self._become_plain()
-        return cast("nn.Module", nn.Module._apply(self, fn, recurse))  # noqa: SLF001 - by now this may be no PackedLinear
+        return cast("nn.Module", nn.Module._apply(self, fn, recurse))  # noqa: SLF001 - it may be an nn.Linear by now
 
     def _become_plain(self) -> None:
-        """Turns into the plain layer: on another device, or in another dtype, the packed weights are of no use."""
+        """Turns into `nn.Linear`, because packed weights work on one device and in one dtype only."""
         weight, plain = self.weight, cast("Any", self)
         del self._packed, self._shared
         plain.__class__ = nn.Linear
@@ -93,24 +95,24 @@ def _packed(weight: Tensor) -> Tensor:
     return packed
 
 
-def pack(model: PreTrainedModel) -> bool:
-    """Packs the linear layers of a frozen model in place, one by one.
+def pack(model: "PreTrainedModel") -> bool:
+    """Packs the linear layers of a frozen model in place, one after another.
 
-    A head that shares the embedding's weight gets a packed copy: more memory by the size of the embedding.
+    A head that shares its weight with the embedding gets a packed copy, which takes as much memory as the embedding.
 
     Args:
-        model: Any; what cannot be packed stays as it is: models that are quantized, not wholly on the CPU, or neither
-            in float32 nor in bfloat16, and layers of other kinds.
+        model: The model to pack. It stays as it is if it is quantized, not entirely on the CPU, or not in float32 or
+            bfloat16. Layers of other types always stay as they are.
 
     Returns:
-        Whether the model is packed.
+        Whether the model was packed.
     """
-    places = _linear_layers(model)
-    if not places or not _packable(model):
+    linear_layers = _linear_layers(model)
+    if not linear_layers or not _packable(model):
         return False
     embedding = model.get_input_embeddings().weight
-    for parent, name in places:
-        # Nothing else holds a plain layer, so that its memory is free before the next one is packed.
+    for parent, name in linear_layers:
+        # Nothing else refers to the plain layer, so its memory is freed before the next one is packed.
         linear = getattr(parent, name)
         setattr(parent, name, PackedLinear(linear, shared=linear.weight is embedding))
     return True
@@ -122,7 +124,7 @@ def is_packed(model: nn.Module) -> bool:
 
 
 def _linear_layers(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Parents and names; layers that somebody has wrapped or hooked are not plain ones."""
+    """Parents and names of all plain linear layers, that is, neither subclassed nor hooked by Accelerate."""
     return [
         (parent, name)
         for parent in model.modules()
@@ -131,23 +133,23 @@ def _linear_layers(model: nn.Module) -> list[tuple[nn.Module, str]]:
     ]
 
 
-def _packable(model: PreTrainedModel) -> bool:
+def _packable(model: "PreTrainedModel") -> bool:
     if getattr(model, "hf_quantizer", None) is not None or not torch.backends.mkldnn.is_available():
         return False
-    devices = {one.device.type for one in model.parameters()}
-    dtypes = {one.dtype for one in model.parameters()}
+    devices = {parameter.device.type for parameter in model.parameters()}
+    dtypes = {parameter.dtype for parameter in model.parameters()}
     if devices != {"cpu"} or not dtypes <= {torch.float32, torch.bfloat16}:
         return False
     try:
         for dtype in dtypes:
             PackedLinear(nn.Linear(16, 16, dtype=dtype))(torch.zeros(1, 16, dtype=dtype))
     except (RuntimeError, AttributeError):
-        return False  # another build of PyTorch, or a processor without bfloat16
+        return False  # a PyTorch build without oneDNN, or a processor without bfloat16
     return True
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors as `named_parameters` of the model would give them were it not packed, in the plain layout."""
+    """Names and plain weights that `named_parameters` would yield if the model were not packed."""
     seen: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
         start = f"{prefix}." if prefix else ""

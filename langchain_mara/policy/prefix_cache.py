@@ -1,7 +1,7 @@
-"""Prefix reuse: keys and values of prompts' beginnings, kept for the next prompt that begins the same way.
+"""Prefix cache: keys and values of prompts, kept for later prompts that begin with the same tokens.
 
-They are kept in blocks of `BLOCK_TOKENS` tokens. A block is known by its own tokens and by the block
-before it, so that prompts share the blocks of their common beginning and nothing is kept twice.
+They are kept in blocks of `BLOCK_TOKENS` tokens. A block is identified by its own tokens and by the block before it,
+so prompts share the blocks of their common prefix and nothing is kept twice.
 """
 
 from collections import OrderedDict
@@ -12,13 +12,19 @@ from typing import NamedTuple
 from torch import Tensor
 
 BLOCK_TOKENS = 32
+"""Tokens per block."""
 
 KeysValues = list[tuple[Tensor, Tensor]]
-"""Keys and values of some tokens, layer by layer: (tokens, heads, dimension) each."""
+"""Keys and values of some tokens, layer by layer, (tokens, heads, dimension) each."""
 
 
-class Key(NamedTuple):
-    """A block's identity: the block before it (0: none) and its own tokens."""
+class BlockKey(NamedTuple):
+    """What identifies a block: the block before it and its own tokens.
+
+    Attributes:
+        parent: `identity` of the block before it; 0 for the first block of a prompt.
+        token_ids: The `BLOCK_TOKENS` tokens of the block.
+    """
 
     parent: int
     token_ids: tuple[int, ...]
@@ -29,9 +35,9 @@ class Block:
     """Keys and values of `BLOCK_TOKENS` consecutive tokens.
 
     Attributes:
-        identity: Never used again, also after the block is forgotten.
-        layers: Its keys and values.
-        size: Bytes they take.
+        identity: Unique number, never reused even after the block is evicted.
+        layers: Keys and values of the block.
+        size: Size of the keys and values in bytes.
     """
 
     identity: int
@@ -40,24 +46,24 @@ class Block:
 
 
 class PrefixCache:
-    """Blocks of prefixes within a memory budget; the least recently used are forgotten first.
+    """Blocks of prefixes within a memory budget; the least recently used are evicted first.
 
     Args:
-        budget: Bytes of keys and values to keep at most, on the device of the cache; 0 keeps nothing.
+        budget: Most bytes of keys and values to keep, on the device of the model; 0 keeps nothing.
 
     Attributes:
-        size: Bytes kept.
+        size: Bytes kept now.
     """
 
     def __init__(self, budget: int) -> None:
         self.size = 0
         self._budget = budget
-        self._blocks: OrderedDict[Key, Block] = OrderedDict()
-        self._made = 0
+        self._blocks: OrderedDict[BlockKey, Block] = OrderedDict()
+        self._last_identity = 0
 
     @property
     def budget(self) -> int:
-        """Most bytes kept; lowering it forgets at once."""
+        """Most bytes to keep; lowering it evicts blocks at once."""
         return self._budget
 
     @budget.setter
@@ -66,68 +72,76 @@ class PrefixCache:
         self._shrink()
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Evicts all blocks."""
         self._blocks.clear()
         self.size = 0
 
     def match(self, token_ids: Sequence[int]) -> list[Block]:
-        """Blocks of the longest kept prefix of a prompt, which counts as a use of them.
+        """Blocks of the longest prefix of a prompt that is kept. They count as recently used.
 
-        The last token is never among them: its state must be computed, the first candidates depend on it.
-        """
-        found = self._find(token_ids[:-1])
-        self._touch([key for key, _ in found])
-        return [block for _, block in found]
-
-    def next_key(self, token_ids: Sequence[int]) -> Key | None:
-        """What the first block of a prompt that is not kept will be; None where all that fills a block is."""
-        found = self._find(token_ids[:-1])
-        start = len(found) * BLOCK_TOKENS
-        if len(token_ids) - 1 < start + BLOCK_TOKENS:
-            return None
-        return Key(found[-1][1].identity if found else 0, tuple(token_ids[start : start + BLOCK_TOKENS]))
-
-    def add(self, token_ids: Sequence[int], read: Callable[[int, int], KeysValues]) -> None:
-        """Keeps what is not kept yet of a row's tokens.
+        The last token of the prompt is never among them, because the first candidates need its state.
 
         Args:
-            token_ids: The row's tokens from its beginning; what does not fill a block is left out.
-            read: Copies the keys and values of tokens `start` … `stop - 1` out of the cache.
+            token_ids: The token ids of the prompt.
+        """
+        kept_blocks = self._find(token_ids[:-1])
+        self._touch([key for key, _ in kept_blocks])
+        return [block for _, block in kept_blocks]
+
+    def next_key(self, token_ids: Sequence[int]) -> BlockKey | None:
+        """Key of the first full block of a prompt that is not kept; None if all its full blocks are kept.
+
+        Args:
+            token_ids: The token ids of the prompt.
+        """
+        kept_blocks = self._find(token_ids[:-1])
+        start = len(kept_blocks) * BLOCK_TOKENS
+        if len(token_ids) - 1 < start + BLOCK_TOKENS:
+            return None
+        parent = kept_blocks[-1][1].identity if kept_blocks else 0
+        return BlockKey(parent, tuple(token_ids[start : start + BLOCK_TOKENS]))
+
+    def add(self, token_ids: Sequence[int], read: Callable[[int, int], KeysValues]) -> None:
+        """Keeps the blocks of a row that are not kept yet.
+
+        Args:
+            token_ids: The tokens of the row from its beginning. Tokens that do not fill a block are left out.
+            read: Function of `start` and `stop` that copies the keys and values of tokens `start` … `stop - 1`.
         """
         if self._budget <= 0:
             return
-        known = self._find(token_ids)
-        keys = [key for key, _ in known]
-        parent = known[-1][1].identity if known else 0
+        kept_blocks = self._find(token_ids)
+        keys = [key for key, _ in kept_blocks]
+        parent = kept_blocks[-1][1].identity if kept_blocks else 0
         try:
-            for start in range(len(known) * BLOCK_TOKENS, len(token_ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+            for start in range(len(kept_blocks) * BLOCK_TOKENS, len(token_ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
                 layers = read(start, start + BLOCK_TOKENS)
                 size = sum(tensor.numel() * tensor.element_size() for pair in layers for tensor in pair)
                 if (len(keys) + 1) * size > self._budget:
                     break
-                self._made += 1
-                keys.append(Key(parent, tuple(token_ids[start : start + BLOCK_TOKENS])))
-                self._blocks[keys[-1]] = Block(self._made, layers, size)
+                self._last_identity += 1
+                keys.append(BlockKey(parent, tuple(token_ids[start : start + BLOCK_TOKENS])))
+                self._blocks[keys[-1]] = Block(self._last_identity, layers, size)
                 self.size += size
-                parent = self._made
+                parent = self._last_identity
         finally:
             self._touch(keys)
             self._shrink()
 
-    def _find(self, token_ids: Sequence[int]) -> list[tuple[Key, Block]]:
-        found: list[tuple[Key, Block]] = []
+    def _find(self, token_ids: Sequence[int]) -> list[tuple[BlockKey, Block]]:
+        kept_blocks: list[tuple[BlockKey, Block]] = []
         parent = 0
         for start in range(0, len(token_ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
-            key = Key(parent, tuple(token_ids[start : start + BLOCK_TOKENS]))
+            key = BlockKey(parent, tuple(token_ids[start : start + BLOCK_TOKENS]))
             block = self._blocks.get(key)
             if block is None:
                 break
-            found.append((key, block))
+            kept_blocks.append((key, block))
             parent = block.identity
-        return found
+        return kept_blocks
 
-    def _touch(self, keys: Sequence[Key]) -> None:
-        # The beginning last: a block must never outlive the one before it, or it could not be found.
+    def _touch(self, keys: Sequence[BlockKey]) -> None:
+        # The first block is touched last: a block that outlived the one before it could never be found again.
         for key in reversed(keys):
             self._blocks.move_to_end(key)
 

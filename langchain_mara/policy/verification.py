@@ -1,36 +1,28 @@
-"""Proves on the model itself that a pass over siblings equals a cache-free evaluation."""
-
-from typing import TYPE_CHECKING
-from weakref import WeakSet
+"""Checks on the model itself that a pass over siblings equals a cache-free evaluation."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from langchain_mara.exceptions import UnsupportedModelError
-
-if TYPE_CHECKING:
-    from langchain_mara.policy.model import PolicyModel
-
-_verified: WeakSet[nn.Module] = WeakSet()
+from langchain_mara.policy.model import PolicyModel
 
 
 @torch.inference_mode()
-def verify_siblings(policy: "PolicyModel") -> None:
-    """Compares two ragged rows of three siblings with cache-free evaluations, once per model.
+def verify_siblings(policy: PolicyModel) -> None:
+    """Compares two rows of three siblings, of different lengths, with cache-free evaluations, once per model.
 
-    Position biases that no mask or position id controls (ALiBi), attention with a mask of its own,
-    and logits that are transformed in an unknown way all show up here. The cost is three passes over
-    a few tokens.
+    This detects position biases that depend on neither mask nor position ids (ALiBi), attention that makes its own
+    mask, and logits that are transformed in an unknown way. It costs three passes over a few tokens.
 
     Args:
-        policy: A policy model that passed `refuse_unsupported`.
+        policy: The policy model to check.
 
     Raises:
         UnsupportedModelError: If states or logits differ by more than rounding.
     """
-    if policy.model in _verified:
+    if policy.loaded.verified:
         return
-    vocabulary = policy.model.get_input_embeddings().weight.shape[0]
+    vocabulary = policy.vocabulary_size
     tokens = torch.linspace(1, vocabulary - 1, 11, device=policy.device).long()
     prompts, siblings = [tokens[:5].tolist(), tokens[5:8].tolist()], tokens[8:]
     try:
@@ -39,17 +31,17 @@ def verify_siblings(policy: "PolicyModel") -> None:
         raise
     except Exception as error:
         raise UnsupportedModelError(
-            f"{type(policy.model).__name__} cannot run a pass over siblings ({error}). It needs attention that "
-            "takes a mask per query and position ids and nothing else (no ALiBi, say)."
+            f"{type(policy.model).__name__} cannot run a pass over siblings ({error}). Use a model whose "
+            "attention depends on a mask per query and on position ids only (so not on ALiBi, for example)."
         ) from error
-    for prompt, got in zip(prompts, states, strict=True):
-        expected, logits = _cache_free(policy, prompt, siblings)
-        _compare(policy, got, expected, "states")
-        _compare(policy, policy.logits(got), logits, "logits")
-    _verified.add(policy.model)
+    for prompt, actual_states in zip(prompts, states, strict=True):
+        expected_states, expected_logits = _cache_free(policy, prompt, siblings)
+        _compare(policy, actual_states, expected_states, "states")
+        _compare(policy, policy.logits(actual_states), expected_logits, "logits")
+    policy.loaded.verified = True
 
 
-def _sibling_states(policy: "PolicyModel", prompts: list[list[int]], siblings: Tensor) -> Tensor:
+def _sibling_states(policy: PolicyModel, prompts: list[list[int]], siblings: Tensor) -> Tensor:
     cache = policy.new_cache()
     policy.prefill(cache, 0, prompts)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=policy.device)
@@ -58,24 +50,26 @@ def _sibling_states(policy: "PolicyModel", prompts: list[list[int]], siblings: T
     return policy.siblings(cache, siblings.expand(2, 3), slots, lengths, span=8)
 
 
-def _cache_free(policy: "PolicyModel", prompt: list[int], siblings: Tensor) -> tuple[Tensor, Tensor]:
+def _cache_free(policy: PolicyModel, prompt: list[int], siblings: Tensor) -> tuple[Tensor, Tensor]:
     prefix = torch.tensor(prompt, device=policy.device).expand(3, -1)
-    output = policy.model(torch.cat([prefix, siblings.unsqueeze(1)], dim=1), use_cache=False, output_hidden_states=True)
+    token_ids = torch.cat([prefix, siblings.unsqueeze(1)], dim=1)
+    with policy.loaded.evaluation_mode():
+        output = policy.model(token_ids, use_cache=False, output_hidden_states=True)
     return output.hidden_states[-1][:, -1], output.logits[:, -1]
 
 
-def _compare(policy: "PolicyModel", got: Tensor, expected: Tensor, what: str) -> None:
+def _compare(policy: PolicyModel, actual: Tensor, expected: Tensor, quantity: str) -> None:
     if not expected.isfinite().all():
-        return  # a broken model is not the probe's business: its states count as rejected
-    got, expected = got.float(), expected.float().to(got.device)
-    errors = (got - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-6)
-    # In half precision a mixture of experts may route one sibling differently: the median decides.
+        return  # A broken model passes: its states count as rejected when it decodes.
+    actual, expected = actual.float(), expected.float().to(actual.device)
+    errors = (actual - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-6)
+    # In half precision a mixture of experts may route one sibling differently, so the median decides.
     error = errors.median().item()
     limit = 1e-3 if policy.model.dtype in (torch.float32, torch.float64) else 0.2
     if not error <= limit:
         raise UnsupportedModelError(
-            f"{type(policy.model).__name__} gives other {what} for siblings in one pass than alone (relative "
+            f"{type(policy.model).__name__} gives other {quantity} for siblings in one pass than alone (relative "
             f"difference {error:.2g}). Its attention depends on more than mask and position ids (ALiBi, for "
             "example), or its logits are transformed in a way this library does not know, so "
-            "accept/reject decoding would silently be wrong."
+            "accept/reject decoding would be wrong without notice. Use a model of a supported family."
         )

@@ -1,8 +1,9 @@
-"""Texts out of decisions: the one place where the decode loop meets a tokenizer and stop strings."""
+"""Turns decisions into text: the only module where the decode loop meets tokenizers and stop strings."""
 
 import asyncio
 import queue
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,156 +23,168 @@ class Completion:
     """One prompt being answered.
 
     Attributes:
-        request: What the decode loop runs.
-        transcript: The text so far.
-        statistics: Of the decisions so far.
-        finish_reason: None while it runs.
-        accept_probabilities: For each emitted token those of the candidates examined (None for a state that
-            was not finite), where they are asked for.
+        request: The request that the decode loop runs.
+        detokenizer: Turns the decided tokens into text.
+        statistics: Statistics of the decisions so far.
+        finish_reason: Why the completion ended; None while it runs.
+        accept_probabilities: For each decision, the accept probabilities of the candidates examined, with None for a
+            state that was not finite; None if they are not requested.
+        decisions: Number of decisions so far.
     """
 
     request: Request
-    transcript: IncrementalDetokenizer
+    detokenizer: IncrementalDetokenizer
     statistics: DecisionStatistics = field(default_factory=DecisionStatistics)
     finish_reason: FinishReason | None = None
     accept_probabilities: list[list[float | None]] | None = None
-    _told: int = 0
+    decisions: int = 0
+    _decisions_in_chunks: int = 0
 
     @property
     def info(self) -> dict[str, Any]:
-        """LangChain's `generation_info`: why it ended, counts of what was decided, and what else is asked for."""
+        """LangChain's `generation_info`: finish reason, statistics, and accept probabilities if requested."""
         info = {"finish_reason": self.finish_reason, "decisions": self.statistics.as_info()}
         return (
             info if self.accept_probabilities is None else {**info, "accept_probabilities": self.accept_probabilities}
         )
 
-    def new_info(self, *, last: bool) -> dict[str, Any] | None:
-        """`info` for one chunk of a stream, so that the chunks' infos merge to the whole."""
-        info = self.info if last else {}
+    def info_of_chunk(self, delta: "CompletionDelta") -> dict[str, Any] | None:
+        """The part of `info` that belongs to the chunk ending with a delta. The parts of all chunks merge to `info`.
+
+        The decoding thread may be ahead of the reader, so a chunk gets the decisions up to its delta and no later ones.
+        """
+        info = self.info if delta.last else {}
         if self.accept_probabilities is not None:
-            info["accept_probabilities"] = self.accept_probabilities[self._told :]
-            self._told = len(self.accept_probabilities)
+            info["accept_probabilities"] = self.accept_probabilities[self._decisions_in_chunks : delta.decisions]
+            self._decisions_in_chunks = delta.decisions
         return info or None
 
     def push(self, decision: Decision) -> str:
-        """Takes a decision and returns the text it releases; ends the request at a stop string."""
+        """Takes a decision and returns the text that it releases. Ends the request at a stop string."""
+        self.decisions += 1
         self.statistics.add(decision)
         if self.accept_probabilities is not None:
             self.accept_probabilities.append([None if isnan(p) else p for p in decision.accept_probabilities])
         self.finish_reason = decision.finish_reason
-        released = "" if decision.token_id is None else self.transcript.push(decision.token_id)
-        if self.transcript.stopped:
+        released = "" if decision.token_id is None else self.detokenizer.push(decision.token_id)
+        if self.detokenizer.stopped:
             self.finish_reason = "stop"
             self.request.cancel()
         elif self.finish_reason is not None:
-            released += self.transcript.finish()
+            released += self.detokenizer.finish()
             # What was held back may hold a stop string once the last bytes are decoded.
-            self.finish_reason = "stop" if self.transcript.stopped else self.finish_reason
+            self.finish_reason = "stop" if self.detokenizer.stopped else self.finish_reason
         return released
 
 
 def token_usage(completions: Sequence[Completion]) -> dict[str, int]:
-    """Tokens of prompts and answers, by the names LangChain uses."""
-    # Several answers to one prompt have the prompt in common.
+    """Token counts of prompts and answers, under LangChain's names."""
+    # Several answers to one prompt count their common prompt once.
     prompts = {id(completion.request.prompt_ids): len(completion.request.prompt_ids) for completion in completions}
-    prompt = sum(prompts.values())
-    answer = sum(completion.statistics.tokens for completion in completions)
-    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    prompt_tokens = sum(prompts.values())
+    answer_tokens = sum(completion.statistics.tokens for completion in completions)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": answer_tokens,
+        "total_tokens": prompt_tokens + answer_tokens,
+    }
 
 
 class CompletionDelta(NamedTuple):
     """What one decision adds to a completion.
 
     Attributes:
-        completion: Which one.
-        decision: What was decided.
-        text: Text it releases, often the empty string.
-        last: Whether the completion has ended with it.
+        completion: The completion.
+        decision: The decision.
+        text: Text that the decision releases, often the empty string.
+        last: Whether the completion ends with this decision.
+        decisions: Number of decisions of the completion so far, including this one.
     """
 
     completion: Completion
     decision: Decision
     text: str
     last: bool
+    decisions: int
 
 
 @dataclass(frozen=True)
 class GenerationJob:
-    """Prompts to be answered together by a loaded model's scheduler.
+    """Completions that a loaded model's scheduler is to run together.
 
     Attributes:
         policy: The policy model.
-        completions: None of them begun.
-        pace: Batch size, width, draft, prefix memory and whether passes are compiled.
-        queue_size: Most requests that may be waiting before.
-        timeout: Seconds until all of it must be done; None for no limit.
+        completions: Completions that have not begun.
+        batch_config: Batch settings.
+        queue_size: Number of waiting requests at which the job is refused.
+        timeout: Seconds within which all completions must end; None for no limit.
     """
 
     policy: PolicyModel
     completions: Sequence[Completion]
-    pace: BatchConfig = field(default_factory=BatchConfig)
+    batch_config: BatchConfig = field(default_factory=BatchConfig)
     queue_size: int = DEFAULT_QUEUE_SIZE
     timeout: float | None = None
 
 
-def complete(work: GenerationJob) -> Iterator[CompletionDelta]:
-    """Answers prompts in the model's running batch.
+def complete(job: GenerationJob) -> Iterator[CompletionDelta]:
+    """Runs completions in the model's running batch.
 
     Args:
-        work: What to answer.
+        job: The job to run.
 
     Yields:
-        A piece per decision; closing the generator frees the rows within a pass.
+        One delta per decision. Closing the generator ends the sequences before the next pass.
 
     Raises:
         QueueFullError: If too many requests are waiting.
-        TimeoutError: If `timeout` is over.
-        Exception: Whatever made one of the requests fail.
+        TimeoutError: If the job takes longer than its timeout.
+        Exception: The error that made one of the requests fail.
     """
     arrived: queue.SimpleQueue[CompletionDelta | Request] = queue.SimpleQueue()
-    with _submitted(work, arrived.put) as deadline:
-        running = {completion.request for completion in work.completions}
+    with _submitted(job, arrived.put) as deadline:
+        running = {completion.request for completion in job.completions}
         while running:
             try:
                 item = arrived.get(timeout=deadline())
             except queue.Empty:
-                raise _timeout(work) from None
+                raise _timeout(job) from None
             if isinstance(item, CompletionDelta):
                 yield item
             _settle(running, item)
 
 
-async def acomplete(work: GenerationJob) -> AsyncIterator[CompletionDelta]:
-    """As `complete`, without blocking the event loop.
+async def acomplete(job: GenerationJob) -> AsyncIterator[CompletionDelta]:
+    """Runs completions like `complete`, without blocking the event loop.
 
     Args:
-        work: What to answer.
+        job: The job to run.
 
     Yields:
-        A piece per decision; cancelling the task or closing the generator frees the rows within a pass.
+        One delta per decision. Canceling the task or closing the generator ends the sequences before the next pass.
 
     Raises:
         QueueFullError: If too many requests are waiting.
-        TimeoutError: If `timeout` is over.
-        Exception: Whatever made one of the requests fail.
+        TimeoutError: If the job takes longer than its timeout.
+        Exception: The error that made one of the requests fail.
     """
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[CompletionDelta | Request] = asyncio.Queue()
 
     def put(item: CompletionDelta | Request) -> None:
-        # A loop that was closed in the meantime has nobody left to tell.
+        # If the loop was closed in the meantime, nobody is waiting any more.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(arrived.put_nowait, item)
 
-    with _submitted(work, put) as deadline:
-        running = {completion.request for completion in work.completions}
+    with _submitted(job, put) as deadline:
+        running = {completion.request for completion in job.completions}
         while running:
             try:
-                # Unlike wait_for, this gives what has arrived also when time is over.
+                # Unlike wait_for, this returns an item that has arrived even if the time is over.
                 async with asyncio.timeout(deadline()):
                     item = await arrived.get()
             except TimeoutError:
-                raise _timeout(work) from None
+                raise _timeout(job) from None
             if isinstance(item, CompletionDelta):
                 yield item
             _settle(running, item)
@@ -179,33 +192,33 @@ async def acomplete(work: GenerationJob) -> AsyncIterator[CompletionDelta]:
 
 @contextmanager
 def _submitted(
-    work: GenerationJob, put: Callable[[CompletionDelta | Request], None]
+    job: GenerationJob, put: Callable[[CompletionDelta | Request], None]
 ) -> Iterator[Callable[[], float | None]]:
-    """Has the work decoded while the context is open; gives the seconds left, and withdraws what is not done."""
-    by_request = {completion.request: completion for completion in work.completions}
-    end = None if work.timeout is None else time.monotonic() + work.timeout
+    """Runs a job while the context is open and cancels its rest at exit; gives a function of the seconds left."""
+    by_request = {completion.request: completion for completion in job.completions}
+    end = None if job.timeout is None else time.monotonic() + job.timeout
 
     def push(decision: Decision) -> None:
         completion = by_request[decision.request]
         text = completion.push(decision)
-        put(CompletionDelta(completion, decision, text, completion.finish_reason is not None))
+        put(CompletionDelta(completion, decision, text, completion.finish_reason is not None, completion.decisions))
 
     for request in by_request:
-        request.check(work.policy)
-    call = RequestGroup(work.policy, list(by_request), work.pace, push, put)
+        request.check(job.policy)
+    group = RequestGroup(job.policy, deque(by_request), job.batch_config, push, put)
     if by_request:
-        Scheduler.of(work.policy).submit(call, work.queue_size)
+        Scheduler.of(job.policy).submit(group, job.queue_size)
     try:
         yield lambda: None if end is None else max(0.0, end - time.monotonic())
     finally:
-        for completion in work.completions:
+        for completion in job.completions:
             if completion.finish_reason is None:
                 completion.request.cancel()
-        call.withdraw()
+        group.withdrawn = True
 
 
 def _settle(running: set[Request], item: CompletionDelta | Request) -> None:
-    """Takes a request that has ended out of those running; raises its error if it has one."""
+    """Removes a request that has ended from `running`, and raises its error if it has one."""
     request = item.completion.request if isinstance(item, CompletionDelta) else item
     if request.error is not None:
         raise request.error
@@ -213,5 +226,8 @@ def _settle(running: set[Request], item: CompletionDelta | Request) -> None:
         running.discard(request)
 
 
-def _timeout(work: GenerationJob) -> TimeoutError:
-    return TimeoutError(f"{work.policy.name} did not answer within timeout={work.timeout} seconds.")
+def _timeout(job: GenerationJob) -> TimeoutError:
+    return TimeoutError(
+        f"{job.policy.name} did not answer within timeout={job.timeout} seconds. Raise timeout, or ask for less: "
+        "a smaller max_new_tokens, or fewer prompts at a time."
+    )

@@ -1,119 +1,101 @@
-"""Requests of many callers in one running batch: one decoding thread per loaded model.
+"""Runs the requests of many callers in one running batch, with one decoding thread per loaded model.
 
-Whoever answers prompts hands over a `Call` and waits for its decisions. The thread runs only while
-there is work. Calls take turns: the next free row goes to the call that has waited longest since its
-last turn, so that a single prompt does not wait behind a batch of a thousand.
+A caller submits a `RequestGroup` and waits for its decisions. The thread runs only while there are requests. Groups
+take turns: the next free place in the batch goes to the group that has waited longest since its last turn, so a single
+prompt does not wait for a batch of a thousand to finish.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from weakref import WeakKeyDictionary
-
-from torch import nn
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.exceptions import QueueFullError
 from langchain_mara.options import DEFAULT_QUEUE_SIZE, BatchConfig
-from langchain_mara.policy.fingerprints import weights_state
 from langchain_mara.policy.model import PolicyModel
-from langchain_mara.policy.prefix_cache import PrefixCache
-
-_schedulers: WeakKeyDictionary[nn.Module, "Scheduler"] = WeakKeyDictionary()
-_creation = threading.Lock()
 
 
+@dataclass(eq=False)
 class RequestGroup:
-    """Requests of one caller, answered together.
+    """Requests that one caller submits together.
 
-    Args:
+    To withdraw the requests that have not begun, set `withdrawn`; to end those that run, call `Request.cancel`. Neither
+    takes a lock, because the garbage collector closes generators, and it may run while the queue is locked.
+
+    Attributes:
         policy: The policy model.
-        requests: To be decoded in this order.
-        pace: Batch size, width, draft, prefix memory and whether passes are compiled.
-        on_decision: Given every decision, in the decoding thread; what it raises fails that request.
-        on_leave: Given every request that has ended, in the decoding thread, once.
+        waiting: Requests that have not begun, in the order in which they are decoded.
+        batch_config: Batch settings. Only groups with equal settings share a batch.
+        on_decision: Called with every decision, in the decoding thread. If it raises, that request fails.
+        on_leave: Called once with every request that has ended, in the decoding thread.
+        withdrawn: Whether the caller no longer wants the waiting requests.
     """
 
-    def __init__(
-        self,
-        policy: PolicyModel,
-        requests: Sequence[Request],
-        pace: BatchConfig,
-        on_decision: Callable[[Decision], None],
-        on_leave: Callable[[Request], None],
-    ) -> None:
-        self.policy = policy
-        self.waiting = deque(requests)
-        self.pace = pace
-        self.on_decision = on_decision
-        self.on_leave = on_leave
-        self.withdrawn = False
-
-    def withdraw(self) -> None:
-        """Takes back what has not begun; rows that run end by `Request.cancel`.
-
-        It needs no lock: the garbage collector, which may run while the queue is locked, closes generators.
-        """
-        self.withdrawn = True
+    policy: PolicyModel
+    waiting: deque[Request]
+    batch_config: BatchConfig
+    on_decision: Callable[[Decision], None]
+    on_leave: Callable[[Request], None]
+    withdrawn: bool = False
 
 
 class Scheduler:
-    """The queue of one loaded model, and the thread that empties it."""
+    """The queue of one loaded model, and the thread that decodes from it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls: list[RequestGroup] = []
+        self._groups: list[RequestGroup] = []
         self._thread: threading.Thread | None = None
-        self._prefixes = PrefixCache(budget=0)
-        self._weights = (0, 0)
         self._overtaken = 0
 
     @staticmethod
     def of(policy: PolicyModel) -> "Scheduler":
-        """The scheduler of a loaded model; it lives as long as the model."""
-        with _creation:
-            return _schedulers.setdefault(policy.model, Scheduler())
+        """The scheduler of a loaded model, which lives as long as the model."""
+        with policy.loaded.lock:
+            policy.loaded.scheduler = policy.loaded.scheduler or Scheduler()
+            return policy.loaded.scheduler
 
-    def submit(self, call: RequestGroup, queue_size: int = DEFAULT_QUEUE_SIZE) -> None:
-        """Queues a call and returns at once.
+    def submit(self, group: RequestGroup, queue_size: int = DEFAULT_QUEUE_SIZE) -> None:
+        """Queues a group of requests and returns immediately.
 
         Args:
-            call: With at least one request.
-            queue_size: Refuse the call if as many requests are waiting already.
+            group: Group with at least one request.
+            queue_size: Number of waiting requests at which the queue is full and the group is refused.
 
         Raises:
             QueueFullError: If the queue is full.
         """
         with self._lock:
             self._forget_withdrawn()
-            waiting = sum(len(one.waiting) for one in self._calls)
+            waiting = sum(len(queued.waiting) for queued in self._groups)
             if waiting >= queue_size:
                 raise QueueFullError(
-                    f"{waiting} requests are waiting for {call.policy.name} already. Try again later, limit "
+                    f"{waiting} requests are waiting for {group.policy.name} already. Try again later, limit "
                     "the callers (max_concurrency), or raise queue_size."
                 )
-            # A thread does not survive a fork; is_alive tells.
+            # A thread does not survive a fork, so check that it is alive.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="mara-decoding")
                 self._thread.start()
-            self._calls.append(call)
+            self._groups.append(group)
 
     def _forget_withdrawn(self) -> None:
-        self._calls = [call for call in self._calls if not call.withdrawn]
+        self._groups = [group for group in self._groups if not group.withdrawn]
 
     def _run(self) -> None:
         while True:
             with self._lock:
                 self._forget_withdrawn()
-                if not self._calls:
+                if not self._groups:
                     self._thread = None
                     return
-                call = self._calls[0]
-            self._decode(call.policy, call.pace)
+                group = self._groups[0]
+            self._decode(group.policy, group.batch_config)
 
-    def _decode(self, policy: PolicyModel, pace: BatchConfig) -> None:
-        """Runs one batch until no row is left and none may join."""
+    def _decode(self, policy: PolicyModel, batch_config: BatchConfig) -> None:
+        """Runs one batch until all its sequences have ended and no request may join."""
         self._overtaken = 0
         running: dict[Request, RequestGroup] = {}
 
@@ -122,7 +104,7 @@ class Scheduler:
 
         def joining() -> Iterator[Request | None]:
             while True:
-                turn = self._next(pace)
+                turn = self._next(batch_config)
                 if turn is not None:
                     running[turn[0]] = turn[1]
                 yield None if turn is None else turn[0]
@@ -131,54 +113,47 @@ class Scheduler:
             decisions = decode(
                 policy,
                 joining(),
-                batch_size=pace.batch_size,
-                width=pace.width,
-                draft=pace.draft,
+                batch_size=batch_config.batch_size,
+                width=batch_config.width,
+                draft=batch_config.draft,
                 on_leave=leave,
-                prefixes=self._prefixes_of(policy, pace),
+                prefix_cache=policy.loaded.prefix_cache(batch_config.prefix_memory),
             )
             for decision in decisions:
                 request = decision.request
                 if request in running and not request.cancelled:
                     _deliver(running[request], decision)
-        except BaseException as error:  # noqa: BLE001 - the callers raise it, the thread lives on
-            # What fails before anybody runs would fail for ever, and nobody would be told.
-            if not running and (turn := self._next(pace)):
+        except BaseException as error:  # noqa: BLE001 - the callers raise it, and the thread survives
+            # An error before any request runs would recur forever without reaching a caller, so fail the next request.
+            if not running and (turn := self._next(batch_config)):
                 running[turn[0]] = turn[1]
             for request in list(running):
                 request.fail(error)
                 leave(request)
 
-    def _next(self, pace: BatchConfig) -> tuple[Request, RequestGroup] | None:
-        """The next request of a pace and whose it is; None if none waits, or those of another pace wait too long.
+    def _next(self, batch_config: BatchConfig) -> tuple[Request, RequestGroup] | None:
+        """The next request with these batch settings, and its group.
 
-        As many may overtake those as fill a batch, or two paces in turn would run batches of a single row.
+        None if no such request waits, or if as many requests as fill a batch have overtaken groups with other settings.
+        If fewer could overtake, two settings that take turns would run batches of a single sequence.
         """
         with self._lock:
             self._forget_withdrawn()
-            mine = [call for call in self._calls if call.pace == pace]
-            others = len(self._calls) - len(mine)
-            if not mine or (others and self._overtaken >= pace.batch_size):
+            matching = [group for group in self._groups if group.batch_config == batch_config]
+            overtaken_groups = len(self._groups) - len(matching)
+            if not matching or (overtaken_groups and self._overtaken >= batch_config.batch_size):
                 return None
-            self._overtaken += bool(others)
-            call = mine[0]
-            self._calls.remove(call)
-            request = call.waiting.popleft()
-            if call.waiting:
-                self._calls.append(call)
-            return request, call
-
-    def _prefixes_of(self, policy: PolicyModel, pace: BatchConfig) -> PrefixCache:
-        weights = weights_state(policy.model)
-        if weights != self._weights:
-            self._prefixes.clear()
-            self._weights = weights
-        self._prefixes.budget = pace.prefix_memory
-        return self._prefixes
+            self._overtaken += bool(overtaken_groups)
+            group = matching[0]
+            self._groups.remove(group)
+            request = group.waiting.popleft()
+            if group.waiting:
+                self._groups.append(group)
+            return request, group
 
 
-def _deliver(call: RequestGroup, decision: Decision) -> None:
+def _deliver(group: RequestGroup, decision: Decision) -> None:
     try:
-        call.on_decision(decision)
-    except Exception as error:  # noqa: BLE001 - of one caller, who raises it
+        group.on_decision(decision)
+    except Exception as error:  # noqa: BLE001 - the caller of this request raises it
         decision.request.fail(error)

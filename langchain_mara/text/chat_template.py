@@ -1,19 +1,26 @@
-"""Prompts to token ids: through the model's chat template, or as they are. Never a second BOS."""
+"""Turns prompts into token ids, through the model's chat template or as plain text, and never adds a second BOS."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.decoding.request import eos_ids
 from langchain_mara.exceptions import PromptError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of plain text, with the special tokens the tokenizer adds.
+    """Encodes plain text, with the special tokens that the tokenizer adds.
 
-    Text that was rendered by a chat template already, and so begins with the BOS, gets no second one.
+    Text that begins with a BOS already, because a chat template rendered it, gets no second one.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        text: Text to encode.
     """
     ids: list[int] = tokenizer(text).input_ids
     bos = tokenizer.bos_token_id
@@ -27,16 +34,16 @@ def encode_prompt(
     use_chat_template: bool,
     system_prompt: str | None = None,
 ) -> list[int]:
-    """Token ids of a prompt, a text or messages, as a model is asked it.
+    """Encodes a prompt as the model expects it.
 
     Args:
-        tokenizer: The model's.
-        prompt: Text, put as a user's message into the template, or the messages themselves.
-        use_chat_template: Whether there is a template to use.
-        system_prompt: Put before messages that have no system message of their own.
+        tokenizer: The model's tokenizer.
+        prompt: Text, which becomes a user message if the chat template is used, or messages.
+        use_chat_template: Whether to use the tokenizer's chat template.
+        system_prompt: System message to put before messages that have none.
 
     Raises:
-        PromptError: If messages are given and no template is used.
+        PromptError: If `prompt` holds messages but the chat template is not used.
     """
     if isinstance(prompt, str):
         if not use_chat_template:
@@ -44,8 +51,8 @@ def encode_prompt(
         prompt = [{"role": "user", "content": prompt}]
     elif not use_chat_template:
         raise PromptError("Messages need a chat template, and this model is prompted with plain text. Give text.")
-    own = any(message["role"] == "system" for message in prompt)
-    system = [] if own or system_prompt is None else [{"role": "system", "content": system_prompt}]
+    has_system_message = any(message["role"] == "system" for message in prompt)
+    system = [] if has_system_message or system_prompt is None else [{"role": "system", "content": system_prompt}]
     return encode_messages(tokenizer, [*system, *prompt])
 
 
@@ -55,16 +62,16 @@ def encode_messages(
     tools: Sequence[dict[str, Any]] = (),
     opening: str = "",
 ) -> list[int]:
-    """Token ids of a conversation rendered by the chat template, ready for the answer.
+    """Encodes a conversation with the chat template, up to where the answer begins.
 
     Args:
-        tokenizer: With a chat template.
-        messages: `{"role": …, "content": …}` each.
-        tools: Tools on offer, in OpenAI's form; the template must take them.
-        opening: Beginning of the answer, put behind the prompt.
+        tokenizer: A tokenizer with a chat template.
+        messages: Messages of the form `{"role": …, "content": …}`.
+        tools: Tools that the model may call, in OpenAI's format. The template must support tools.
+        opening: Beginning of the answer, appended to the prompt.
 
     Raises:
-        PromptError: If there is no template, or it refuses these messages (a system message, say).
+        PromptError: If there is no template, or it refuses these messages (for example a system message).
     """
     if tokenizer.chat_template is None:
         raise PromptError("The tokenizer has no chat template. Set use_chat_template=False to prompt with plain text.")
@@ -75,12 +82,17 @@ def encode_messages(
     except jinja2.TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise PromptError(f"The model's chat template refuses messages of the roles {roles}: {error}") from None
-    # The template has written the special tokens already.
+    # The template has added the special tokens already.
     ids: list[int] = tokenizer(f"{text}{opening}", add_special_tokens=False).input_ids
     return ids
 
 
-def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """All tokens that end an answer: the generation config's and the tokenizer's."""
+def eos_token_ids(model: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """All tokens that end an answer, from the generation config and the tokenizer.
+
+    Args:
+        model: The policy model.
+        tokenizer: The model's tokenizer.
+    """
     configured = getattr(model.generation_config, "eos_token_id", None)
     return eos_ids(configured) | eos_ids(tokenizer.eos_token_id)

@@ -1,4 +1,4 @@
-"""Text of a row, token by token: incremental detokenisation, and stop strings cut at the first occurrence."""
+"""Incremental detokenization: the text of an answer token by token, cut at the first stop string."""
 
 from collections.abc import Sequence
 
@@ -7,25 +7,25 @@ from transformers import PreTrainedTokenizerBase
 from langchain_mara.exceptions import OptionsError
 
 Stop = Sequence[str] | str | None
-"""Stop strings as users give them."""
+"""Stop strings as users give them: several, one, or none."""
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class IncrementalDetokenizer:
-    """The text of one answer as it grows. What it releases is final and free of stop strings.
+    """Turns the tokens of one answer into text while they arrive. Released text is final and free of stop strings.
 
     Text is held back while it may be the beginning of a stop string or an incomplete character.
 
     Args:
-        tokenizer: Of the policy model.
-        stop: Strings that end the answer; never released, not even in part.
-        markers: Special tokens that belong to the text, such as the beginning of a tool call; all others
-            are left out of it.
+        tokenizer: The policy model's tokenizer.
+        stop: Strings that end the answer; no part of them is released.
+        markers: Special tokens that stay in the text, such as the beginning of a tool call. All other special tokens
+            are left out.
 
     Attributes:
-        text: Everything released so far.
-        stopped: Whether a stop string was met.
+        text: All text released so far.
+        stopped: Whether a stop string was found.
 
     Raises:
         OptionsError: If a stop string is empty.
@@ -35,7 +35,7 @@ class IncrementalDetokenizer:
         self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = (), markers: Sequence[str] = ()
     ) -> None:
         if any(not string for string in stop):
-            raise OptionsError("A stop string must not be empty.")
+            raise OptionsError("A stop string must not be empty. Leave it out of `stop`.")
         self.text = ""
         self.stopped = False
         self._tokenizer = tokenizer
@@ -49,12 +49,12 @@ class IncrementalDetokenizer:
         self._held_back = ""
 
     def push(self, token_id: int) -> str:
-        """Takes a token and returns the text it releases, often the empty string."""
+        """Takes a token and returns the text that it releases, often the empty string."""
         if token_id in self._left_out:
             return ""
         self._token_ids.append(token_id)
-        # Decoding depends on neighbours (spaces, bytes of one character), so the tokens read last
-        # are decoded again in front of the new ones and their text is taken off.
+        # Decoding depends on neighboring tokens (spaces, bytes of one character). So the tokens before the new ones are
+        # decoded again together with them, and their text is removed.
         context = self._decode(self._context_start, self._unread)
         text = self._decode(self._context_start, len(self._token_ids))
         if len(text) <= len(context) or text.endswith(_INCOMPLETE):
@@ -63,7 +63,7 @@ class IncrementalDetokenizer:
         return self._release(self._held_back + text[len(context) :])
 
     def finish(self) -> str:
-        """Returns what was held back, once no token will follow."""
+        """Returns the text that was held back. Call it after the last token."""
         if self.stopped:
             return ""
         context = self._decode(self._context_start, self._unread)
@@ -82,25 +82,25 @@ class IncrementalDetokenizer:
         return str(text)
 
     def _release(self, text: str) -> str:
-        found = [(text.find(string), string) for string in self._stop]
-        # The one that is complete first stops, wherever the tokens' borders are.
-        ends = [(place + len(string), place) for place, string in found if place >= 0]
+        starts = [(text.find(string), string) for string in self._stop]
+        # The stop string that is complete first counts, wherever the tokens' borders are.
+        ends = [(start + len(string), start) for start, string in starts if start >= 0]
         if ends:
             self.stopped = True
             released, self._held_back = text[: min(ends)[1]], ""
         else:
-            kept = max((overlap(text, string) for string in self._stop), default=0)
-            released, self._held_back = text[: len(text) - kept], text[len(text) - kept :]
+            held_length = max((overlap(text, string) for string in self._stop), default=0)
+            released, self._held_back = text[: len(text) - held_length], text[len(text) - held_length :]
         self.text += released
         return released
 
 
 def as_list(stop: Stop) -> list[str] | None:
-    """A single stop string is one string, not its letters."""
+    """Stop strings as a list; a single string becomes a list of one."""
     return [stop] if isinstance(stop, str) else stop if stop is None else list(stop)
 
 
 def overlap(text: str, string: str) -> int:
-    """Length of the longest end of `text` that begins `string` and is not the whole of it."""
+    """Length of the longest proper prefix of `string` that `text` ends with."""
     longest = min(len(text), len(string) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(string[:n])), 0)

@@ -1,4 +1,4 @@
-"""Tool calls as text: which format a chat template speaks, how a call is forced, and calls out of a growing answer."""
+"""Tool calls as text: detects the format of a chat template, forces a call, and parses calls from a growing answer."""
 
 import json
 import re
@@ -14,9 +14,10 @@ from langchain_mara.exceptions import PromptError
 from langchain_mara.text.detokenizer import overlap
 
 ToolFormat = Literal["hermes", "llama", "mistral"]
+"""Format in which a model writes tool calls."""
 
 MARKERS = ("<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")
-"""Special tokens, in one model or another, that belong to the text of a tool call."""
+"""Text that belongs to tool calls and is a special token of some models."""
 
 _OPENINGS = ("<tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "<function=")
 _BARE = {"hermes": "", "llama": "{", "mistral": "["}
@@ -31,12 +32,12 @@ _FUNCTION = re.compile(r"<function=(?P<name>[\w.-]+)>\s*(?=\{)")
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call the model wants made.
+    """A tool call that the model requests.
 
     Attributes:
-        name: The tool's name.
-        arguments: As the model wrote them; not checked against the tool's schema.
-        id: The model's own name for the call, if it gave one.
+        name: Name of the tool.
+        arguments: Arguments as the model wrote them, not checked against the tool's schema.
+        id: Id that the model gave the call, or None.
     """
 
     name: str
@@ -46,12 +47,12 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class InvalidToolCall:
-    """Text that was announced as a tool call and is none.
+    """Text that begins like a tool call but is not a valid one.
 
     Attributes:
         text: What the model wrote.
         error: What is wrong with it.
-        name: The tool's name, as far as it can be read.
+        name: Name of the tool, or None if it cannot be read.
     """
 
     text: str
@@ -59,11 +60,11 @@ class InvalidToolCall:
     name: str | None = None
 
 
-def tool_format(tokenizer: PreTrainedTokenizerBase) -> ToolFormat:
-    """The format in which the model's chat template has tools called.
+def detect_tool_format(tokenizer: PreTrainedTokenizerBase) -> ToolFormat:
+    """Detects the format in which a model's chat template writes tool calls.
 
     Raises:
-        PromptError: If there is no template, it takes no tools, or its format is none of those known.
+        PromptError: If there is no template, if it takes no tools, or if its format is unknown.
     """
     template = tokenizer.chat_template
     if isinstance(template, dict):
@@ -80,8 +81,8 @@ def tool_format(tokenizer: PreTrainedTokenizerBase) -> ToolFormat:
     if "python_tag" in template or "ipython" in template:
         return "llama"
     raise PromptError(
-        "The model's chat template takes tools, but in a format this library does not read; it reads those of "
-        "Hermes and Qwen (<tool_call>), Llama 3.1 (<|python_tag|>) and Mistral ([TOOL_CALLS])."
+        "The model's chat template takes tools, but in a format this library does not read. Use a model with the "
+        "format of Hermes and Qwen (<tool_call>), Llama 3.1 (<|python_tag|>) or Mistral ([TOOL_CALLS])."
     )
 
 
@@ -89,55 +90,55 @@ def _takes_tools(template: str) -> bool:
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True)
     try:
         return "tools" in jinja2.meta.find_undeclared_variables(environment.parse(template))
-    except jinja2.TemplateError:  # a tag of transformers' own, such as generation
+    except jinja2.TemplateError:  # a tag that only transformers knows, such as `generation`
         return re.search(r"\btools\b", template) is not None
 
 
-def forced_opening(form: ToolFormat, names: Sequence[str]) -> str:
-    """Beginning of an answer that can only be a call of one of the tools.
+def forced_opening(tool_format: ToolFormat, names: Sequence[str]) -> str:
+    """Beginning of an answer that can only continue as a call of one of the tools.
 
     Args:
-        form: Format of the chat template.
-        names: Of the tools; a single one is written out.
+        tool_format: Format of the chat template.
+        names: Names of the tools. A single name is written out.
     """
-    before, after = _FORCED[form]
+    before, after = _FORCED[tool_format]
     return before + json.dumps(names[0]) + after if len(names) == 1 else before + '"'
 
 
 class ToolCallParser:
-    """Takes the calls out of an answer while it grows; what it releases is content and nothing else.
+    """Separates tool calls from the content of an answer while it grows.
 
     Args:
-        form: Format of the chat template. Markers of the other formats are read as well, calls without
-            any marker only where the format has them.
-        opening: What the answer was made to begin with.
+        tool_format: Format of the chat template. Markers of the other formats are read as well, but calls without a
+            marker only if this format has them.
+        opening: Beginning that was forced on the answer.
     """
 
-    def __init__(self, form: ToolFormat, opening: str = "") -> None:
-        self._form = form
+    def __init__(self, tool_format: ToolFormat, opening: str = "") -> None:
+        self._tool_format = tool_format
         self._started = False
         self._calling = False
         self._held = ""
         self.push(opening)
 
     def push(self, text: str) -> str:
-        """Takes text of the answer and returns what of it is certainly content."""
+        """Takes text of the answer and returns what is certainly content."""
         self._held += text
         if self._calling or self._may_be_bare():
             return ""
-        places = [place for place in map(self._held.find, _OPENINGS) if place >= 0]
-        if places:
+        starts = [start for start in map(self._held.find, _OPENINGS) if start >= 0]
+        if starts:
             self._calling = True
-            end = len(self._held[: min(places)].rstrip())
+            end = len(self._held[: min(starts)].rstrip())
         else:
-            kept = max(overlap(self._held, opening) for opening in _OPENINGS)
-            end = len(self._held[: len(self._held) - kept].rstrip())
+            held_length = max(overlap(self._held, opening) for opening in _OPENINGS)
+            end = len(self._held[: len(self._held) - held_length].rstrip())
         released, self._held = self._held[:end], self._held[end:]
         self._started = self._started or bool(released)
         return released
 
     def finish(self) -> tuple[str, list[ToolCall], list[InvalidToolCall]]:
-        """Returns the rest of the content, the calls, and what was announced as a call and is none."""
+        """Returns the rest of the content, the calls, and the invalid calls. Call it at the end of the answer."""
         text, self._held = self._held, ""
         if self._calling:
             return _marked_calls(text)
@@ -145,22 +146,22 @@ class ToolCallParser:
         return ("" if calls else text), calls, []
 
     def _may_be_bare(self, text: str | None = None) -> bool:
-        """Whether the answer begins as a call without a marker does."""
+        """Whether the answer begins like a call without a marker."""
         beginning = (self._held if text is None else text).lstrip()
-        sign = _BARE[self._form]
-        # Of "[TOOL_CALLS]" the marker decides, not the bracket.
+        bracket = _BARE[self._tool_format]
+        # "[TOOL_CALLS]" begins with a bracket, too, but is a marker.
         marked = beginning.startswith(_OPENINGS)
-        return not self._started and bool(sign) and beginning.startswith(sign) and not marked
+        return not self._started and bool(bracket) and beginning.startswith(bracket) and not marked
 
 
 def _bare_calls(text: str) -> list[ToolCall]:
-    """Calls that are the whole text; none where any part of it is something else."""
+    """Calls without markers that make up the whole text; none if any part of it is not a call."""
     calls: list[ToolCall] = []
     rest = text.strip()
     while rest:
         try:
             value, end = json.JSONDecoder().raw_decode(rest)
-            calls += [_call(one) for one in (value if isinstance(value, list) else [value])]
+            calls += [_call(item) for item in (value if isinstance(value, list) else [value])]
         except ValueError:
             return []
         rest = rest[end:].lstrip().removeprefix(";").lstrip()
@@ -172,19 +173,19 @@ def _marked_calls(text: str) -> tuple[str, list[ToolCall], list[InvalidToolCall]
     calls: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
     while text.strip():
-        marker = next((one for one in _OPENINGS if text.lstrip().startswith(one)), None)
+        marker = next((opening for opening in _OPENINGS if text.lstrip().startswith(opening)), None)
         if marker is None:
-            stop = min((place for place in map(text.find, _OPENINGS) if place >= 0), default=len(text))
+            stop = min((start for start in map(text.find, _OPENINGS) if start >= 0), default=len(text))
             content.append(text[:stop].strip())
             text = text[stop:]
             continue
         body = text.lstrip().removeprefix("" if marker == "<function=" else marker)
         try:
-            found, text = _read_calls(body)
-            calls += found
+            next_calls, text = _read_calls(body)
+            calls += next_calls
         except ValueError as error:
-            # Nothing behind a broken call can be told from it but by the next marker.
-            stop = min((place for place in map(body[1:].find, _OPENINGS) if place >= 0), default=len(body)) + 1
+            # A broken call ends at the next marker; there is no other way to find its end.
+            stop = min((start for start in map(body[1:].find, _OPENINGS) if start >= 0), default=len(body)) + 1
             name = re.search(r'"name"\s*:\s*"([^"]*)"', body[:stop])
             broken = (marker + body[:stop]).strip()
             invalid.append(InvalidToolCall(broken, f"This is not a tool call: {error}", name[1] if name else None))
@@ -193,7 +194,7 @@ def _marked_calls(text: str) -> tuple[str, list[ToolCall], list[InvalidToolCall]
 
 
 def _read_calls(body: str) -> tuple[list[ToolCall], str]:
-    """Calls right behind a marker, and the text behind them."""
+    """Calls directly after a marker, and the text after them."""
     named = _FUNCTION.match(body) or _NAMED.match(body)
     if named:
         arguments, end = json.JSONDecoder().raw_decode(body, named.end())
@@ -201,7 +202,7 @@ def _read_calls(body: str) -> tuple[list[ToolCall], str]:
     else:
         start = len(body) - len(body.lstrip())
         value, end = json.JSONDecoder().raw_decode(body, start)
-        calls = [_call(one) for one in (value if isinstance(value, list) else [value])]
+        calls = [_call(item) for item in (value if isinstance(value, list) else [value])]
     rest = body[end:].lstrip()
     for closing in ("</tool_call>", "</function>", ";"):
         rest = rest.removeprefix(closing)
@@ -213,11 +214,11 @@ def _read_calls(body: str) -> tuple[list[ToolCall], str]:
 
 def _call(value: Any) -> ToolCall:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise ValueError('there is no object with a "name".')  # noqa: TRY004 - one kind of error for bad text
+        raise ValueError('there is no object with a "name".')  # noqa: TRY004 - bad text is a ValueError, like bad JSON
     arguments = value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):
         arguments = json.loads(arguments)
     if not isinstance(arguments, dict):
-        raise ValueError(f"the arguments of {value['name']} are no object.")  # noqa: TRY004
+        raise ValueError(f"the arguments of {value['name']} are not an object.")  # noqa: TRY004
     identity = value.get("id")
     return ToolCall(value["name"], arguments, identity if isinstance(identity, str) else None)

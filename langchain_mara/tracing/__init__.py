@@ -1,1 +1,1 @@
-"""What was decided and why, token by token: records, statistics, HTML and plots."""
+"""Traces of answers: what was decided for each token and why, as records, statistics, HTML and plots."""

@@ -1,4 +1,4 @@
-"""How each token came to be emitted, and counts over the decisions of an answer."""
+"""Statistics of an answer: how each token was chosen, and counts over its decisions."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,20 +9,21 @@ from typing import Any, Literal
 from langchain_mara.decoding.request import Decision
 
 Outcome = Literal["accepted", "steered", "fallback", "unasked"]
+"""How a token was chosen; see `outcome`."""
 
 
 @dataclass
 class DecisionStatistics:
-    """Counts over decisions; adding one is all it takes to keep them.
+    """Counts over decisions, updated by `add`.
 
     Attributes:
-        tokens: Emitted tokens.
-        decided: Positions at which the agent was asked.
-        fallbacks: Decided positions at which every candidate was rejected.
-        examined: Candidates the agent was asked about.
-        nonfinite: Examined candidates whose state was NaN or infinite; they count as rejected.
+        tokens: Number of emitted tokens.
+        decided: Number of positions at which the agent was asked.
+        fallbacks: Number of decided positions at which every candidate was rejected.
+        examined: Number of candidates that the agent was asked about.
+        nonfinite: Number of examined candidates whose state was NaN or infinite; they count as rejected.
         accepted_index: How often the candidate at each index was accepted.
-        drafted: Emitted tokens that had been drafted.
+        drafted: Number of emitted tokens that had been drafted.
     """
 
     tokens: int = 0
@@ -35,7 +36,7 @@ class DecisionStatistics:
 
     @classmethod
     def of(cls, decisions: Iterable[Decision]) -> "DecisionStatistics":
-        """Statistics over decisions."""
+        """Statistics over the given decisions."""
         statistics = cls()
         for decision in decisions:
             statistics.add(decision)
@@ -56,7 +57,7 @@ class DecisionStatistics:
             self.fallbacks += 1
 
     def as_info(self) -> dict[str, Any]:
-        """Plain values for LangChain's `generation_info`; `accepted_index` as a list by index."""
+        """Plain values for LangChain's `generation_info`; `accepted_index` becomes a list."""
         longest = max(self.accepted_index, default=-1) + 1
         return {
             "tokens": self.tokens,
@@ -70,11 +71,11 @@ class DecisionStatistics:
 
 
 def outcome(decision: Decision) -> Outcome:
-    """How a token came to be emitted.
+    """How a token was chosen.
 
     Returns:
-        `accepted` for the first candidate, `steered` for a later one, `fallback` where all were rejected, and
-        `unasked` where there was no agent or no choice.
+        `accepted` if the first candidate was accepted, `steered` if a later one was, `fallback` if all were rejected,
+        and `unasked` if there was no agent or only one candidate.
     """
     if not decision.accept_probabilities:
         return "unasked"

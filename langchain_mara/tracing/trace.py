@@ -1,4 +1,4 @@
-"""What was decided and why: the trace of an answer, token by token."""
+"""The trace of an answer: what was decided for each token, and why."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Step = tuple[Decision, str]
-"""A decision, and the text it released."""
+"""A decision, and the text that it released."""
 
-_CONTEXT = 4  # tokens that a candidate is decoded behind: no character has more bytes
+_CONTEXT = 4  # tokens decoded before a candidate: a character has at most four bytes
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Trace(Sequence[Step]):
-    """One answer with all that was decided: its decisions in order, each with the text it released.
+    """The decisions of one answer in order, each with the text that it released.
 
-    Notebooks show it as `to_html` does.
+    Notebooks display it as the HTML of `to_html`.
 
     Args:
         prompt: Text or messages.
-        steps: The decisions and texts.
-        tokenizer: Of the policy model.
+        steps: Decisions and their texts.
+        tokenizer: The policy model's tokenizer.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class Trace(Sequence[Step]):
         self._tokenizer = tokenizer
 
     @overload
-    def __getitem__(self, place: int) -> Step: ...
+    def __getitem__(self, index: int) -> Step: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Step]: ...
-    def __getitem__(self, place: int | slice) -> Step | list[Step]:
-        return self._steps[place]
+    def __getitem__(self, index: slice) -> list[Step]: ...
+    def __getitem__(self, index: int | slice) -> Step | list[Step]:
+        return self._steps[index]
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -53,7 +53,7 @@ class Trace(Sequence[Step]):
 
     @cached_property
     def text(self) -> str:
-        """The answer."""
+        """The text of the answer."""
         return "".join(text for _, text in self)
 
     @cached_property
@@ -62,10 +62,9 @@ class Trace(Sequence[Step]):
         return DecisionStatistics.of(decision for decision, _ in self)
 
     def to_html(self) -> str:
-        """The answer in HTML: each token coloured by its accept probability, with its candidates on hover or focus.
+        """The answer as HTML: tokens are colored by accept probability and show their candidates on hover or focus.
 
-        It needs neither network nor script, and is ASCII throughout, so that it can stand alone in a file or be put
-        into any page.
+        It needs no network and no scripts and is pure ASCII, so you can save it as a file or embed it in any page.
         """
         return render_html(self, self._candidates)
 
@@ -76,21 +75,22 @@ class Trace(Sequence[Step]):
         """Draws how often the candidate at each index was accepted.
 
         Args:
-            axes: To draw on; new ones by default.
+            axes: Axes to draw on; new ones by default.
 
         Raises:
-            ModuleNotFoundError: If matplotlib is missing.
+            ModuleNotFoundError: If matplotlib is not installed.
         """
         return plot_accepted_indices(self.statistics, axes)
 
-    def _candidates(self, place: int) -> list[tuple[str, float]]:
+    def _candidates(self, index: int) -> list[tuple[str, float]]:
         """Text and accept probability of each candidate examined at a position."""
-        decision = self[place][0]
-        # Where a word begins, and which bytes make a character, depends on what stands before.
-        before = [one.token_id for one, _ in self[max(0, place - _CONTEXT) : place] if one.token_id is not None]
-        length = len(self._decode(before))
+        decision = self[index][0]
+        # Spaces before words and characters of several bytes depend on the tokens before.
+        steps_before = self[max(0, index - _CONTEXT) : index]
+        tokens_before = [before.token_id for before, _ in steps_before if before.token_id is not None]
+        length = len(self._decode(tokens_before))
         return [
-            (self._decode([*before, token])[length:].strip(_INCOMPLETE) or self._name(token), probability)
+            (self._decode([*tokens_before, token])[length:].strip(_INCOMPLETE) or self._name(token), probability)
             for token, probability in zip(decision.candidates, decision.accept_probabilities, strict=False)
         ]
 
@@ -98,5 +98,5 @@ class Trace(Sequence[Step]):
         return str(self._tokenizer.decode(token_ids, clean_up_tokenization_spaces=False))
 
     def _name(self, token_id: int) -> str:
-        """What the vocabulary calls a token that is no text of its own, such as a single byte."""
+        """Name in the vocabulary of a token without text of its own, such as a single byte."""
         return str(self._tokenizer.convert_ids_to_tokens(token_id))

@@ -1,4 +1,4 @@
-"""Views of a trace: a page of HTML that stands alone, and a plot."""
+"""Views of a trace: self-contained HTML, and a plot."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -15,18 +15,21 @@ if TYPE_CHECKING:
 
     from langchain_mara.tracing.trace import Trace
 
-# Control characters have no place in HTML, and those that turn the direction of writing would turn what follows, too.
-_TURNING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(_TURNING, 0x2426)
+# HTML does not allow control characters, and those that change the direction of writing would affect what follows.
+_DIRECTION_CONTROLS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
+    _DIRECTION_CONTROLS, 0x2426
+)
 _PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0x2426)
 
 
 def render_html(trace: "Trace", candidates: Callable[[int], list[tuple[str, float]]]) -> str:
-    """A trace as ASCII HTML that needs neither network nor script.
+    """Renders a trace as ASCII HTML that needs no network and no scripts.
 
     Args:
-        trace: What to show.
-        candidates: Text and accept probability of each candidate examined at a place of the trace.
+        trace: Trace to show.
+        candidates: Function of an index of the trace that returns the text and accept probability of each candidate
+            examined there.
     """
     html = _template().render(trace=trace, prompt=prompt_text(trace.prompt), candidates=candidates)
     return html.encode("ascii", "xmlcharrefreplace").decode()
@@ -36,17 +39,17 @@ def plot_accepted_indices(statistics: DecisionStatistics, axes: "Axes | None" = 
     """Draws how often the candidate at each index was accepted.
 
     Args:
-        statistics: Of a trace.
-        axes: To draw on; new ones by default.
+        statistics: Statistics of a trace.
+        axes: Axes to draw on; new ones by default.
 
     Raises:
-        ModuleNotFoundError: If matplotlib is missing.
+        ModuleNotFoundError: If matplotlib is not installed.
     """
     try:
-        import matplotlib.pyplot as plt  # noqa: PLC0415 - it is optional, and slow to import
+        import matplotlib.pyplot as plt  # noqa: PLC0415 - optional, and slow to import
     except ModuleNotFoundError as error:
-        needed = "Plots need matplotlib: pip install 'langchain-mara[plot]'"
-        raise ModuleNotFoundError(f"{needed} ({error}).", name=error.name) from None
+        repair = "Plots need matplotlib: pip install 'langchain-mara[plot]'"
+        raise ModuleNotFoundError(f"{repair} ({error}).", name=error.name) from None
     axes = plt.subplots(layout="constrained")[1] if axes is None else axes
     counts = statistics.as_info()["accepted_index"]
     axes.bar(range(len(counts)), counts)
@@ -58,14 +61,14 @@ def plot_accepted_indices(statistics: DecisionStatistics, axes: "Axes | None" = 
 
 
 def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """A prompt as text; messages with their roles, one a line."""
+    """A prompt as text; messages become one line each, with their roles."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def visible(text: str) -> Markup:
-    """Text as inert HTML that shows it faithfully; line ends are marked, control characters are pictures."""
+    """Text as escaped HTML with marked line ends; control characters become visible symbols."""
     return Markup('<span class="newline"></span>\n').join(map(escape, text.translate(_PICTURES).split("\n")))
 
 

@@ -1,1 +1,1 @@
-"""Which tokens may see which, and attention that follows it without copying keys."""
+"""Which tokens may see which, and attention that applies such masks without copying keys."""

@@ -1,8 +1,8 @@
-"""Attention of a few tokens per row over keys that several query heads share, without copying the keys.
+"""Grouped-query attention of a few tokens per row, without copying the keys for every query head.
 
-With grouped queries, transformers' `sdpa` repeats keys and values for every query head as soon as a mask comes with
-more than one token per row, and siblings always bring one: the whole cache is copied, several times over, in every
-layer of every pass. The query heads of a group can as well be further queries of one head.
+Given a mask and more than one token per row, transformers' `sdpa` repeats keys and values for every query head. Passes
+over siblings always have such a mask, so every layer of every pass would copy the whole cache several times over.
+Instead, this module treats the query heads of a group as more queries of one head.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-GROUPED = "mara_grouped_sdpa"
-"""Name in transformers' registry of attention implementations; it does what `sdpa` does wherever it need not differ."""
+from langchain_mara.policy.attention.masks import GROUPED, attention_implementation
 
 
 def grouped_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """As transformers' `sdpa_attention_forward`.
+    """Computes what transformers' `sdpa_attention_forward` computes, and calls it where nothing is gained.
 
     Args:
         module: The attention layer.
@@ -33,23 +32,23 @@ def grouped_attention(
         **kwargs: As `sdpa_attention_forward` takes them.
 
     Returns:
-        (batch, tokens, heads, dimension), and None in place of the weights.
+        Attended values (batch, tokens, heads, dimension), and None instead of attention weights.
     """
     groups, tokens = query.shape[1] // key.shape[1], query.shape[2]
     mask, scaling = attention_mask, kwargs.get("scaling")
     biased = kwargs.get("position_bias") is not None
-    # A mask of many tokens, once for every head of a group, would be larger than the keys.
-    few = tokens <= query.shape[-1]
-    able = few or query.device.type == "cpu"
-    if groups == 1 or mask is None or mask.shape[1] != 1 or biased or not able:
+    # `_folded` repeats the mask for every head of a group; with many tokens that would be larger than the keys.
+    few_tokens = tokens <= query.shape[-1]
+    supported = few_tokens or query.device.type == "cpu"
+    if groups == 1 or mask is None or mask.shape[1] != 1 or biased or not supported:
         result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
         return result
-    output = _folded(query, key, value, mask, scaling) if few else _shared(query, key, value, mask, scaling)
+    output = _folded(query, key, value, mask, scaling) if few_tokens else _shared(query, key, value, mask, scaling)
     return output.transpose(1, 2).contiguous(), None
 
 
 def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    """The heads of a group as further queries of the head whose keys they share."""
+    """Treats the heads of a group as more queries of the head whose keys they share."""
     batch, heads, tokens, dimension = query.shape
     groups = heads // key.shape[1]
     folded = query.reshape(batch, key.shape[1], groups * tokens, dimension)
@@ -60,7 +59,7 @@ def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: fl
 
 
 def _shared(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    """PyTorch's own way, which only the CPU's kernel has together with a mask."""
+    """Uses PyTorch's own grouped attention, which takes a mask on the CPU only."""
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
 
 
@@ -69,16 +68,16 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
 @contextmanager
-def grouped(model: PreTrainedModel, config: Any) -> Iterator[None]:
-    """Has a model of `sdpa` attention run `grouped_attention` instead; others are left alone.
+def use_grouped_attention(model: PreTrainedModel, config: Any) -> Iterator[None]:
+    """Makes a model with `sdpa` attention run `grouped_attention` inside the context; other models are left alone.
 
-    Another thread that runs the model meanwhile may meet either of the two, which compute the same.
+    Another thread that runs the model at the same time may use either of the two. They compute the same.
 
     Args:
-        model: The model.
-        config: Of its decoder.
+        model: The model to run.
+        config: The configuration of its decoder.
     """
-    # Transformers has no public way to tell whether layers look the implementation up, nor to choose it for a moment.
+    # Transformers has no public way to ask whether layers look up the implementation, or to switch it temporarily.
     if attention_implementation(config) != "sdpa" or not model._can_set_attn_implementation():  # noqa: SLF001
         yield
         return
@@ -87,9 +86,3 @@ def grouped(model: PreTrainedModel, config: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = "sdpa"  # noqa: SLF001
-
-
-def attention_implementation(config: Any) -> str:
-    """`sdpa`, `eager`, …: what the layers run; transformers keeps it under a private name."""
-    name = str(config._attn_implementation)  # noqa: SLF001
-    return "sdpa" if name == GROUPED else name

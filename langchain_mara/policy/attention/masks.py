@@ -1,7 +1,25 @@
-"""Attention masks over ragged rows. True, or 0 in the additive form, means: may attend."""
+"""Attention masks over rows of different lengths. True, or 0 in the additive form, means: may attend."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
+
+GROUPED = "mara_grouped_sdpa"
+"""Name of `grouped_attention` in transformers' registry of attention implementations."""
+
+
+def attention_implementation(config: Any) -> str:
+    """Name of the attention that a model's layers run, such as `sdpa` or `eager`.
+
+    `grouped_attention` computes the same as `sdpa` and counts as `sdpa`.
+
+    Args:
+        config: The configuration of the model's decoder.
+    """
+    # Transformers keeps the name in a private attribute only.
+    name = str(config._attn_implementation)  # noqa: SLF001
+    return "sdpa" if name == GROUPED else name
 
 
 def visible_keys(key_positions: Tensor, query_positions: Tensor, window: int | None) -> Tensor:
@@ -10,13 +28,13 @@ def visible_keys(key_positions: Tensor, query_positions: Tensor, window: int | N
     Args:
         key_positions: (batch, keys) int64, -1 where a slot holds nothing committed.
         query_positions: (batch, queries) int64.
-        window: Size of a sliding window, the query itself included; None for full attention.
+        window: Size of the sliding window, counting the query itself; None for full attention.
 
     Returns:
         (batch, queries, keys) bool, True where the key is visible.
     """
     keys, queries = key_positions.unsqueeze(1), query_positions.unsqueeze(2)
-    # In place, and no sums of (queries, keys): with a long prompt these are the largest things there are.
+    # Compared in place and without sums: with a long prompt, (queries, keys) tensors are the largest of a pass.
     visible = keys <= queries
     visible &= keys >= 0
     if window is not None:
@@ -25,13 +43,13 @@ def visible_keys(key_positions: Tensor, query_positions: Tensor, window: int | N
 
 
 def visible_in_pass(positions: Tensor, depths: Tensor | None, window: int | None) -> Tensor:
-    """Which tokens of its own pass each token may see: itself, and a drafted one what it continues.
+    """Which tokens of the same pass each token may see: itself, and for a drafted token also those it continues.
 
     Args:
-        positions: (batch, tokens) int64, where the tokens stand.
-        depths: (batch, tokens) int64: 0 for a sibling, n for the n-th drafted token behind the first sibling of its
-            row; None where there are siblings only.
-        window: Size of a sliding window, the token itself included; None for full attention.
+        positions: (batch, tokens) int64, position of each token.
+        depths: (batch, tokens) int64, 0 for a sibling and n for the n-th drafted token after the first sibling of its
+            row; None if all tokens are siblings.
+        window: Size of the sliding window, counting the token itself; None for full attention.
 
     Returns:
         (batch, tokens, tokens) bool, True where the second token is visible to the first.
@@ -48,7 +66,7 @@ def visible_in_pass(positions: Tensor, depths: Tensor | None, window: int | None
 
 
 def attention_mask(visible: Tensor, implementation: str, dtype: torch.dtype) -> Tensor:
-    """Puts a (batch, queries, keys) bool mask into the form an attention implementation takes.
+    """Converts a (batch, queries, keys) bool mask to what an attention implementation takes.
 
     Returns:
         (batch, 1, queries, keys): bool for `sdpa`, additive in `dtype` for `eager`.

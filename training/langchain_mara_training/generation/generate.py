@@ -88,7 +88,7 @@ def answer(
     running = [one.request for one in completions if one.finish_reason is None]
     prefixes = PrefixCache(llm.prefix_memory)
     pace: dict[str, Any] = {"batch_size": batch_size, "width": llm.width or _WIDTH, "draft": llm.draft}
-    for decision in decode(PolicyModel(llm.model, compile=llm.compile), running, **pace, prefixes=prefixes):
+    for decision in decode(PolicyModel(llm.model, compile=llm.compile), running, **pace, prefix_cache=prefixes):
         decisions[decision.request].append(decision)
         by_request[decision.request].push(decision)
     return [_answered(start, one, decisions[one.request]) for start, one in zip(starts, completions, strict=True)]
@@ -143,17 +143,17 @@ def _begun(llm: MaraLLM, start: AnswerStart, options: DecodingOptions, eos: froz
     request = Request([*start.prompt_ids, *start.answer_ids], own, llm.agent, eos, start.logits_processor)
     completion = Completion(request, IncrementalDetokenizer(llm.tokenizer, llm.stop or ()))
     for token in start.answer_ids:
-        if not completion.transcript.stopped:
-            completion.transcript.push(token)
-    if completion.transcript.stopped or (start.answer_ids and start.answer_ids[-1] in eos):
+        if not completion.detokenizer.stopped:
+            completion.detokenizer.push(token)
+    if completion.detokenizer.stopped or (start.answer_ids and start.answer_ids[-1] in eos):
         completion.finish_reason = "stop"
     elif left <= 0:
         completion.finish_reason = "length"
     if completion.finish_reason is not None:
-        completion.transcript.finish()
+        completion.detokenizer.finish()
     return completion
 
 
 def _answered(start: AnswerStart, completion: Completion, decisions: list[Decision]) -> GeneratedAnswer:
     emitted = [one.token_id for one in decisions if one.token_id is not None]
-    return GeneratedAnswer(completion.transcript.text, [*start.answer_ids, *emitted], decisions)
+    return GeneratedAnswer(completion.detokenizer.text, [*start.answer_ids, *emitted], decisions)

@@ -16,7 +16,7 @@ from torch import Tensor
 from langchain_mara import MaraLLM
 from langchain_mara.decoding.candidates import candidate_sets
 from langchain_mara.exceptions import DataError, OptionsError
-from langchain_mara.policy.fingerprints import model_fingerprint
+from langchain_mara.policy.loaded_model import model_fingerprint
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara_training.data.readers import Row, Source, prompt_numbers, read_pairs, text_of
 from langchain_mara_training.generation.states import batch_states

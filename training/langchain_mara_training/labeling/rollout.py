@@ -23,7 +23,7 @@ from langchain_mara import MaraLLM
 from langchain_mara.decoding.candidates import candidate_sets
 from langchain_mara.exceptions import RewardError
 from langchain_mara.options import options_error
-from langchain_mara.policy.fingerprints import model_fingerprint
+from langchain_mara.policy.loaded_model import model_fingerprint
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara_training.data.readers import Row, Source, prompt_numbers, read_prompts
 from langchain_mara_training.generation.generate import AnswerStart, answer, score_answers

@@ -17,7 +17,7 @@ from torch import Tensor
 from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara._base import LocalModel
 from langchain_mara.exceptions import OptionsError, TrainingError
-from langchain_mara.policy.fingerprints import model_fingerprint
+from langchain_mara.policy.loaded_model import model_fingerprint
 from langchain_mara.policy.packed_linear import is_packed
 from langchain_mara_training.generation.costs import count_passes
 from langchain_mara_training.generation.generate import GeneratedAnswer

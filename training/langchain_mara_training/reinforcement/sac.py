@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import OptionsError
-from langchain_mara.policy.fingerprints import model_fingerprint
+from langchain_mara.policy.loaded_model import model_fingerprint
 from langchain_mara_training.data.readers import Row, Source, read_prompts
 from langchain_mara_training.evaluation.evaluate import decode_system
 from langchain_mara_training.fitting.net import initialise, make_agent

@@ -207,12 +207,12 @@ def test_a_row_cancelled_inside_a_draft_says_no_more(policy: PolicyModel) -> Non
 def test_prefixes_hold_what_drafts_brought(policy: PolicyModel) -> None:
     store = PrefixCache(budget=2**24)
     request = Request(PROMPTS[0], options(60), AGENTS[0])
-    (first,) = run(policy, [request], prefixes=store)
+    (first,) = run(policy, [request], prefix_cache=store)
     assert drafted([first])
     longer = Request([*PROMPTS[0], *(d.token_id for d in first), 7], options(20), AGENTS[0])  # type: ignore[list-item]
     expected = run(policy, [longer], draft=0)
     before = policy.prefilled
-    assert_same(run(policy, [longer], prefixes=store), expected)
+    assert_same(run(policy, [longer], prefix_cache=store), expected)
     assert policy.prefilled - before < 32
 
 

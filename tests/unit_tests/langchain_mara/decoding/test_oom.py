@@ -176,7 +176,7 @@ def test_parked_rows_go_on_where_they_were(policy: PolicyModel, budget: int) -> 
         memory.rows = 2 if min(map(len, decisions)) > 3 else UNLIMITED
 
     with memory, pytest.warns(RuntimeWarning, match="with 4 rows: going on with 2"):
-        got, _ = run(policy, requests, after_each=shrink, width=3, prefixes=PrefixCache(budget))
+        got, _ = run(policy, requests, after_each=shrink, width=3, prefix_cache=PrefixCache(budget))
     assert memory.refused
     assert_as_alone(policy, requests, got)
 
@@ -312,15 +312,15 @@ def test_prefixes_that_cannot_be_copied_are_forgotten(
     store = PrefixCache(2**26)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        got, _ = run(policy, requests, batch_size=3, prefixes=store)
+        got, _ = run(policy, requests, batch_size=3, prefix_cache=store)
     assert_as_alone(policy, requests, got)
 
 
 def test_memory_for_prefixes_is_given_back_first(policy: PolicyModel) -> None:
     store = PrefixCache(2**26)
-    run(policy, [Request([*range(2, 70)], options(), AGENT)], prefixes=store)
+    run(policy, [Request([*range(2, 70)], options(), AGENT)], prefix_cache=store)
     assert store.size > 0
-    batch = Batch(policy, width=4, prefixes=store)
+    batch = Batch(policy, width=4, prefix_cache=store)
     batch.admit(requests_of(4))
     with Memory(policy, rows=2), pytest.warns(RuntimeWarning):
         batch.step()
@@ -436,7 +436,7 @@ def test_however_memory_changes_everything_is_decoded_the_same(
         memory.rows, memory.tokens = limits[sum(map(len, decisions)) // 5 % len(limits)]
 
     with memory:
-        got, _ = run(policy, under_test, after_each=change, prefixes=PrefixCache(budget), **how)
+        got, _ = run(policy, under_test, after_each=change, prefix_cache=PrefixCache(budget), **how)
     assert [request.error for request in under_test] == [None] * len(picks)
     for decisions, other in zip(got, expected, strict=True):
         assert facts(decisions) == facts(other)
@@ -450,7 +450,7 @@ def test_what_was_reused_counts_no_more_than_the_prompt(policy: PolicyModel) -> 
         memory.rows = 1 if len(decisions[1]) > 30 else UNLIMITED
 
     with memory, pytest.warns(RuntimeWarning, match="with 2 rows: going on with 1"):
-        got, _ = run(policy, requests, after_each=shrink, prefixes=PrefixCache(2**26))
+        got, _ = run(policy, requests, after_each=shrink, prefix_cache=PrefixCache(2**26))
     # The second row came back to 64 tokens kept by the first, its own answer among them.
     assert [request.reused_tokens for request in requests] == [0, 38]
     assert facts(got[0]) == facts(got[1])
@@ -459,11 +459,11 @@ def test_what_was_reused_counts_no_more_than_the_prompt(policy: PolicyModel) -> 
 
 def test_reuse_that_was_lost_does_not_count(policy: PolicyModel) -> None:
     store = PrefixCache(2**26)
-    run(policy, [Request([*range(2, 70)], options(1), AGENT)], prefixes=store)
+    run(policy, [Request([*range(2, 70)], options(1), AGENT)], prefix_cache=store)
     request = Request([*range(2, 70), *range(30, 50)], options(), AGENT)
     warned = pytest.warns(RuntimeWarning, match="with 1 rows: going on with 1")
     with Memory(policy, tokens=19, times=1) as memory, warned:
-        got, _ = run(policy, [request], prefixes=store)
+        got, _ = run(policy, [request], prefix_cache=store)
     assert memory.tried[:2] == [(1, 24), (1, 88)]
     assert request.reused_tokens == 0
     assert_as_alone(policy, [request], got)

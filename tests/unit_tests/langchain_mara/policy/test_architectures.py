@@ -12,6 +12,7 @@ from langchain_mara.exceptions import UnsupportedModelError
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.architectures import context_length
 from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.verification import verify_siblings
 
 
 def prompts_of(lengths: tuple[int, ...]) -> list[list[int]]:
@@ -87,7 +88,7 @@ def headless() -> PreTrainedModel:
 )
 def test_refuses_what_cannot_work_and_says_why(make: object, reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason):
-        PolicyModel(make())  # type: ignore[operator]
+        verify_siblings(PolicyModel(make()))  # type: ignore[operator]
 
 
 def test_refuses_an_attention_implementation_without_masks() -> None:
@@ -109,7 +110,7 @@ class Doubled(hf.LlamaForCausalLM):
 def test_refuses_logits_transformed_in_an_unknown_way() -> None:
     torch.manual_seed(0)
     with pytest.raises(UnsupportedModelError, match="other logits"):
-        PolicyModel(Doubled(hf.LlamaConfig(**SIZES)))
+        verify_siblings(PolicyModel(Doubled(hf.LlamaConfig(**SIZES))))
 
 
 def test_context_of_dynamic_rotary_scaling_ends_where_it_would_begin() -> None:

@@ -77,7 +77,7 @@ def compiled(model: Any, backend: Any = None) -> tuple[PolicyModel, CompileCount
 def test_decisions_are_those_of_eager_passes(family: str, shapes: list[Any]) -> None:
     model = repeating_model(family)
     policy, counter = compiled(model)
-    got, expected = (answers(one, draft=3, prefixes=PrefixCache(2**20)) for one in (policy, PolicyModel(model)))
+    got, expected = (answers(one, draft=3, prefix_cache=PrefixCache(2**20)) for one in (policy, PolicyModel(model)))
     assert got == expected
     assert counter.frame_count == len(set(shapes)) < len(shapes)
 

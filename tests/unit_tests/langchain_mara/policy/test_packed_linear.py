@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from langchain_mara import DecodingOptions, MaraAgent, MaraLLM
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Request
-from langchain_mara.policy.fingerprints import model_fingerprint
+from langchain_mara.policy.loaded_model import model_fingerprint
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.packed_linear import PackedLinear, is_packed, named_weights, pack
 

@@ -17,7 +17,7 @@ from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.model import PolicyModel
-from langchain_mara.policy.prefix_cache import BLOCK_TOKENS, Block, Key, KeysValues, PrefixCache
+from langchain_mara.policy.prefix_cache import BLOCK_TOKENS, Block, BlockKey, KeysValues, PrefixCache
 
 BLOCK_BYTES = 2 * BLOCK_TOKENS * 8
 LETTERS, DEPTH = 2, 3
@@ -135,16 +135,16 @@ def test_next_key_is_shared_by_those_who_can_share_a_block() -> None:
     store = PrefixCache(budget=2**20)
     first = tokens_of((0,))
     assert store.next_key(first) is None
-    assert store.next_key([*first, 1]) == store.next_key([*first, 2]) == Key(0, tuple(first))
+    assert store.next_key([*first, 1]) == store.next_key([*first, 2]) == BlockKey(0, tuple(first))
     store.add(first, reader(first))
     identity = store.match([*first, 1])[0].identity
     assert identity != 0
     assert store.next_key([*first, 1]) is None
     second = tokens_of((0, 1), tail=3)
-    assert store.next_key(second) == Key(identity, tuple(second[32:64]))
+    assert store.next_key(second) == BlockKey(identity, tuple(second[32:64]))
     # The same tokens behind another beginning are another block.
     other = tokens_of((1, 1), tail=3)
-    assert store.next_key(other) == Key(0, tuple(other[:32]))
+    assert store.next_key(other) == BlockKey(0, tuple(other[:32]))
     store.add(other, reader(other))
     assert len(store.match(second)) == 1
 
@@ -297,9 +297,9 @@ def test_a_common_beginning_is_computed_once(policy: PolicyModel, shared: int, t
     lengths = [len(request.prompt_ids) for request in requests]
     store = PrefixCache(ROOM)
     if together:
-        got, computed = prefilled(policy, requests, prefixes=store)
+        got, computed = prefilled(policy, requests, prefix_cache=store)
     else:
-        runs = [prefilled(policy, [request], prefixes=store) for request in requests]
+        runs = [prefilled(policy, [request], prefix_cache=store) for request in requests]
         got, computed = [decisions for ((decisions,), _) in runs], sum(count for _, count in runs)
     assert_same_as_alone(policy, requests, got)
     reused = [0, *(reusable(shared, length) for length in lengths[1:])]
@@ -314,7 +314,7 @@ def test_a_prompt_repeated_computes_its_end_only(policy: PolicyModel, length: in
     store = PrefixCache(ROOM)
     before = policy.prefilled
     batches = [requests] if together else [[request] for request in requests]
-    got = [decisions for batch in batches for decisions in answers(policy, batch, prefixes=store)]
+    got = [decisions for batch in batches for decisions in answers(policy, batch, prefix_cache=store)]
     assert policy.prefilled - before == 3 * length - 2 * reusable(length, length)
     assert_same_as_alone(policy, requests, got)
     assert len({decisions[0].candidates for decisions in got}) == 3, "different seeds must ask in different orders"
@@ -334,7 +334,7 @@ def test_rows_wait_for_the_block_that_one_of_them_computes(llama: PolicyModel) -
     for request in requests:
         request.agent = None
     before = llama.passes
-    got, computed = prefilled(llama, requests, prefixes=PrefixCache(ROOM))
+    got, computed = prefilled(llama, requests, prefix_cache=PrefixCache(ROOM))
     assert llama.passes - before == 3 + 1, "a pass per wave, and one for the only token"
     assert_same_as_alone(llama, requests, got)
     assert [request.reused_tokens for request in requests] == [0, 0, 64, 64, 96, 64]
@@ -348,7 +348,7 @@ def test_a_chat_goes_on_from_its_own_answers(policy: PolicyModel) -> None:
     for turn, (says, new) in enumerate([(TEXT[:20], 44), (TEXT[50:61], 40), (TEXT[90:99], 3)]):
         history += says
         request = a_request(list(history), new=new)
-        (got,), computed = prefilled(policy, [request], prefixes=store)
+        (got,), computed = prefilled(policy, [request], prefix_cache=store)
         assert_same_as_alone(policy, [request], [got])
         # The last token of an answer is never computed: nothing follows it.
         held = max(0, len(history) - len(says) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
@@ -366,7 +366,7 @@ def test_reuse_up_to_the_very_end_of_learned_positions() -> None:
     first = [a_request(TEXT[:97]), a_request([*TEXT[:32], *TEXT[200:205]])]
     second = [a_request(TEXT[:127]), a_request([*TEXT[:32], *TEXT[200:294]], new=9), a_request(TEXT[:120], new=20)]
     for requests in (first, second):
-        got = answers(policy, requests, prefixes=store)
+        got = answers(policy, requests, prefix_cache=store)
         assert_same_as_alone(policy, requests, got)
     assert [request.reused_tokens for request in second] == [96, 32, 96]
     assert [len(decisions) for decisions in got] == [1, 2, 8]
@@ -374,13 +374,13 @@ def test_reuse_up_to_the_very_end_of_learned_positions() -> None:
 
 def test_long_suffixes_go_in_chunks(policy: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     store = PrefixCache(ROOM)
-    answers(policy, [a_request(TEXT[:70])], prefixes=store)
+    answers(policy, [a_request(TEXT[:70])], prefix_cache=store)
     requests = [
         a_request([*TEXT[: 32 * blocks], *TEXT[200 : 200 + more]]) for blocks, more in [(2, 50), (1, 3), (2, 7)]
     ]
     expected = answers(policy, [again(request) for request in requests])
     monkeypatch.setattr("langchain_mara.policy.model.PREFILL_TOKENS", 9)
-    got, computed = prefilled(policy, requests, prefixes=store)
+    got, computed = prefilled(policy, requests, prefix_cache=store)
     for decisions, other in zip(got, expected, strict=True):
         assert_same(decisions, other)
     assert computed == 50 + 3 + 7
@@ -391,7 +391,7 @@ def test_a_small_budget_costs_reuse_and_nothing_else(llama: PolicyModel, blocks:
     size = probe_block_bytes(llama)
     store = PrefixCache(budget=blocks * size + size // 2)
     requests = [a_request([*TEXT[:100], n]) for n in range(2, 5)]
-    got, computed = prefilled(llama, requests, prefixes=store)
+    got, computed = prefilled(llama, requests, prefix_cache=store)
     assert_same_as_alone(llama, requests, got)
     assert store.size == blocks * size
     assert computed == 3 * 101 - 2 * blocks * BLOCK_TOKENS
@@ -399,16 +399,16 @@ def test_a_small_budget_costs_reuse_and_nothing_else(llama: PolicyModel, blocks:
 
 def probe_block_bytes(policy: PolicyModel) -> int:
     store = PrefixCache(ROOM)
-    answers(policy, [a_request(TEXT[:33], new=1)], prefixes=store)
+    answers(policy, [a_request(TEXT[:33], new=1)], prefix_cache=store)
     return store.size
 
 
 def test_reuse_counts_no_more_than_the_prompt(llama: PolicyModel) -> None:
     store = PrefixCache(ROOM)
     request = a_request(TEXT[:40], new=60)
-    answers(llama, [request], prefixes=store)
+    answers(llama, [request], prefix_cache=store)
     other = again(request)
-    got = answers(llama, [other], prefixes=store)
+    got = answers(llama, [other], prefix_cache=store)
     assert_same_as_alone(llama, [other], got)
     assert other.reused_tokens == 32
 
@@ -417,12 +417,12 @@ def test_an_answer_that_was_cut_short_is_kept_as_far_as_it_went(llama: PolicyMod
     store = PrefixCache(ROOM)
     request = a_request(TEXT[:40], new=60)
     emitted: list[int] = []
-    for decision in decode(llama, [request], width=4, prefixes=store):
+    for decision in decode(llama, [request], width=4, prefix_cache=store):
         emitted += token_ids([decision])
         if len(emitted) == 30:
             request.cancel()
     following = a_request([*TEXT[:40], *emitted, 5])
-    got = answers(llama, [following], prefixes=store)
+    got = answers(llama, [following], prefix_cache=store)
     assert_same_as_alone(llama, [following], got)
     assert following.reused_tokens == 64
 
@@ -461,7 +461,7 @@ def test_results_never_depend_on_what_is_kept(
             a_request(prompt, new=3 + n, seed=n, order=order, strategy=strategy) for n, prompt in enumerate(prompts)
         ]
         expected = answers(policy, [again(request) for request in requests], **how)
-        for got, other in zip(answers(policy, requests, prefixes=store, **how), expected, strict=True):
+        for got, other in zip(answers(policy, requests, prefix_cache=store, **how), expected, strict=True):
             assert_same(got, other)
         assert store.size <= budget
         assert all(request.reused_tokens < len(request.prompt_ids) for request in requests)

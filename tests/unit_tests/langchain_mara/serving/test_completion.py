@@ -68,8 +68,8 @@ def test_text_is_the_decoded_tokens_and_the_pieces_joined(
     completion = completion_of()
     steps = run(policy, completion)
     ids = [step.token_id for _, step, _ in steps]
-    assert completion.transcript.text == "".join(text for _, _, text in steps)
-    assert completion.transcript.text == tokenizer.decode(ids, skip_special_tokens=True) != ""
+    assert completion.detokenizer.text == "".join(text for _, _, text in steps)
+    assert completion.detokenizer.text == tokenizer.decode(ids, skip_special_tokens=True) != ""
 
 
 def test_token_limit_finishes_with_length(policy: PolicyModel, completion_of: MakeCompletion) -> None:
@@ -92,12 +92,12 @@ def test_eos_finishes_with_stop(policy: PolicyModel, completion_of: MakeCompleti
 def test_stop_string_finishes_with_stop_and_no_further_pass(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     free = completion_of()
     run(policy, free)
-    text = free.transcript.text
+    text = free.detokenizer.text
     stop = text[5:8]
     completion = completion_of(stop=(stop,))
     steps, passes = passes_of(policy, completion)
     assert completion.finish_reason == "stop"
-    assert completion.transcript.text == text[: text.index(stop)]
+    assert completion.detokenizer.text == text[: text.index(stop)]
     assert completion.request.cancelled
     assert passes == passes_of(policy, completion_of(new=len(steps)))[1]
     assert completion.statistics.tokens == len(steps) < free.statistics.tokens
@@ -107,11 +107,11 @@ def test_row_that_stops_leaves_its_neighbours_alone(policy: PolicyModel, complet
     alone = {prompt: completion_of(prompt) for prompt in PROMPTS}
     for one in alone.values():
         run(policy, one)
-    stopped = completion_of("hi", stop=(alone["hi"].transcript.text[2:4],))
+    stopped = completion_of("hi", stop=(alone["hi"].detokenizer.text[2:4],))
     others = [completion_of("the"), completion_of("b")]
     run(policy, others[0], stopped, others[1])
     assert stopped.finish_reason == "stop"
-    assert [one.transcript.text for one in others] == [alone[one].transcript.text for one in ("the", "b")]
+    assert [one.detokenizer.text for one in others] == [alone[one].detokenizer.text for one in ("the", "b")]
     assert [one.statistics for one in others] == [alone[one].statistics for one in ("the", "b")]
 
 
@@ -125,7 +125,7 @@ def test_logits_that_are_not_finite_finish_with_nonfinite(policy: PolicyModel, c
     completion.request.logits_processor = broken_after_three
     steps = run(policy, completion)
     assert completion.finish_reason == "nonfinite"
-    assert completion.transcript.text == expected.transcript.text
+    assert completion.detokenizer.text == expected.detokenizer.text
     assert [step.token_id is None for _, step, _ in steps] == [False, False, False, True]
     assert completion.statistics.tokens == 3
 
@@ -163,7 +163,7 @@ def test_closing_early_leaves_the_policy_usable(policy: PolicyModel, completion_
     steps.close()
     again = completion_of()
     run(policy, again)
-    assert again.transcript.text == expected.transcript.text
+    assert again.detokenizer.text == expected.detokenizer.text
 
 
 def test_statistics_count_what_a_hand_counts() -> None:

@@ -28,7 +28,7 @@ from langchain_mara.serving.scheduler import BatchConfig, RequestGroup, Schedule
 from langchain_mara.text.detokenizer import IncrementalDetokenizer
 
 AGENT = tiny_agent(seed=3)
-PACE = BatchConfig(batch_size=4, width=4)
+BATCH_CONFIG = BatchConfig(batch_size=4, width=4)
 SECONDS = 20.0
 """How long a test waits for what must come at once."""
 
@@ -61,14 +61,14 @@ class Caller:
         self,
         policy: PolicyModel,
         requests: Sequence[Request],
-        pace: BatchConfig = PACE,
+        batch_config: BatchConfig = BATCH_CONFIG,
         each: Callable[[Decision, int], None] = lambda _decision, _count: None,
     ) -> None:
         self.policy = policy
         self.requests = requests
         self.tokens: dict[Request, list[int | None]] = {request: [] for request in requests}
         self.left: list[Request] = []
-        self.call = RequestGroup(policy, requests, pace, self._take, self._leave)
+        self.group = RequestGroup(policy, deque(requests), batch_config, self._take, self._leave)
         self._done = threading.Event()
         self._each = each
 
@@ -83,7 +83,7 @@ class Caller:
             self._done.set()
 
     def submit(self, **queue_size: int) -> Self:
-        Scheduler.of(self.policy).submit(self.call, **queue_size)
+        Scheduler.of(self.policy).submit(self.group, **queue_size)
         return self
 
     def wait(self) -> Self:
@@ -239,22 +239,22 @@ def begun(callers: Sequence[Caller], order: list[Request]) -> list[int]:
 
 def test_a_single_request_does_not_wait_behind_a_call_of_many(policy: PolicyModel) -> None:
     order: list[Request] = []
-    pace = BatchConfig(batch_size=2, width=4)
+    batch_config = BatchConfig(batch_size=2, width=4)
     many = [a_request(5 + n, new=3, agent=None) for n in range(12)]
-    callers = [Caller(policy, many, pace, lambda decision, _: order.append(decision.request))]
-    callers.append(Caller(policy, [a_request(60, new=3, agent=None)], pace, callers[0]._each))
+    callers = [Caller(policy, many, batch_config, lambda decision, _: order.append(decision.request))]
+    callers.append(Caller(policy, [a_request(60, new=3, agent=None)], batch_config, callers[0]._each))
     run_joining(policy, *callers)
-    assert begun(callers, order).index(1) <= 2 * pace.batch_size
+    assert begun(callers, order).index(1) <= 2 * batch_config.batch_size
 
 
 def test_calls_take_turns(policy: PolicyModel) -> None:
     order: list[Request] = []
-    pace = BatchConfig(batch_size=2, width=4)
+    batch_config = BatchConfig(batch_size=2, width=4)
     callers = [
         Caller(
             policy,
             [a_request(10 * n + m, new=2, agent=None) for m in range(5)],
-            pace,
+            batch_config,
             lambda decision, _: order.append(decision.request),
         )
         for n in (1, 2, 3)
@@ -292,9 +292,9 @@ def test_two_calls_of_many_with_different_paces_both_fill_their_batches(policy: 
 
 
 def test_a_full_queue_refuses_a_call_and_loses_nothing(policy: PolicyModel) -> None:
-    pace = BatchConfig(batch_size=1, width=4)
-    waiting = Caller(policy, [a_request(5 + n) for n in range(3)], pace)
-    refused = Caller(policy, [a_request(20)], pace)
+    batch_config = BatchConfig(batch_size=1, width=4)
+    waiting = Caller(policy, [a_request(5 + n) for n in range(3)], batch_config)
+    refused = Caller(policy, [a_request(20)], batch_config)
     with Gate(policy) as gate:
         waiting.submit(queue_size=1)
         gate.reached(0)
@@ -304,7 +304,7 @@ def test_a_full_queue_refuses_a_call_and_loses_nothing(policy: PolicyModel) -> N
         )
         with pytest.raises(QueueFullError, match=text):
             refused.submit(queue_size=2)
-        accepted = Caller(policy, [a_request(21)], pace).submit(queue_size=3)
+        accepted = Caller(policy, [a_request(21)], batch_config).submit(queue_size=3)
         gate.open()
         waiting.wait().assert_as_alone()
         accepted.wait().assert_as_alone()
@@ -320,7 +320,7 @@ def test_what_has_not_begun_can_be_withdrawn(policy: PolicyModel) -> None:
         gate.reached(0)
         other.submit()
         for _ in range(2):
-            caller.call.withdraw()
+            caller.group.withdrawn = True
         gate.open()
         other.wait().assert_as_alone()
     assert caller.left == list(caller.requests[:1])
@@ -335,7 +335,7 @@ def test_a_withdrawn_call_of_another_pace_keeps_nobody_waiting(policy: PolicyMod
         gate.reached(0)
         gone.submit()
         last.submit()
-        gone.call.withdraw()
+        gone.group.withdrawn = True
         gate.open()
         first.wait().assert_as_alone()
         last.wait().assert_as_alone()
@@ -354,7 +354,7 @@ def test_an_abandoned_answer_may_be_collected_while_the_queue_is_locked(
             return super().__len__()
 
     callers = [Caller(policy, [a_request(9 + n)], BatchConfig(1, 4)) for n in range(2)]
-    callers[0].call.waiting = Collecting(callers[0].requests)
+    callers[0].group.waiting = Collecting(callers[0].requests)
     with Gate(policy, passes=2) as gate:
         next(abandoned)
         gate.reached(2)
@@ -384,7 +384,8 @@ def test_an_abandoned_answer_may_be_collected_while_the_queue_is_read(
         next(abandoned)
         gate.reached(2)
         callers = [
-            Caller(policy, [a_request(9 + n)], pace) for n, pace in enumerate([BatchConfig(1, 4), Collecting(1, 4)])
+            Caller(policy, [a_request(9 + n)], settings)
+            for n, settings in enumerate([BatchConfig(1, 4), Collecting(1, 4)])
         ]
         for caller in callers:
             caller.submit()
@@ -615,14 +616,14 @@ async def test_an_async_timeout_frees_the_rows(policy: PolicyModel, completion_o
 
 
 def test_a_timeout_includes_waiting_for_a_row(policy: PolicyModel, completion_of: MakeCompletion) -> None:
-    pace = BatchConfig(1, 4)
-    running = Caller(policy, [a_request()], pace)
+    batch_config = BatchConfig(1, 4)
+    running = Caller(policy, [a_request()], batch_config)
     late = completion_of()
     with Gate(policy) as gate:
         running.submit()
         gate.reached(0)
         with pytest.raises(TimeoutError, match=TIMEOUT):
-            list(complete(GenerationJob(policy, [late], pace, timeout=0.02)))
+            list(complete(GenerationJob(policy, [late], batch_config, timeout=0.02)))
         gate.open()
         running.wait().assert_as_alone()
     assert late.statistics.tokens == 0
@@ -683,7 +684,7 @@ async def test_the_error_of_a_request_reaches_its_caller_and_no_other(
     def failing() -> GenerationJob:
         sick = completion_of(a_request(agent=RaisingAgent(32, width=16)))
         return GenerationJob(
-            policy, [completion_of(a_request(5, new=60)), sick, completion_of(a_request(6, new=60))], PACE
+            policy, [completion_of(a_request(5, new=60)), sick, completion_of(a_request(6, new=60))], BATCH_CONFIG
         )
 
     with Gate(policy) as gate:
@@ -796,7 +797,7 @@ def test_many_callers_at_once_get_what_each_gets_alone(policy: PolicyModel, comp
     for kind in KINDS:
         completion = completion_of(a_request(**kind))
         list(complete(GenerationJob(policy, [completion])))
-        texts.append(completion.transcript.text)
+        texts.append(completion.detokenizer.text)
     assert min(map(len, texts)) > 2
 
     def call(seed: int) -> list[tuple[int, Completion, bool]]:
@@ -808,8 +809,8 @@ def test_many_callers_at_once_get_what_each_gets_alone(policy: PolicyModel, comp
                 completion_of(a_request(**KINDS[kind]), [texts[kind][2:]] if draw.random() < 0.3 else [])
                 for kind in kinds
             ]
-            pace = BatchConfig(3, 4, draw.choice([0, 2**26])) if draw.random() < 0.2 else BatchConfig(5, 3)
-            steps = complete(GenerationJob(policy, completions, pace))
+            batch_config = BatchConfig(3, 4, draw.choice([0, 2**26])) if draw.random() < 0.2 else BatchConfig(5, 3)
+            steps = complete(GenerationJob(policy, completions, batch_config))
             closing = draw.random() < 0.3
             for n, _piece in enumerate(steps):
                 if closing and n == draw.randrange(6):
@@ -824,7 +825,7 @@ def test_many_callers_at_once_get_what_each_gets_alone(policy: PolicyModel, comp
     finished = [(kind, completion) for kind, completion, closed in ended if completion.finish_reason or not closed]
     assert len(finished) > 40
     for kind, completion in finished:
-        stopped = completion.transcript.stopped
-        assert completion.transcript.text == (texts[kind][:2] if stopped else texts[kind])
+        stopped = completion.detokenizer.stopped
+        assert completion.detokenizer.text == (texts[kind][:2] if stopped else texts[kind])
         assert completion.finish_reason == ("stop" if stopped else "length")
-    assert any(completion.transcript.stopped for _, completion in finished)
+    assert any(completion.detokenizer.stopped for _, completion in finished)

@@ -18,8 +18,8 @@ from langchain_mara.text.tool_calls import (
     ToolCall,
     ToolCallParser,
     ToolFormat,
+    detect_tool_format,
     forced_opening,
-    tool_format,
 )
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -92,8 +92,10 @@ CONTENTS: list[tuple[ToolFormat, str]] = [
 ]
 
 
-def parse(form: ToolFormat, pieces: list[str], opening: str = "") -> tuple[str, list[ToolCall], list[InvalidToolCall]]:
-    parser = ToolCallParser(form, opening)
+def parse(
+    tool_format: ToolFormat, pieces: list[str], opening: str = ""
+) -> tuple[str, list[ToolCall], list[InvalidToolCall]]:
+    parser = ToolCallParser(tool_format, opening)
     content = "".join(parser.push(piece) for piece in pieces)
     rest, calls, invalid = parser.finish()
     return content + rest, calls, invalid
@@ -104,33 +106,35 @@ def cut(text: str, places: list[int]) -> list[str]:
     return [text[a:b] for a, b in pairwise(borders)]
 
 
-@pytest.mark.parametrize(("form", "text", "content", "calls"), ANSWERS)
+@pytest.mark.parametrize(("tool_format", "text", "content", "calls"), ANSWERS)
 @given(places=st.lists(st.integers(0, 400), max_size=30))
 def test_calls_and_content_are_the_same_however_the_answer_is_cut(
-    form: ToolFormat, text: str, content: str, calls: list[ToolCall], places: list[int]
+    tool_format: ToolFormat, text: str, content: str, calls: list[ToolCall], places: list[int]
 ) -> None:
-    assert parse(form, cut(text, places)) == (content, calls, [])
+    assert parse(tool_format, cut(text, places)) == (content, calls, [])
 
 
-@pytest.mark.parametrize(("form", "text", "content", "_calls"), ANSWERS)
-def test_nothing_of_a_call_is_ever_released(form: ToolFormat, text: str, content: str, _calls: list[ToolCall]) -> None:
-    parser = ToolCallParser(form)
+@pytest.mark.parametrize(("tool_format", "text", "content", "_calls"), ANSWERS)
+def test_nothing_of_a_call_is_ever_released(
+    tool_format: ToolFormat, text: str, content: str, _calls: list[ToolCall]
+) -> None:
+    parser = ToolCallParser(tool_format)
     released = ""
     for letter in text:
         released += parser.push(letter)
         assert content.startswith(released)
 
 
-@pytest.mark.parametrize(("form", "text"), CONTENTS)
+@pytest.mark.parametrize(("tool_format", "text"), CONTENTS)
 @given(places=st.lists(st.integers(0, 100), max_size=20))
-def test_what_only_looks_like_a_call_is_content(form: ToolFormat, text: str, places: list[int]) -> None:
-    assert parse(form, cut(text, places)) == (text, [], [])
+def test_what_only_looks_like_a_call_is_content(tool_format: ToolFormat, text: str, places: list[int]) -> None:
+    assert parse(tool_format, cut(text, places)) == (text, [], [])
 
 
 @given(text=st.text(alphabet="ab<[{}]>_ \n", max_size=40))
-@pytest.mark.parametrize("form", ["hermes", "llama", "mistral"])
-def test_text_without_markers_is_content_to_the_letter(form: ToolFormat, text: str) -> None:
-    assert parse(form, list(text)) == (text, [], [])
+@pytest.mark.parametrize("tool_format", ["hermes", "llama", "mistral"])
+def test_text_without_markers_is_content_to_the_letter(tool_format: ToolFormat, text: str) -> None:
+    assert parse(tool_format, list(text)) == (text, [], [])
 
 
 def test_content_is_released_as_it_comes() -> None:
@@ -139,7 +143,7 @@ def test_content_is_released_as_it_comes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "text", "error", "name"),
+    ("tool_format", "text", "error", "name"),
     [
         ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": \n</tool_call>', "Expecting value", "f"),
         ("hermes", "<tool_call>oh</tool_call>", "Expecting value", None),
@@ -149,8 +153,10 @@ def test_content_is_released_as_it_comes() -> None:
         ("mistral", '[TOOL_CALLS][{"name": "f", "argu', "Unterminated string", "f"),
     ],
 )
-def test_announced_calls_that_are_none_are_invalid(form: ToolFormat, text: str, error: str, name: str | None) -> None:
-    content, calls, invalid = parse(form, [text])
+def test_announced_calls_that_are_none_are_invalid(
+    tool_format: ToolFormat, text: str, error: str, name: str | None
+) -> None:
+    content, calls, invalid = parse(tool_format, [text])
     assert (content, calls) == ("", [])
     assert error in invalid[0].error
     assert invalid[0].name == name
@@ -162,20 +168,20 @@ def test_a_broken_call_does_not_spoil_the_next() -> None:
     assert (content, calls, len(invalid)) == ("And so on.", [A], 1)
 
 
-@pytest.mark.parametrize("form", ["hermes", "llama", "mistral"])
-def test_a_forced_call_is_read_with_its_opening(form: ToolFormat) -> None:
-    end = {"hermes": "\n</tool_call>", "llama": "", "mistral": "]"}[form]
-    one = forced_opening(form, [A.name])
-    assert parse(form, [json.dumps(A.arguments) + "}" + end], one) == ("", [A], [])
-    key = "parameters" if form == "llama" else "arguments"
-    several = forced_opening(form, ["note", A.name])
+@pytest.mark.parametrize("tool_format", ["hermes", "llama", "mistral"])
+def test_a_forced_call_is_read_with_its_opening(tool_format: ToolFormat) -> None:
+    end = {"hermes": "\n</tool_call>", "llama": "", "mistral": "]"}[tool_format]
+    one = forced_opening(tool_format, [A.name])
+    assert parse(tool_format, [json.dumps(A.arguments) + "}" + end], one) == ("", [A], [])
+    key = "parameters" if tool_format == "llama" else "arguments"
+    several = forced_opening(tool_format, ["note", A.name])
     rest = f'{A.name}", "{key}": {json.dumps(A.arguments)}}}{end}'
-    assert parse(form, [rest], several) == ("", [A], [])
+    assert parse(tool_format, [rest], several) == ("", [A], [])
     assert one.startswith(several)
 
 
 @pytest.mark.parametrize(
-    ("template", "form"),
+    ("template", "tool_format"),
     [
         (QWEN, "hermes"),
         (LLAMA, "llama"),
@@ -185,11 +191,11 @@ def test_a_forced_call_is_read_with_its_opening(form: ToolFormat) -> None:
     ],
 )
 def test_format_is_read_off_the_template(
-    make_tokenizer: Callable[[], PreTrainedTokenizerFast], template: Any, form: ToolFormat
+    make_tokenizer: Callable[[], PreTrainedTokenizerFast], template: Any, tool_format: ToolFormat
 ) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
-    assert tool_format(tokenizer) == form
+    assert detect_tool_format(tokenizer) == tool_format
 
 
 @pytest.mark.parametrize(
@@ -207,7 +213,7 @@ def test_templates_without_tools_are_refused(
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
     with pytest.raises(PromptError, match=message):
-        tool_format(tokenizer)
+        detect_tool_format(tokenizer)
 
 
 def test_markers_that_are_special_tokens_stay_in_the_text(

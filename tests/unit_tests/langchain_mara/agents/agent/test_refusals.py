@@ -24,7 +24,7 @@ def spoil_half(file: Path) -> None:
 def test_truncated_reference_checkpoint_is_refused(save_pth: Callable[..., Path], kept: int) -> None:
     file = save_pth()
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match=r"actor\.pth is truncated or no PyTorch state dict"):
+    with pytest.raises(CheckpointError, match=r"actor\.pth is truncated or not a PyTorch state dict"):
         MaraAgent.from_reference(file)
 
 
@@ -68,7 +68,7 @@ def test_checkpoint_that_is_no_dict_is_refused_by_its_type(tmp_path: Path, conte
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ln__bias": None}, r"no MARA agent: missing keys \['ln.bias'\], unexpected keys \[\]"),
+        ({"ln__bias": None}, r"not a MARA agent: missing keys \['ln.bias'\], unexpected keys \[\]"),
         ({"more": torch.zeros(1)}, r"missing keys \[\], unexpected keys \['more'\].*has the keys ln\.\*"),
         ({"linear2__bias": torch.zeros(7)}, r"wrong shapes: .*\n.*linear2\.bias"),
         ({"ln__weight": torch.zeros(31)}, r"wrong shapes: [\s\S]*ln\."),
@@ -89,7 +89,7 @@ def test_wrong_weights_are_refused_by_name(
 
 def test_dict_with_other_keys_than_names_is_refused(tmp_path: Path) -> None:
     torch.save({0: torch.zeros(1), "lr": 0.1}, tmp_path / "optimizer.pth")
-    with pytest.raises(CheckpointError, match="no MARA agent"):
+    with pytest.raises(CheckpointError, match="not a MARA agent"):
         MaraAgent.from_reference(tmp_path / "optimizer.pth")
 
 
@@ -134,13 +134,13 @@ def test_config_that_is_no_object_is_refused(agent_copy: Path, content: str) -> 
 def test_config_that_contradicts_the_weights_is_refused(agent_copy: Path, name: str, value: int) -> None:
     config = {"hidden_size": 32, "width": 16, name: value}
     (agent_copy / "config.json").write_text(json.dumps(config))
-    message = f"hidden size {config['hidden_size']} and width {config['width']}, the weights have 32 and 16"
+    message = f"hidden size {config['hidden_size']} and width {config['width']}, but the weights have 32 and 16"
     with pytest.raises(CheckpointError, match=message):
         MaraAgent.from_pretrained(agent_copy)
 
 
 def test_folder_of_a_language_model_is_no_agent(model_folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="no MARA agent: missing keys"):
+    with pytest.raises(CheckpointError, match="not a MARA agent: missing keys"):
         MaraAgent.from_pretrained(model_folder)
 
 

@@ -14,8 +14,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from langchain_mara.policy.attention.grouped_attention import (
     GROUPED,
     attention_implementation,
-    grouped,
     grouped_attention,
+    use_grouped_attention,
 )
 from langchain_mara.policy.model import PolicyModel
 
@@ -79,11 +79,11 @@ def test_passes_over_siblings_copy_no_keys(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_the_model_is_left_as_it_was(implementation: str) -> None:
     model = gqa_model(attn_implementation=implementation)
-    with grouped(model, model.config):
+    with use_grouped_attention(model, model.config):
         assert model.config._attn_implementation == (GROUPED if implementation == "sdpa" else "eager")
         assert attention_implementation(model.config) == implementation
         # Another thread begins its pass now, and ends it after this one.
-        other = grouped(model, model.config)
+        other = use_grouped_attention(model, model.config)
         other.__enter__()
     other.__exit__(None, None, None)
     assert model.config._attn_implementation == implementation
@@ -94,7 +94,7 @@ def test_a_model_that_runs_it_by_itself_answers_alike() -> None:
     model, ids = gqa_model(), torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     expected = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=6, pad_token_id=0)  # type: ignore[operator]
-    with grouped(model, model.config):
+    with use_grouped_attention(model, model.config):
         got = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=6, pad_token_id=0)  # type: ignore[operator]
     assert torch.equal(got, expected)
 
@@ -112,6 +112,6 @@ def test_no_pass_repeats_keys(family: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_configuration_says_the_same_afterwards_and_to_who_asks_meanwhile(family: str) -> None:
     model = tiny_model(family)
     before = model.config._attn_implementation
-    with grouped(model, model.config):
+    with use_grouped_attention(model, model.config):
         assert attention_implementation(model.config) == before
     assert model.config._attn_implementation == before

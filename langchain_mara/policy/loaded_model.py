@@ -1,0 +1,159 @@
+"""LoadedModel: everything that lives exactly as long as a loaded language model, in one place."""
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import nn
+
+from langchain_mara.policy.fingerprints import WeightsFingerprint, sampled_weights, weights_state
+from langchain_mara.policy.prefix_cache import PrefixCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from langchain_mara.decoding.pass_width import PassWidthTuner
+    from langchain_mara.serving.scheduler import Scheduler
+
+_loaded_models: WeakKeyDictionary[nn.Module, "LoadedModel"] = WeakKeyDictionary()
+_creation = threading.Lock()
+
+
+class _AgentCopy(NamedTuple):
+    """A copy of an agent on the model's device.
+
+    Attributes:
+        weights: `weights_state` of the agent when it was copied.
+        agent: The copy.
+    """
+
+    weights: tuple[int, int]
+    agent: nn.Module
+
+
+class LoadedModel:
+    """Everything that belongs to a loaded model and is shared by all its users.
+
+    Get it with `LoadedModel.of(model)`. It holds only a weak reference to the model, so it lives as long as the model.
+
+    Attributes:
+        lock: Held while a field is created or changed.
+        verified: Whether a pass over siblings has been compared with a cache-free evaluation.
+        compilable: False once compiling a pass has failed.
+        hub_options: `token` and `local_files_only` that the model was loaded with; other models are loaded with them.
+        width_tuner: Chooses the number of siblings per pass; set by `PassWidthTuner.of`.
+        scheduler: Queue and decoding thread of the model; set by `Scheduler.of`.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self.lock = threading.RLock()
+        self.verified = False
+        self.compilable = True
+        self.hub_options: Mapping[str, Any] = {}
+        self.width_tuner: PassWidthTuner | None = None
+        self.scheduler: Scheduler | None = None
+        self._model = ref(model)
+        self._fingerprint = WeightsFingerprint()
+        self._prefix_cache = PrefixCache(budget=0)
+        self._prefix_weights = (0, 0)
+        self._agent_copies: WeakKeyDictionary[nn.Module, _AgentCopy] = WeakKeyDictionary()
+        self._running_passes = 0
+        self._training_modules: list[nn.Module] = []
+
+    @staticmethod
+    def of(model: "PreTrainedModel") -> "LoadedModel":
+        """The `LoadedModel` of a model, created on first use."""
+        with _creation:
+            loaded = _loaded_models.get(model)
+            if loaded is None:
+                loaded = _loaded_models[model] = LoadedModel(model)
+            return loaded
+
+    @property
+    def model(self) -> "PreTrainedModel":
+        """The model itself.
+
+        Raises:
+            ReferenceError: If the model has been garbage-collected.
+        """
+        model = self._model()
+        if model is None:
+            raise ReferenceError("The loaded model is gone. Keep a reference to it as long as you use it.")
+        return model
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that depend on names, shapes, dtypes and 64 values of every weight.
+
+        The model's name would not do: two revisions share it, and so do two states of a folder that is trained.
+        """
+        model = self.model
+        return self._fingerprint.of(model, sampled_weights(model))
+
+    def prefix_cache(self, budget: int) -> PrefixCache | None:
+        """The prefix cache for a batch, or None if the batch keeps no prefixes.
+
+        The cache is emptied when the weights have changed. Its budget is the largest requested so far, so one caller
+        never evicts what another caller keeps.
+
+        Args:
+            budget: Most bytes that the batch may keep; 0 leaves the cache as it is.
+        """
+        if budget <= 0:
+            return None
+        weights = weights_state(self.model)
+        if weights != self._prefix_weights:
+            self._prefix_cache.clear()
+            self._prefix_weights = weights
+        self._prefix_cache.budget = max(self._prefix_cache.budget, budget)
+        return self._prefix_cache
+
+    def agent_on(self, agent: nn.Module, device: torch.device) -> nn.Module:
+        """The agent itself if it is on the device already, else a copy there. The user's agent is never moved.
+
+        Args:
+            agent: The user's agent.
+            device: Device of the states that the agent is to judge.
+
+        Returns:
+            The agent, or its copy, which is kept until the agent's weights change.
+        """
+        if all(tensor.device == device for tensor in (*agent.parameters(), *agent.buffers())):
+            return agent
+        state = weights_state(agent)
+        with self.lock:
+            agent_copy = self._agent_copies.get(agent)
+            if agent_copy is None or agent_copy.weights != state:
+                agent_copy = self._agent_copies[agent] = _AgentCopy(state, copy.deepcopy(agent).to(device))
+            return agent_copy.agent
+
+    @contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
+        """Keeps the model in evaluation mode during a pass.
+
+        If any modules were in training mode, they return to it when the last of the concurrent passes has ended.
+        """
+        with self.lock:
+            self._running_passes += 1
+            model = self.model
+            if model.training:
+                self._training_modules += [module for module in model.modules() if module.training]
+                model.eval()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._running_passes -= 1
+                if not self._running_passes:
+                    for module in self._training_modules:
+                        module.training = True
+                    self._training_modules = []
+
+
+def model_fingerprint(model: "PreTrainedModel") -> str:
+    """The `LoadedModel.fingerprint` of a model."""
+    return LoadedModel.of(model).fingerprint

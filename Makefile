@@ -7,7 +7,7 @@ FLOORS ?= .venv-floors
 PARALLEL := --numprocesses logical --dist worksteal
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-floors lint types bench bench-long cookbook report clean
+.PHONY: demo test test-fast test-floors lint types bench bench-long cookbook report docs clean
 
 demo: $(INSTALLED)  ## the main job on the embedded model
 	$(BIN)/mara demo
@@ -62,6 +62,9 @@ cookbook: $(INSTALLED)  ## runs the notebooks, and draws the README's picture fr
 report: $(INSTALLED)  ## compares systems on the embedded model: cookbook/report/report.html
 	$(BIN)/python cookbook/report.py
 
+docs: $(VENV)/.docs  ## the documentation as HTML, without network: build/docs/index.html
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
+
 clean:  ## removes what the other targets made
 	rm -rf $(VENV) $(FLOORS) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -71,6 +74,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[training,plot,test,dev]'
 	touch $(INSTALLED)
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $(VENV)/.docs
 
 $(FLOORS)/.installed: pyproject.toml tests/floors.py
 	$(PYTHON) -m venv $(FLOORS)

@@ -1,4 +1,4 @@
-"""Curves of reward: against closeness to the plain model, over accept thresholds; against passes of training."""
+"""Curves of reward against closeness to the plain model, for several accept thresholds, and against training passes."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,15 @@ import numpy as np
 from matplotlib.axes import Axes
 
 Results = Mapping[str, Mapping[str, float]]
-_OFFSET = (6, 5)  # of a label from its point, in points
+_OFFSET = (6, 5)  # offset of a label from its data point, in typographic points
 
 
 def draw_curve(seeds: Sequence[Results], file: Path) -> None:
     """Draws means over seeds, with standard deviations, and saves the picture.
 
     Args:
-        seeds: Of each seed, the figures of each system; those called `NAME, threshold X` make a line.
-        file: A picture.
+        seeds: Results of each seed; systems named `NAME, threshold X` form a line.
+        file: Image file to write.
     """
     figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
     lines: dict[str, list[str]] = {}
@@ -27,9 +27,10 @@ def draw_curve(seeds: Sequence[Results], file: Path) -> None:
         if threshold:
             lines.setdefault(name, []).append(system)
     for name, systems in lines.items():
-        _draw(axes, seeds, systems, [one.rpartition(" ")[2] for one in systems], name)
-    for system in [one for one in seeds[0] if one == "plain" or one.startswith("best-of")]:
-        _draw(axes, seeds, [system], [system], None)
+        _draw(axes, seeds, systems, [system.rpartition(" ")[2] for system in systems], name)
+    for system in seeds[0]:
+        if system == "plain" or system.startswith("best-of"):
+            _draw(axes, seeds, [system], [system], None)
     axes.set_xlabel("mean log-probability of the answers' tokens under the plain model (right: closer to it)")
     axes.set_ylabel("mean reward")
     axes.set_title(f"Accept thresholds on held-out topics, {len(seeds)} seeds", loc="left")
@@ -44,25 +45,25 @@ def draw_curve(seeds: Sequence[Results], file: Path) -> None:
 def _draw(
     axes: Axes, seeds: Sequence[Results], systems: Sequence[str], labels: Sequence[str], name: str | None
 ) -> None:
-    points = [[[one[system][key] for one in seeds] for system in systems] for key in ("closeness", "reward")]
+    points = [[[results[system][key] for results in seeds] for system in systems] for key in ("closeness", "reward")]
     (x, y), (spread_x, spread_y) = (
         [[measure(values) for values in axis] for axis in points] for measure in (statistics.fmean, _spread)
     )
     style: dict[str, Any] = {"color": "0.35", "marker": "s"} if name is None else {"marker": "o"}
     axes.errorbar(x, y, yerr=spread_y, xerr=spread_x, label=name, capsize=2, **style)
-    for place in zip(x, y, labels, strict=True):
-        axes.annotate(place[2], place[:2], xytext=_OFFSET, textcoords="offset points", fontsize=8)
+    for closeness, reward, label in zip(x, y, labels, strict=True):
+        axes.annotate(label, (closeness, reward), xytext=_OFFSET, textcoords="offset points", fontsize=8)
 
 
 def draw_learning(
     lines: Mapping[str, Sequence[Sequence[tuple[float, float]]]], levels: Mapping[str, float], file: Path
 ) -> None:
-    """Draws reward against passes of training, means over seeds with standard deviations, and saves the picture.
+    """Draws reward against training passes, as means over seeds with standard deviations, and saves the picture.
 
     Args:
-        lines: Of each way to train, for each seed the points (passes, reward), as many for every seed.
+        lines: By way of training, the points (passes, reward) of each seed, equally many for every seed.
         levels: Rewards to compare with, by name.
-        file: A picture.
+        file: Image file to write.
     """
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     for name, seeds in lines.items():
@@ -75,9 +76,9 @@ def draw_learning(
         axes.axhline(level, color="0.5", linestyle="--", linewidth=1)
         axes.annotate(name, (1, level), (-4, 3), ("axes fraction", "data"), "offset points", ha="right", fontsize=9)
     axes.set_xlim(left=0)
-    axes.set_xlabel("passes of the policy model in training, at most 32 rows each")
+    axes.set_xlabel("passes of the policy model during training, at most 32 rows each")
     axes.set_ylabel("mean reward on held-out topics")
-    axes.set_title(f"What a pass of training buys, {len(next(iter(lines.values())))} seeds", loc="left")
+    axes.set_title(f"Reward against training passes, {len(next(iter(lines.values())))} seeds", loc="left")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="center right")

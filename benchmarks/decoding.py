@@ -1,17 +1,17 @@
-"""Tokens/s, passes per token and peak memory of aligned decoding, against its two yardsticks.
+"""Tokens/s, passes per token and peak memory of aligned decoding, against two yardsticks.
 
-    generate   plain `model.generate(do_sample=False)`, the batch left-padded
-    reference  one forward pass per candidate examined, batch 1, every layer's states kept: the
-               reference implementation's loop (ALGORITHM.md section 3) on a cache that is rolled back
-    engine     this library, `width` siblings (0: chosen by measuring) and `draft` drafted tokens per pass,
-               continuous batching; its linear layers packed, as models loaded by name are on the CPU
-    no agent   this library without agent
-    compiled   each of this library's, its passes over siblings compiled (`--compile`)
+    generate   plain `model.generate(do_sample=False)` on the left-padded batch
+    reference  the reference implementation's loop: batch 1, one pass for each examined candidate, all layers' states
+               returned, on a cache that is rolled back
+    engine     this library with continuous batching, `width` siblings (0: tuned by measuring) and `draft` drafted
+               tokens per pass; on the CPU its linear layers are packed, as in models loaded by name
+    no agent   this library without an agent
+    compiled   this library with compiled passes over siblings (`--compile`)
 
-The yardsticks run the model as transformers loads it, and `generate` the packed one, too.
+The yardsticks run the model as transformers loads it; `generate` also runs the packed model.
 
-All systems answer the same prompts of unequal length in one process, interleaved, so that a noisy
-machine is noisy for all; ratios are formed within a repeat and their medians reported.
+All systems answer the same prompts of unequal length in one process, interleaved, so that noise on the machine affects
+all of them. Ratios are computed within each repeat; their medians are reported.
 
     python benchmarks/decoding.py --batch 1 --batch 8 --accept 50 --accept 90
     python benchmarks/decoding.py --copying --batch 1 --accept 90 --width 1 --draft 0 --draft 8
@@ -57,7 +57,14 @@ Run = Callable[[], int]
 
 @dataclass
 class Measured:
-    """One system's figures over the repeats."""
+    """Figures of one system.
+
+    Attributes:
+        system: Name of the system.
+        tokens_per_second: Speed in each repeat.
+        passes_per_token: Passes per emitted token.
+        peak_bytes: Largest memory above what was in use at the start.
+    """
 
     system: str
     tokens_per_second: list[float]
@@ -66,7 +73,12 @@ class Measured:
 
 
 class PassCounter:
-    """Counts forward passes: those of the engine and, through the whole model, those of its yardsticks."""
+    """Counts passes: those of policy models, and those of whole models, which the yardsticks call.
+
+    Args:
+        models: Models of the yardsticks.
+        policies: Policy models of the engine.
+    """
 
     def __init__(self, models: list[PreTrainedModel], policies: list[PolicyModel]) -> None:
         self._policies = policies
@@ -79,12 +91,12 @@ class PassCounter:
 
     @property
     def passes(self) -> int:
-        """Passes so far."""
+        """Number of passes so far."""
         return self._calls + sum(policy.passes for policy in self._policies)
 
 
 def load(model_id: str | None, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model by name with its weights; a random one of the 135 M shape for `135m` or no name."""
+    """Loads a model by name; for `135m` or None, makes a random model with the 135 M shape."""
     if model_id not in (None, "135m"):
         return placed(AutoModelForCausalLM.from_pretrained(model_id), device, dtype)
     torch.manual_seed(0)
@@ -92,14 +104,14 @@ def load(model_id: str | None, device: str, dtype: torch.dtype) -> PreTrainedMod
 
 
 def placed(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model itself, on a device, in a dtype, and in eval mode."""
+    """Moves a model to a device and dtype, sets it to eval mode, and returns it."""
     torch.nn.Module.to(model, device, dtype)
     model.eval()
     return model
 
 
 def packed_twin(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy with packed linear layers; the model itself where there is nothing to pack."""
+    """A copy with packed linear layers; the model itself if there is nothing to pack."""
     if model.device.type != "cpu":
         return model
     twin = copy.deepcopy(model)
@@ -107,10 +119,10 @@ def packed_twin(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def copying_model(device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of the 135 M shape, at its full cost, that copies its prompt.
+    """A model with the 135 M shape, and its full cost, that copies its prompt.
 
-    Attention and feed-forward layers compute and add nothing, and the head knows for every token what follows it
-    in one long cycle. Where the agent rejects that token, the one behind it is next: an edit.
+    Attention and feed-forward layers run but add nothing. The head predicts, for every token, its successor in one long
+    cycle. Where the agent rejects that token, the token after it is next, which makes an edit.
     """
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{**SHAPE_135M, "tie_word_embeddings": False}))
@@ -125,35 +137,35 @@ def copying_model(device: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def repeating_prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
-    """Prompts that end where their repetition begins, of the lengths of `make_prompts`."""
-    starts = [prompt[0] % (vocabulary // 2) for prompt in make_prompts(batch, length, vocabulary)]
-    lengths = map(len, make_prompts(batch, length, vocabulary))
-    return [[*range(start, start + n), start] for start, n in zip(starts, lengths, strict=True)]
+    """Prompts with the lengths of `make_prompts` that end with the first token of their own repetition."""
+    random_prompts = make_prompts(batch, length, vocabulary)
+    starts = [(prompt[0] % (vocabulary // 2), len(prompt)) for prompt in random_prompts]
+    return [[*range(start, start + count), start] for start, count in starts]
 
 
 def make_prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
-    """Prompts of unequal length, from a half to one and a half times `length` tokens."""
+    """Random prompts of unequal length, from half to one and a half times `length` tokens."""
     generator = torch.Generator().manual_seed(batch)
     lengths = torch.linspace(0.5, 1.5, batch) * length if batch > 1 else torch.tensor([float(length)])
-    return [torch.randint(5, vocabulary, (max(1, int(n)),), generator=generator).tolist() for n in lengths]
+    return [torch.randint(5, vocabulary, (max(1, int(count)),), generator=generator).tolist() for count in lengths]
 
 
 class CoinAgent(MaraAgent):
-    """PassCosts what an agent costs, and accepts a fixed share of states whatever the context.
+    """Costs as much as an agent, and accepts a fixed share of states, whatever the context.
 
-    A random network's verdicts hang on the context more than on the candidate: some rows would never
-    accept anything. A hash of the state decides instead; accept probabilities are uniform in [0, 1).
+    A random network's decisions depend more on the context than on the candidate, so some rows would never accept
+    anything. Here a hash of the state decides; accept probabilities are uniform in [0, 1).
     """
 
     def accept_probability(self, states: Tensor, accept_action: int = 1) -> Tensor:
-        """(...,) float32: the network is run, and its answer replaced."""
+        """Accept probabilities, (...,) float32. The network runs, and its result is replaced."""
         network = super().accept_probability(states, accept_action)
         return (states.float().sum(-1) * 1e3 + 0 * network).remainder(1.0)
 
 
 @torch.inference_mode()
 def reference_loop(model: PreTrainedModel, agent: MaraAgent, prompt: list[int], options: DecodingOptions) -> int:
-    """The reference's loop: batch 1, a pass for every candidate examined; returns the tokens emitted."""
+    """The reference's loop: batch 1, one pass for each examined candidate. Returns the number of emitted tokens."""
     cache = DynamicCache(config=model.config)
     ids = torch.tensor([prompt], device=model.device)
     logits = model(ids, past_key_values=cache, use_cache=True, output_hidden_states=True).logits[:, -1]
@@ -167,26 +179,26 @@ def reference_loop(model: PreTrainedModel, agent: MaraAgent, prompt: list[int], 
             if accept > options.accept_threshold:
                 logits = output.logits[:, -1]
                 break
-            # The reference keeps the first candidate's cache for the fallback; so does this.
+            # Like the reference, keep the first candidate's cache for the fallback.
             if first is None:
                 first = output.logits[:, -1], [last_token(layer) for layer in cache.layers]
             cache.crop(-1)
         else:
             if first is None:
-                raise RuntimeError("A position had no candidates.")
-            logits, last = first
-            for i, (keys, values) in enumerate(last):
+                raise RuntimeError("A position has no candidates. Check the logits for NaN.")
+            logits, last_tokens = first
+            for i, (keys, values) in enumerate(last_tokens):
                 cache.update(keys, values, i)
     return options.max_new_tokens
 
 
 def last_token(layer: Any) -> tuple[Tensor, Tensor]:
-    """Keys and values of the last token in a layer of a cache."""
+    """Keys and values of the last token in a cache layer."""
     return layer.keys[..., -1:, :], layer.values[..., -1:, :]
 
 
 def run_generate(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int) -> int:
-    """Plain generate on the left-padded batch; returns the tokens emitted."""
+    """Plain `generate` on the left-padded batch. Returns the number of emitted tokens."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -209,29 +221,29 @@ def run_engine(
     width: int | None,
     draft: int,
 ) -> int:
-    """This library; returns the tokens emitted."""
+    """This library's decode loop. Returns the number of emitted tokens."""
     requests = [Request(prompt, options, agent) for prompt in prompts]
     return sum(1 for _ in decode(policy, requests, batch_size=len(prompts), width=width, draft=draft))
 
 
 def measure(systems: dict[str, Run], counter: PassCounter, repeats: int, device: str) -> list[Measured]:
-    """Runs every system once unmeasured, then `repeats` times, interleaved."""
-    found = {name: Measured(name, []) for name in systems}
+    """Runs every system once as a warm-up, then `repeats` times, interleaved."""
+    results = {name: Measured(name, []) for name in systems}
     for repeat in range(repeats + 1):
         for name, run in systems.items():
-            passes = counter.passes
+            passes_before = counter.passes
             tokens, seconds, peak = measured(run, device)
             if repeat:
-                found[name].tokens_per_second.append(tokens / seconds)
-            found[name].passes_per_token = (counter.passes - passes) / tokens
-            found[name].peak_bytes = max(found[name].peak_bytes, peak)
-    return list(found.values())
+                results[name].tokens_per_second.append(tokens / seconds)
+            results[name].passes_per_token = (counter.passes - passes_before) / tokens
+            results[name].peak_bytes = max(results[name].peak_bytes, peak)
+    return list(results.values())
 
 
-def ratio(one: Measured, other: Measured) -> float:
-    """Median over repeats of the ratio of tokens/s."""
-    pairs = zip(one.tokens_per_second, other.tokens_per_second, strict=True)
-    return statistics.median(a / b for a, b in pairs)
+def ratio(system: Measured, yardstick: Measured) -> float:
+    """Median over the repeats of the ratio of tokens/s."""
+    pairs = zip(system.tokens_per_second, yardstick.tokens_per_second, strict=True)
+    return statistics.median(speed / reference for speed, reference in pairs)
 
 
 def systems(
@@ -243,45 +255,45 @@ def systems(
     widths: list[int],
     drafts: list[int],
 ) -> dict[str, Run]:
-    """What is compared, by name; the two yardsticks come first."""
+    """The systems to compare, by name; the two yardsticks come first."""
 
     def reference() -> int:
-        return sum(reference_loop(model, agent, one, options) for one in prompts[:_REFERENCE_PROMPTS])
+        return sum(reference_loop(model, agent, prompt, options) for prompt in prompts[:_REFERENCE_PROMPTS])
 
     def engine(policy: PolicyModel, agent: MaraAgent | None, width: int, draft: int) -> Run:
         return lambda: run_engine(policy, agent, prompts, options, width or None, draft)
 
-    def name(policy: PolicyModel, what: str, draft: int) -> str:
+    def name(policy: PolicyModel, variant: str, draft: int) -> str:
         engine = "compiled" if policy.compile else "engine"
-        return f"{engine}, {what}, draft {draft}" if draft else f"{engine}, {what}"
+        return f"{engine}, {variant}, draft {draft}" if draft else f"{engine}, {variant}"
 
-    found: dict[str, Run] = {
+    runs: dict[str, Run] = {
         "generate": lambda: run_generate(model, prompts, options.max_new_tokens),
         "reference": reference,
     }
     if policies[0].model is not model:
-        found["generate, packed"] = lambda: run_generate(policies[0].model, prompts, options.max_new_tokens)
+        runs["generate, packed"] = lambda: run_generate(policies[0].model, prompts, options.max_new_tokens)
     for policy in policies:
-        kinds = [(f"width {width or 'chosen'}", agent, width) for width in widths] + [("no agent", None, 1)]
-        found |= {
-            name(policy, what, draft): engine(policy, who, width, draft)
-            for what, who, width in kinds
+        variants = [(f"width {width or 'chosen'}", agent, width) for width in widths] + [("no agent", None, 1)]
+        runs |= {
+            name(policy, variant, draft): engine(policy, variant_agent, width, draft)
+            for variant, variant_agent, width in variants
             for draft in drafts
         }
-    return found
+    return runs
 
 
 def main(
-    model: Annotated[str | None, typer.Option(help="Hub id or folder; a random 135 M shape if not given.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hub id or folder; by default a random model, 135 M.")] = None,
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
     dtype: Annotated[str, typer.Option()] = "float32",
-    batch: Annotated[list[int], typer.Option(help="Prompts at a time; repeatable.")] = [1, 8, 32],  # noqa: B006
+    batch: Annotated[list[int], typer.Option(help="Prompts per batch; repeatable.")] = [1, 8, 32],  # noqa: B006
     accept: Annotated[list[int], typer.Option(help="Percent accepted; repeatable.")] = [50, 70, 90],  # noqa: B006
-    width: Annotated[list[int], typer.Option(help="Siblings per pass, 0 chooses; repeatable.")] = [0],  # noqa: B006
+    width: Annotated[list[int], typer.Option(help="Siblings per pass, 0 tunes; repeatable.")] = [0],  # noqa: B006
     draft: Annotated[list[int], typer.Option(help="Drafted tokens per pass; repeatable.")] = [BATCH_DEFAULTS.draft],  # noqa: B006
-    packed: Annotated[bool, typer.Option(help="Whether the engine's linear layers are packed, on the CPU.")] = True,
-    compile: Annotated[bool, typer.Option("--compile", help="Also with compiled passes; none is packed then.")] = False,  # noqa: A002
-    copying: Annotated[bool, typer.Option(help="A model of the same shape that repeats its prompt.")] = False,
+    packed: Annotated[bool, typer.Option(help="Pack the engine's linear layers, on the CPU.")] = True,
+    compile: Annotated[bool, typer.Option("--compile", help="Add compiled passes; turns packing off.")] = False,  # noqa: A002
+    copying: Annotated[bool, typer.Option(help="Use a model of the same shape that repeats its prompt.")] = False,
     prompt_tokens: Annotated[int, typer.Option()] = 64,
     new_tokens: Annotated[int, typer.Option()] = 24,
     repeats: Annotated[int, typer.Option()] = 3,
@@ -289,8 +301,8 @@ def main(
 ) -> None:
     """Prints one table of ratios per batch size and accept share."""
     torch.set_flush_denormal(True)
-    kind = getattr(torch, dtype)
-    plain = copying_model(device, kind) if copying else load(model, device, kind)
+    torch_dtype = getattr(torch, dtype)
+    plain = copying_model(device, torch_dtype) if copying else load(model, device, torch_dtype)
     policy = PolicyModel(packed_twin(plain) if packed and not compile else plain)
     policies = [policy, *([PolicyModel(policy.model, compile=True)] if compile else [])]
     agent = CoinAgent(policy.hidden_size).to(policy.device).eval()
@@ -300,12 +312,12 @@ def main(
         make = repeating_prompts if copying else make_prompts
         prompts = make(size, prompt_tokens, policy.vocabulary_size)
         options = DecodingOptions(max_new_tokens=new_tokens, accept_threshold=1 - share / 100)
-        measured = measure(systems(plain, policies, agent, prompts, options, width, draft), counter, repeats, device)
+        results = measure(systems(plain, policies, agent, prompts, options, width, draft), counter, repeats, device)
         title = f"batch {size}, {share} % of states accepted, {device}, {dtype}"
-        publish(_table(title, measured), output, [asdict(one) for one in measured])
+        publish(_table(title, results), output, [asdict(result) for result in results])
 
 
-def _table(title: str, measured: list[Measured]) -> Table:
+def _table(title: str, results: list[Measured]) -> Table:
     table = Table(
         "system",
         "tokens/s",
@@ -315,15 +327,15 @@ def _table(title: str, measured: list[Measured]) -> Table:
         "peak MiB over start",
         title=title,
     )
-    generate, reference = measured[0], measured[1]
-    for one in measured:
+    generate, reference = results[0], results[1]
+    for result in results:
         table.add_row(
-            one.system,
-            f"{statistics.median(one.tokens_per_second):.1f}",
-            f"{ratio(one, generate):.2f}",
-            f"{ratio(one, reference):.2f}",
-            f"{one.passes_per_token:.3f}",
-            f"{one.peak_bytes / 2**20:.0f}",
+            result.system,
+            f"{statistics.median(result.tokens_per_second):.1f}",
+            f"{ratio(result, generate):.2f}",
+            f"{ratio(result, reference):.2f}",
+            f"{result.passes_per_token:.3f}",
+            f"{result.peak_bytes / 2**20:.0f}",
         )
     return table
 

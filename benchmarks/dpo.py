@@ -1,10 +1,10 @@
-"""MARA against DPO on the embedded model: what each gains on topics it was not trained on, and what training costs.
+"""MARA against DPO on the bundled model: results on topics not used in training, and the cost of training.
 
     python benchmarks/dpo.py table    plain, MARA from preference labels and by SAC, DPO of all weights and of LoRA
-    python benchmarks/dpo.py tune     DPO's learning rate and epochs, by the reward on prompts about training topics
+    python benchmarks/dpo.py tune     DPO's learning rates, by the reward on prompts about training topics
 
-All learn from the same preference pairs, each in a process of its own on one thread. What is trained and measured stays
-in a folder; both commands go on there.
+All systems learn from the same preference pairs, each in a separate process on one thread. Models, agents and results
+are stored in a folder; both commands resume there.
 """
 
 import json
@@ -38,11 +38,11 @@ from torch import nn
 from langchain_mara import MaraLLM
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
-Folder = Annotated[Path, typer.Option(help="Where results, agents and models are kept.")]
-Every = Annotated[int, typer.Option(min=1, help="Learn from one of so many pairs; 1 takes all.")]
+Folder = Annotated[Path, typer.Option(help="Folder of results, agents and models.")]
+Every = Annotated[int, typer.Option(min=1, help="Learn from every n-th pair only; 1 uses all.")]
 Pairs = list[dict[str, Any]]
 Trained = tuple[Any, int]
-"""An agent, model or adapter with `save_pretrained`, and how many parameters were trained."""
+"""An agent, model or adapter with `save_pretrained`, and the number of trained parameters."""
 
 _MIB = 2**20
 TUNING_SEED = 100
@@ -50,7 +50,7 @@ OPTIONS: dict[str, Any] = {
     "use_cpu": True,
     "bf16": False,
     "gradient_checkpointing": False,
-    # Together 32 pairs; all at once take five times the memory, and more seconds.
+    # 32 pairs per step; one batch of 32 would take five times the memory and more time.
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 8,
     "warmup_steps": 0.1,
@@ -62,7 +62,7 @@ OPTIONS: dict[str, Any] = {
 }
 LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 RATES = {"DPO": (1e-4, 3e-4, 1e-3), "DPO, LoRA": (1e-3, 3e-3, 1e-2)}
-# From `tune`, with one of four pairs: the next higher rates have a higher reward and break the language.
+# From `tune`, with every fourth pair. The next higher rates have a higher reward, but broken language.
 CHOSEN: dict[str, dict[str, float]] = {
     "DPO": {"learning_rate": 3e-4, "epochs": 1},
     "DPO, LoRA": {"learning_rate": 3e-3, "epochs": 1},
@@ -81,7 +81,7 @@ COLUMNS = {
 
 
 def fit_preference_labels(llm: MaraLLM, rows: Pairs, seed: int, width: int) -> Trained:
-    """One round of `MaraAligner` with preference labels, without the reward that it measures itself by."""
+    """Does what one round of `MaraAligner` with preference labels does, without measuring a reward."""
     labels = PreferenceLabeler(llm, random_state=seed + 1).label(rows)
     classifier = MaraClassifier(width=width, max_epochs=12, random_state=seed)
     classifier.fit(labels.X, labels.y, sample_weight=labels.weight, groups=labels.groups)
@@ -89,7 +89,7 @@ def fit_preference_labels(llm: MaraLLM, rows: Pairs, seed: int, width: int) -> T
 
 
 def fit_sac(llm: MaraLLM, rows: Pairs, seed: int, episodes: int = 1200) -> Trained:
-    """Soft actor-critic on a reward that is fitted to the pairs, critics included in the count."""
+    """Soft actor-critic on a reward fitted to the pairs; the critics count as trained parameters."""
     sac = MaraSAC(
         llm,
         PreferenceReward().fit(rows),
@@ -110,12 +110,12 @@ def fit_sac(llm: MaraLLM, rows: Pairs, seed: int, episodes: int = 1200) -> Train
 def fit_dpo(
     llm: MaraLLM, rows: Pairs, seed: int, *, lora: bool, learning_rate: float, epochs: float, max_steps: int = -1
 ) -> Trained:
-    """TRL's DPOTrainer, reference log-probabilities computed beforehand, so that no second model is held.
+    """TRL's DPOTrainer. Reference log-probabilities are computed in advance, so that no second model is in memory.
 
     Raises:
-        RuntimeError: If TRL's prompt tokens are not those the model is asked with.
+        RuntimeError: If TRL's prompt tokens differ from those of decoding.
     """
-    from datasets import Dataset  # noqa: PLC0415 - slow to import, and the other trainings go without
+    from datasets import Dataset  # noqa: PLC0415 - slow to import, and the other trainings do not need it
     from peft import LoraConfig  # noqa: PLC0415
     from trl.trainer.dpo_config import DPOConfig  # noqa: PLC0415
     from trl.trainer.dpo_trainer import DPOTrainer  # noqa: PLC0415
@@ -139,7 +139,8 @@ def fit_dpo(
         if trainer.train_dataset["prompt_ids"][:] != [llm.encode(row["prompt"]) for row in rows]:
             raise RuntimeError("TRL's prompt tokens differ from the LLM's. Compare the chat template with encode().")
         trainer.train()
-    return trainer.model, sum(one.numel() for one in trainer.model.parameters() if one.requires_grad)
+    trained = (parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
+    return trainer.model, sum(parameter.numel() for parameter in trained)
 
 
 def _conversation(row: dict[str, Any]) -> dict[str, Any]:
@@ -159,54 +160,54 @@ FITS: dict[str, Callable[..., Trained]] = {
 @app.command()
 def table(
     folder: Folder = RESULTS / "dpo",
-    first_seed: Annotated[int, typer.Option(help="The first of the seeds.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    first_seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     every: Every = 4,
     count: Annotated[int, typer.Option(min=1, help="Held-out prompts of each kind to measure on.")] = 100,
     output: Output = None,
 ) -> None:
-    """Reward, harmful share and preference rate, and the cost of training: means and deviations over seeds."""
+    """Reward, harmful share, preference rate and cost of training: means and standard deviations over seeds."""
     folder /= f"1 of {every} pairs"
-    found = seed_by_seed(
+    results = seed_by_seed(
         [(seed, folder / f"table-{seed}.json") for seed in range(first_seed, first_seed + seeds)],
         lambda seed: _systems(_bench(count), folder / f"seed-{seed}", seed, every),
     )
-    show(found, COLUMNS, f"{2 * count} held-out prompts, 1 of {every} pairs, {seeds} seeds", output)
+    show(results, COLUMNS, f"{2 * count} held-out prompts, 1 of {every} pairs, {seeds} seeds", output)
 
 
 def _systems(bench: Bench, folder: Path, seed: int, every: int) -> Results:
-    found = {"plain": bench.system(None)}
+    figures = {"plain": bench.system(None)}
     for name in FITS:
         costs = _trained(name, seed, folder / name, CHOSEN.get(name, {}), every)
-        found[name] = {**costs, **_measured(bench, folder / name / "trained")}
-        console.print(f"seed {seed}: {name}: {found[name]}")
+        figures[name] = {**costs, **_measured(bench, folder / name / "trained")}
+        console.print(f"seed {seed}: {name}: {figures[name]}")
     for name in FITS:
-        found[name]["over_labels"] = found[name]["train_seconds"] / found["preference labels"]["train_seconds"]
-    return found
+        figures[name]["over_labels"] = figures[name]["train_seconds"] / figures["preference labels"]["train_seconds"]
+    return figures
 
 
 @app.command()
 def tune(
     folder: Folder = RESULTS / "dpo",
-    epochs: Annotated[float, typer.Option(help="Of each training.")] = 1,
+    epochs: Annotated[float, typer.Option(help="Epochs of each training.")] = 1,
     every: Every = 4,
     count: Annotated[int, typer.Option(min=1, help="Prompts about training topics to measure on.")] = 200,
     output: Output = None,
 ) -> None:
-    """Reward, preference rate and harmful share of each learning rate, by prompts about training topics."""
+    """Reward, preference rate and harmful share for each learning rate, on prompts about training topics."""
     bench = Bench(count // 2, training_prompts(TUNING_SEED + 1000, count))
-    found = {"plain": bench.system(None)}
+    figures = {"plain": bench.system(None)}
     for name, rates in RATES.items():
         for rate in rates:
             title = f"{name}, rate {rate:g}, epochs {epochs:g}, 1 of {every} pairs"
             options = {"learning_rate": rate, "epochs": epochs}
             costs = _trained(name, TUNING_SEED, folder / "tune" / title, options, every)
-            found[title] = {**costs, **_measured(bench, folder / "tune" / title / "trained")}
-    show([found], COLUMNS, f"{count} prompts about training topics", output)
+            figures[title] = {**costs, **_measured(bench, folder / "tune" / title / "trained")}
+    show([figures], COLUMNS, f"{count} prompts about training topics", output)
 
 
 def _trained(name: str, seed: int, folder: Path, options: dict[str, float], every: int = 1) -> dict[str, float]:
-    """What a training cost: as noted, where it is done; else it is run in a process of its own."""
+    """Costs of a training: from its file if it is done; otherwise the training runs now, in a separate process."""
     file = folder / "costs.json"
     if not file.exists():
         command = [sys.executable, __file__, "train", name, str(seed), str(folder), json.dumps(options), str(every)]
@@ -217,12 +218,12 @@ def _trained(name: str, seed: int, folder: Path, options: dict[str, float], ever
 
 @app.command(hidden=True)
 def train(name: str, seed: int, folder: Path, options: str, every: Annotated[int, typer.Argument()] = 1) -> None:
-    """What `table` and `tune` start: one training, with its processor seconds and its peak of memory."""
+    """One training, started by `table` and `tune`; stores its CPU seconds and its peak memory."""
     llm, rows = MaraLLM.demo(agent=None, device="cpu", packed=False), pairs(seed)[::every]
     if name in CHOSEN:
-        import trl.trainer.dpo_trainer  # noqa: F401, PLC0415 - the import is no part of the training
+        import trl.trainer.dpo_trainer  # noqa: F401, PLC0415 - the import is not part of the training
     reset_peak("cpu")
-    # Of the processor, because other work on the machine stretches a wall clock's.
+    # CPU time, because other work on the machine would lengthen the wall-clock time.
     started = time.process_time()
     model, parameters = FITS[name](llm, rows, seed, **json.loads(options))
     seconds, peak = time.process_time() - started, peak_bytes("cpu")
@@ -234,7 +235,7 @@ def train(name: str, seed: int, folder: Path, options: str, every: Annotated[int
 
 
 def _measured(bench: Bench, trained: Path) -> dict[str, float]:
-    """Of the plain LLM with the agent that was trained, or of the model that was trained in its place."""
+    """Figures of what was trained: the plain LLM with the agent, or the fine-tuned model."""
     if (trained / "tokenizer_config.json").exists():
         llm = bench.plain.from_model_id(trained, device="cpu", batch_size=32, width=2)
     else:
@@ -243,7 +244,7 @@ def _measured(bench: Bench, trained: Path) -> dict[str, float]:
 
 
 def _count(module: nn.Module) -> int:
-    return sum(one.numel() for one in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 _bench = cache(Bench)

@@ -1,10 +1,10 @@
-"""Fitting an agent: speed against scikit-learn, memory with data larger than it, jobs killed at any moment.
+"""Fitting an agent: speed against scikit-learn, data larger than memory, jobs killed at random moments.
 
     python benchmarks/fitting.py speed    the same network fitted by MaraClassifier and by MLPClassifier
-    python benchmarks/fitting.py memory   shards four times larger than a limit set for the process
+    python benchmarks/fitting.py memory   shards four times larger than the process's memory limit
     python benchmarks/fitting.py kill     SIGKILL at random moments; are the agents equal to the byte?
 
-Ratios are formed within a repeat, interleaved, and their medians reported.
+Repeats are interleaved. Ratios are computed within each repeat; their medians are reported.
 """
 
 import random
@@ -33,7 +33,7 @@ from tables import Output, console, publish
 
 _MIB = 2**20
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
-Device = Annotated[str, typer.Option(help="Where MaraClassifier computes.")]
+Device = Annotated[str, typer.Option(help="Device of MaraClassifier.")]
 
 
 @app.command()
@@ -60,25 +60,25 @@ def speed(
     seconds: dict[str, list[float]] = {name: [] for name in makers}
     accuracy: dict[str, float] = {}
     for repeat in range(repeats + 1):
-        part = slice(None) if repeat else slice(4 * batch_size)  # the first repeat warms up
+        used = slice(None) if repeat else slice(4 * batch_size)  # the first repeat is a warm-up
         for name, make in makers.items():
             start = time.perf_counter()
-            fitted = make().fit(states[part], labels[part])
+            fitted = make().fit(states[used], labels[used])
             seconds[name].append(time.perf_counter() - start)
             accuracy[name] = fitted.score(states[:8192], labels[:8192])
     title = f"Fitting ({rows}, {hidden_size}) float32 states, {epochs} epochs, on {device}"
     table = Table("", "seconds", "rows/s", "faster than MLPClassifier", "accuracy", title=title)
     for name, (_, *measured) in seconds.items():
-        ratios = [a / b for a, b in zip(seconds["MLPClassifier"][1:], measured, strict=True)]
-        middle = statistics.median(measured)
-        rate, ratio = f"{epochs * rows / middle:,.0f}", f"{statistics.median(ratios):.2f}"
-        table.add_row(name, f"{middle:.2f}", rate, ratio, f"{accuracy[name]:.3f}")
+        ratios = [slow / fast for slow, fast in zip(seconds["MLPClassifier"][1:], measured, strict=True)]
+        median = statistics.median(measured)
+        rate, ratio = f"{epochs * rows / median:,.0f}", f"{statistics.median(ratios):.2f}"
+        table.add_row(name, f"{median:.2f}", rate, ratio, f"{accuracy[name]:.3f}")
     publish(table, output, seconds)
 
 
 @app.command()
 def memory(limit_mib: int = 1024, hidden_size: int = 4096, shard_mib: int = 128, epochs: int = 1) -> None:
-    """Fits shards four times larger than the private memory the process may take, and prints its peak."""
+    """Fits shards four times larger than the limit on the process's private memory, and prints its peak."""
     with tempfile.TemporaryDirectory() as folder:
         shards = 4 * limit_mib // shard_mib
         for number in track(range(shards), "writing shards", console=console):
@@ -89,7 +89,7 @@ def memory(limit_mib: int = 1024, hidden_size: int = 4096, shard_mib: int = 128,
 
 @app.command(hidden=True)
 def limited(folder: Path, limit_mib: int, epochs: int) -> None:
-    """What `memory` starts: fitting under the limit, then the proof that the limit holds."""
+    """Job that `memory` starts: it fits under the limit, then shows that loading all states exceeds the limit."""
     labels = TokenLabels.load(folder)
     before = _private_mib()
     resource.setrlimit(resource.RLIMIT_DATA, (limit_mib * _MIB, limit_mib * _MIB))
@@ -106,16 +106,16 @@ def limited(folder: Path, limit_mib: int, epochs: int) -> None:
     table.add_row("peak resident MiB, with pages of the mapped shards", f"{peak:,.0f}")
     try:
         np.asarray(labels.X)
-        table.add_row("loading the whole", "fits: the limit does not hold here")
+        table.add_row("loading all states", "fits: the limit has no effect here")
     except MemoryError:
-        table.add_row("loading the whole", "MemoryError, as it must")
+        table.add_row("loading all states", "MemoryError, as expected")
     console.print(table)
 
 
 @app.command()
 def kill(times: int = 10, rows: int = 20_000, epochs: int = 20, seed: int = 0, output: Output = None) -> None:
-    """Kills fitting at random moments, starts it again, and compares the saved agents with an unbroken one's."""
-    draw = random.Random(seed)  # noqa: S311
+    """Kills fitting at random moments, starts it again, and compares the agent with that of an uninterrupted run."""
+    generator = random.Random(seed)  # noqa: S311
     table = Table("after", "the first run was", "agent equal to the byte")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -123,17 +123,17 @@ def kill(times: int = 10, rows: int = 20_000, epochs: int = 20, seed: int = 0, o
         seconds = job.finish(folder / "whole")
         whole = _agent(folder / "whole")
         for number in track(range(times), "killing", console=console):
-            moment = draw.uniform(0, seconds)
+            moment = generator.uniform(0, seconds)
             outcome = job.kill(folder / str(number), moment)
             job.finish(folder / str(number))
             table.add_row(f"{moment:.2f} s", outcome, str(_agent(folder / str(number)) == whole))
-    table.title = f"{rows} rows, {epochs} epochs, {seconds:.1f} s unbroken"
+    table.title = f"{rows} rows, {epochs} epochs, {seconds:.1f} s uninterrupted"
     publish(table, output)
 
 
 @app.command(hidden=True)
 def fit_job(folder: Path, rows: int, epochs: int) -> None:
-    """What `kill` starts and kills."""
+    """Job that `kill` starts and kills."""
     states, labels = _synthetic(rows, 64)
     classifier = MaraClassifier(
         width=128, max_epochs=epochs, early_stopping=True, random_state=0, device="cpu", checkpoint_dir=folder
@@ -145,20 +145,19 @@ def fit_job(folder: Path, rows: int, epochs: int) -> None:
 
 
 def _synthetic(rows: int, hidden_size: int, seed: int = 0) -> tuple[Any, Any]:
-    draw = np.random.default_rng(seed)
-    states = draw.standard_normal((rows, hidden_size), dtype=np.float32)
+    states = np.random.default_rng(seed).standard_normal((rows, hidden_size), dtype=np.float32)
     direction = np.random.default_rng(0).standard_normal(hidden_size)
     return states, (states @ direction.astype(np.float32) > 0).astype(np.int64)
 
 
 def _write_shard(folder: Path, number: int, rows: int, hidden_size: int) -> None:
     states, labels = _synthetic(rows, hidden_size, number + 1)
-    rest = {"groups": np.int32, "token_ids": np.int32, "positions": np.int32, "ranks": np.int16}
+    constant = {"groups": np.int32, "token_ids": np.int32, "positions": np.int32, "ranks": np.int16}
     columns = {
         "states": states.astype(np.float16),
         "labels": labels.astype(np.int8),
         "weights": np.ones(rows, np.float32),
-        **{name: np.full(rows, number, dtype) for name, dtype in rest.items()},
+        **{name: np.full(rows, number, dtype) for name, dtype in constant.items()},
     }
     save_file(columns, folder / SHARD_NAME.format(number))
 

@@ -1,4 +1,4 @@
-"""Jobs that are killed: another process, started again until it is done."""
+"""Jobs to kill: a benchmark's command in another process, which can be killed and started again."""
 
 import signal
 import subprocess
@@ -9,20 +9,31 @@ from pathlib import Path
 
 
 class Job:
-    """A command of a benchmark that works in a folder, and says `started` once its data are there.
+    """A benchmark's command that works in a folder and prints `started` when its data are ready.
 
     Args:
-        script: The benchmark.
-        command: Its command, which takes the folder first.
-        arguments: Further ones.
+        script: Script of the benchmark.
+        command: Name of the command; its first argument is the folder.
+        arguments: Further arguments.
     """
 
     def __init__(self, script: Path, command: str, *arguments: str) -> None:
         self.script, self.command, self.arguments = script, command, arguments
 
     def finish(self, folder: Path, meanwhile: Callable[[], object] = lambda: None) -> float:
-        """Runs to the end, and something else meanwhile; seconds from the start of the work."""
-        process = self._started(folder)
+        """Runs the job to its end.
+
+        Args:
+            folder: Folder to work in.
+            meanwhile: Function to call while the job runs.
+
+        Returns:
+            Seconds from the start of the work.
+
+        Raises:
+            RuntimeError: If the job fails.
+        """
+        process = self._start(folder)
         start = time.perf_counter()
         meanwhile()
         process.communicate()
@@ -31,14 +42,22 @@ class Job:
         return time.perf_counter() - start
 
     def kill(self, folder: Path, seconds: float) -> str:
-        """Runs and is killed after some seconds; says whether it came to that."""
-        process = self._started(folder)
+        """Runs the job and kills it after some seconds; returns `killed` or, if the job was faster, `finished before`.
+
+        Args:
+            folder: Folder to work in.
+            seconds: Time until the kill, from the start of the work.
+
+        Raises:
+            RuntimeError: If the job does not start.
+        """
+        process = self._start(folder)
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         return "killed" if process.returncode < 0 else "finished before"
 
-    def _started(self, folder: Path) -> "subprocess.Popen[str]":
+    def _start(self, folder: Path) -> "subprocess.Popen[str]":
         arguments = [sys.executable, str(self.script), self.command, str(folder), *self.arguments]
         process = subprocess.Popen(arguments, text=True, stdout=subprocess.PIPE)  # noqa: S603
         if process.stdout is None or process.stdout.readline() != "started\n":

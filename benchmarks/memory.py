@@ -1,4 +1,4 @@
-"""Time and peak memory of a stretch of work: CUDA's allocator, or the process's resident set on Linux."""
+"""Time and peak memory of a piece of work: memory of CUDA's allocator, or the process's resident set on Linux."""
 
 import time
 from collections.abc import Callable
@@ -11,8 +11,8 @@ _start_bytes = 0
 
 
 def reset_peak(device: str) -> None:
-    """Begins a stretch; what is in use now is its zero."""
-    global _start_bytes  # noqa: PLW0603 - one process, one stretch at a time
+    """Starts measuring the peak, relative to the memory in use now."""
+    global _start_bytes  # noqa: PLW0603 - a process measures one piece of work at a time
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         _start_bytes = torch.cuda.memory_allocated()
@@ -22,7 +22,7 @@ def reset_peak(device: str) -> None:
 
 
 def peak_bytes(device: str) -> int:
-    """Peak since `reset_peak`, above what was in use then; 0 where it cannot be read."""
+    """Peak since `reset_peak`, above the memory in use then; 0 if it cannot be read."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated()) - _start_bytes
     return max(0, _resident("VmHWM") - _start_bytes)
@@ -31,26 +31,32 @@ def peak_bytes(device: str) -> int:
 Result = TypeVar("Result")
 
 
-class Stretch(NamedTuple, Generic[Result]):
-    """What work returned, its seconds until the device is done, and the peak above what was in use before."""
+class MeasuredWork(NamedTuple, Generic[Result]):
+    """A piece of work that was measured.
+
+    Attributes:
+        result: Return value of the work.
+        seconds: Duration until the device had finished.
+        peak_bytes: Peak memory above what was in use before.
+    """
 
     result: Result
     seconds: float
     peak_bytes: int
 
 
-def measured(work: Callable[[], Result], device: str) -> Stretch[Result]:
-    """Does the work once."""
+def measured(work: Callable[[], Result], device: str) -> MeasuredWork[Result]:
+    """Does the work once, and measures it."""
     reset_peak(device)
     start = time.perf_counter()
     result = work()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return Stretch(result, time.perf_counter() - start, peak_bytes(device))
+    return MeasuredWork(result, time.perf_counter() - start, peak_bytes(device))
 
 
 def resident_bytes() -> int:
-    """The process's resident set now; 0 where it cannot be read."""
+    """Current size of the process's resident set; 0 if it cannot be read."""
     return _resident("VmRSS")
 
 

@@ -1,16 +1,16 @@
-"""Where the time of decoding goes: the model's own matrices, the rest of the model, and what this library adds.
+"""Where the time of decoding goes: the model's matrices, the rest of the model, and this library.
 
     matrices    linear layers of the model, its head included
     attention   the rest of the model: attention, norms, activations, rotary embeddings
-    cache       writing keys and values, and what attention reads of them
-    mask        what each token may see
-    candidates  cutting candidate sets, the head excluded
+    cache       writing keys and values, and gathering those that attention reads
+    mask        computing what each token can see
+    candidates  cutting candidate sets, without the head
     agents      accept probabilities
-    rest        the rule, Python, copies to the host
+    rest        accept/reject rule, Python, copies to the host
 
-Every stretch of time counts once, for the innermost of these. The last line compares with plain `generate` on the same
-model, of which only the matrices are told apart. On CUDA the device is waited for at every change, which makes
-everything slower: there the shares are of work, not of a run.
+Time counts for the innermost of these kinds. The last lines compare with plain `generate` on the same model, where only
+the matrices are measured separately. On CUDA, every change of kind waits for the device. That slows down the run, so
+the shares there are shares of the work and not of a normal run.
 
     python benchmarks/overheads.py --batch 1 --batch 8
 """
@@ -51,7 +51,11 @@ _PLACES: list[tuple[Any, str, str]] = [
 
 
 class Clock:
-    """Gives every stretch of time to the innermost kind that is open."""
+    """Charges time to the innermost kind that is open.
+
+    Args:
+        device: Device to wait for at every change.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -60,17 +64,17 @@ class Clock:
         self._since = time.perf_counter()
 
     def enter(self, kind: str) -> None:
-        """Opens a kind inside the one that is open."""
+        """Opens a kind inside the current one."""
         self.charge()
         self._open.append(kind)
 
     def leave(self) -> None:
-        """Goes back to the kind around the one that is open."""
+        """Closes the current kind and returns to the one around it."""
         self.charge()
         self._open.pop()
 
     def charge(self) -> None:
-        """Gives the time since the last change to what is open."""
+        """Charges the time since the last change to the current kind."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
@@ -78,7 +82,7 @@ class Clock:
         self._since = now
 
     def around(self, kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its time charged to a kind."""
+        """Wraps a function so that its time is charged to a kind."""
 
         def charged(*args: Any, **kwargs: Any) -> Any:
             self.enter(kind)
@@ -92,11 +96,11 @@ class Clock:
 
 @contextmanager
 def charged(model: PolicyModel) -> Iterator[Clock]:
-    """Charges all that happens inside to kinds."""
+    """Charges the time of everything inside the context to kinds."""
     clock = Clock(model.device)
-    linear = [one for one in model.model.modules() if isinstance(one, (nn.Linear, PackedLinear))]
+    linear = [layer for layer in model.model.modules() if isinstance(layer, (nn.Linear, PackedLinear))]
     with ExitStack() as stack:
-        for module, kind in [(model.backbone, "attention"), *((one, "matrices") for one in linear)]:
+        for module, kind in [(model.backbone, "attention"), *((layer, "matrices") for layer in linear)]:
             for hook in (
                 module.register_forward_pre_hook(lambda *_, kind=kind: clock.enter(kind)),
                 module.register_forward_hook(lambda *_: clock.leave()),
@@ -110,31 +114,31 @@ def charged(model: PolicyModel) -> Iterator[Clock]:
 def shares(model: PolicyModel, run: Callable[[], int], repeats: int) -> dict[str, list[float]]:
     """Seconds of every kind, and of all together, in each repeat."""
     run()
-    found: dict[str, list[float]] = defaultdict(list)
+    seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):
         with charged(model) as clock:
             run()
             clock.charge()
         for kind in _KINDS:
-            found[kind].append(clock.seconds[kind])
-        found["all"].append(sum(clock.seconds.values()))
-    return found
+            seconds[kind].append(clock.seconds[kind])
+        seconds["all"].append(sum(clock.seconds.values()))
+    return seconds
 
 
 def main(
-    model: Annotated[str, typer.Option(help="`demo`, a hub id or folder, or `135m` for a random one.")] = "135m",
+    model: Annotated[str, typer.Option(help="`demo`, hub id, folder, or `135m` for a random model.")] = "135m",
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
     dtype: Annotated[str, typer.Option()] = "float32",
-    batch: Annotated[list[int], typer.Option(help="Prompts at a time; repeatable.")] = [1, 8, 32],  # noqa: B006
+    batch: Annotated[list[int], typer.Option(help="Prompts per batch; repeatable.")] = [1, 8, 32],  # noqa: B006
     accept: Annotated[int, typer.Option(help="Percent of states accepted.")] = 70,
-    width: Annotated[int, typer.Option(help="Siblings per pass; 0 chooses.")] = 0,
+    width: Annotated[int, typer.Option(help="Siblings per pass; 0 tunes it.")] = 0,
     packed: bool = True,
     prompt_tokens: int = 64,
     new_tokens: int = 48,
     repeats: int = 5,
     output: Output = None,
 ) -> None:
-    """Prints shares of time, medians of the repeats."""
+    """Prints the share of time of each kind, as medians of the repeats."""
     torch.set_flush_denormal(True)
     if model == "demo":
         loaded = MaraLLM.demo(device=device, packed=False).model
@@ -147,21 +151,24 @@ def main(
     columns = []
     for size in batch:
         prompts = make_prompts(size, prompt_tokens, engine.vocabulary_size)
-        found = shares(engine, lambda: run_engine(engine, agent, prompts, options, width or None, 0), repeats)  # noqa: B023
+        aligned = shares(engine, lambda: run_engine(engine, agent, prompts, options, width or None, 0), repeats)  # noqa: B023
         plain = shares(engine, lambda: run_generate(engine.model, prompts, new_tokens), repeats)  # noqa: B023
-        columns.append((found, plain, new_tokens * size))
+        columns.append((aligned, plain, new_tokens * size))
     for kind in _KINDS:
-        report.add_row(kind, *(f"{_share(found, kind):.1f}" for found, _, _ in columns))
-    report.add_row("ms a token", *(f"{1e3 * statistics.median(one['all']) / tokens:.2f}" for one, _, tokens in columns))
+        report.add_row(kind, *(f"{_share(aligned, kind):.1f}" for aligned, _, _ in columns))
+    report.add_row("ms per token", *(_milliseconds(aligned, tokens) for aligned, _, tokens in columns))
     report.add_row("matrices of generate", *(f"{_share(plain, 'matrices'):.1f}" for _, plain, _ in columns))
-    report.add_row(
-        "ms a token of generate", *(f"{1e3 * statistics.median(one['all']) / tokens:.2f}" for _, one, tokens in columns)
-    )
-    publish(report, output, [{"engine": found, "generate": plain} for found, plain, _ in columns])
+    report.add_row("ms per token of generate", *(_milliseconds(plain, tokens) for _, plain, tokens in columns))
+    publish(report, output, [{"engine": aligned, "generate": plain} for aligned, plain, _ in columns])
 
 
-def _share(found: dict[str, list[float]], kind: str) -> float:
-    return 100 * statistics.median(one / whole for one, whole in zip(found[kind], found["all"], strict=True))
+def _share(seconds: dict[str, list[float]], kind: str) -> float:
+    """Median percentage of the time that a kind takes."""
+    return 100 * statistics.median(part / whole for part, whole in zip(seconds[kind], seconds["all"], strict=True))
+
+
+def _milliseconds(seconds: dict[str, list[float]], tokens: int) -> str:
+    return f"{1e3 * statistics.median(seconds['all']) / tokens:.2f}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Makes the page of results: the tables in JSON lines files, by the machine they were measured on.
-
-python benchmarks/page.py
-"""
+"""Writes the page of results from the tables in JSON lines files, grouped by machine: `python benchmarks/page.py`."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,16 +10,16 @@ from tables import RESULTS, Machine, Record, read
 
 _HEAD = """# Results of the benchmarks
 
-Made by `python benchmarks/page.py` from what `make bench` and `make bench-long` measured; not written by hand. What is
-compared, and what it means, stands in the [README](README.md) and at the head of each script. Ratios are medians of
-interleaved repeats in one run; seconds are those of one machine on one day."""
+`python benchmarks/page.py` writes this page from the measurements of `make bench` and `make bench-long`. Do not edit
+it. The [README](README.md) and the first lines of each script explain what is compared. Ratios are medians of
+interleaved repeats in one run. Seconds are from one machine on one day."""
 
 
 def main(
     results: Annotated[Path, typer.Argument(help="Folder of JSON lines files.")] = RESULTS,
-    page: Annotated[Path, typer.Option(help="The page, replaced.")] = RESULTS.parent / "RESULTS.md",
+    page: Annotated[Path, typer.Option(help="Page to replace.")] = RESULTS.parent / "RESULTS.md",
 ) -> None:
-    """Replaces the page by the tables measured last."""
+    """Replaces the page with the latest tables."""
     records = [record for file in sorted(results.glob("*.jsonl")) for record in read(file)]
     if not records:
         raise typer.BadParameter(f"{results} holds no results. Measure first: make bench, or a script with --output.")
@@ -30,28 +27,31 @@ def main(
 
 
 def rendered(records: Iterable[Record]) -> str:
-    """The page in Markdown; of several runs of a command on one machine, it shows the last."""
-    latest = {(hardware(one.machine), one.command, one.title): one for one in sorted(records, key=lambda one: one.date)}
+    """The page in Markdown. If a command ran several times on a machine, the page shows the last run."""
+    by_date = sorted(records, key=lambda record: record.date)
+    latest = {(hardware(record.machine), record.command, record.title): record for record in by_date}
     machines: dict[Machine, dict[str, list[Record]]] = {}
     for record in latest.values():
         machines.setdefault(record.machine, {}).setdefault(record.command, []).append(record)
-    parts = [_HEAD]
+    blocks = [_HEAD]
     for machine, commands in machines.items():
-        parts += [f"## {hardware(machine)}", _circumstances(machine, commands.values())]
+        blocks += [f"## {hardware(machine)}", _versions_and_dates(machine, commands.values())]
         for command, tables in commands.items():
-            parts += [f"### `{command}`", *(part for one in tables for part in (f"**{one.title}**", _table(one)))]
-    return "\n\n".join(parts) + "\n"
+            blocks.append(f"### `{command}`")
+            for record in tables:
+                blocks += [f"**{record.title}**", _table(record)]
+    return "\n\n".join(blocks) + "\n"
 
 
 def hardware(machine: Machine) -> str:
-    """A machine on one line."""
+    """A machine's hardware on one line."""
     threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
     accelerator = machine.accelerator or "no accelerator"
     return f"{machine.processor}, {threads}, {machine.memory_gib:.0f} GiB, {accelerator}"
 
 
-def _circumstances(machine: Machine, commands: Iterable[Sequence[Record]]) -> str:
-    dates = sorted({f"{one.date:%Y-%m-%d}" for tables in commands for one in tables})
+def _versions_and_dates(machine: Machine, commands: Iterable[Sequence[Record]]) -> str:
+    dates = sorted({f"{record.date:%Y-%m-%d}" for tables in commands for record in tables})
     versions = f"torch {machine.torch}, transformers {machine.transformers}, langchain-mara {machine.langchain_mara}"
     return f"{versions}; measured on {', '.join(dates)}."
 

@@ -1,10 +1,10 @@
-"""Reinforcement on the embedded model: what it gains by the pass, how fast episodes are played, what kills do.
+"""Reinforcement learning on the bundled model: reward per pass, speed of episodes, killed processes.
 
     python benchmarks/reinforcement.py curves   reward against passes: MaraSAC, its reference preset, rollout labels
     python benchmarks/reinforcement.py steps    environment steps per second, against a loop like the reference's
-    python benchmarks/reinforcement.py kill     killed learners and workers against an unbroken run
+    python benchmarks/reinforcement.py kill     killed learners and workers against an uninterrupted run
 
-`curves` keeps what is measured in a folder, seed by seed, and goes on there.
+`curves` stores the results of each seed in a folder and resumes there.
 """
 
 import json
@@ -39,7 +39,7 @@ from langchain_mara.decoding.candidates import candidate_sets
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 
 SAC, REFERENCE, ROLLOUT, PLAIN = "MaraSAC", "MaraSAC, reference preset", "rollout labels", "plain"
-# Learns in minutes what the paper's settings, made for 4,096-dimensional states and 21,000 episodes, take hours for.
+# The paper's settings, for 4,096-dimensional states and 21,000 episodes, would take hours; these take minutes.
 LEARNING: dict[str, Any] = {
     "parallel": 32,
     "width": 256,
@@ -48,7 +48,7 @@ LEARNING: dict[str, Any] = {
     "warm_up": 4,
     "update": UpdateOptions(learning_rate_actor=1e-3, learning_rate_critic=1e-3),
 }
-POINT = 320  # episodes from one point of a curve to the next
+POINT = 320  # episodes between two points of a curve
 COLUMNS = {
     "harmful": "harmful, %",
     "reward": "mean reward",
@@ -61,18 +61,18 @@ COLUMNS = {
 
 @app.command()
 def curves(
-    folder: Annotated[Path, typer.Option(help="Where results are kept.")] = RESULTS / "reinforcement",
-    first_seed: Annotated[int, typer.Option(help="The first of the seeds.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 5,
-    episodes: Annotated[int, typer.Option(help="Of each reinforcement.")] = 3200,
+    folder: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS / "reinforcement",
+    first_seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 5,
+    episodes: Annotated[int, typer.Option(help="Episodes of each training.")] = 3200,
     rollout_prompts: Annotated[int, typer.Option(help="Training prompts of the rollouts.")] = 100,
     count: Annotated[int, typer.Option(min=1, help="Held-out prompts of each kind to measure on.")] = 100,
     output: Output = None,
 ) -> None:
-    """Mean reward on held-out prompts against forward passes of the policy model in training."""
+    """Mean reward on held-out prompts against the policy model's passes during training."""
     bench = Bench(count)
     folder.mkdir(parents=True, exist_ok=True)
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for seed in range(first_seed, first_seed + seeds):
         file = folder / f"seed-{seed}.json"
         if not file.exists():
@@ -80,20 +80,21 @@ def curves(
                 PLAIN: {"curve": [], "final": bench.system(None)},
                 SAC: _reinforced(bench, folder, seed, episodes, "default"),
                 REFERENCE: _reinforced(bench, folder, seed, episodes, "reference"),
-                ROLLOUT: _labelled(bench, folder, seed, rollout_prompts),
+                ROLLOUT: _rollout_aligned(bench, folder, seed, rollout_prompts),
             }
             file.write_text(json.dumps(systems, indent=2))
-        found.append(json.loads(file.read_text()))
-        console.print(f"seed {seed}: { ({name: round(one['final']['reward'], 2) for name, one in found[-1].items()}) }")
-    finals = [{name: one["final"] for name, one in seed.items()} for seed in found]
-    levels = {PLAIN: statistics.fmean(one[PLAIN]["reward"] for one in finals)}
-    lines = {name: [seed[name]["curve"] for seed in found] for name in (SAC, REFERENCE, ROLLOUT)}
+        results.append(json.loads(file.read_text()))
+        rewards = {name: round(system["final"]["reward"], 2) for name, system in results[-1].items()}
+        console.print(f"seed {seed}: {rewards}")
+    finals = [{name: system["final"] for name, system in systems.items()} for systems in results]
+    levels = {PLAIN: statistics.fmean(final[PLAIN]["reward"] for final in finals)}
+    lines = {name: [systems[name]["curve"] for systems in results] for name in (SAC, REFERENCE, ROLLOUT)}
     draw_learning(lines, levels, folder / "learning.png")
     show(finals, COLUMNS, f"{2 * count} held-out prompts, {seeds} seeds", output)
 
 
 def _reinforced(bench: Bench, folder: Path, seed: int, episodes: int, preset: str) -> dict[str, Any]:
-    """Plays on from point to point; the agent measured is the last one, whatever it is."""
+    """Trains from point to point and measures the latest agent at each, even if an earlier one was better."""
     points, seconds = [], 0.0
     for until in range(POINT, episodes + 1, POINT):
         started = time.perf_counter()
@@ -111,7 +112,7 @@ def _reinforced(bench: Bench, folder: Path, seed: int, episodes: int, preset: st
     return {"curve": points, "final": {**bench.system(sac.agent_), "passes": points[-1][0], "seconds": seconds}}
 
 
-def _labelled(bench: Bench, folder: Path, seed: int, rollout_prompts: int) -> dict[str, Any]:
+def _rollout_aligned(bench: Bench, folder: Path, seed: int, rollout_prompts: int) -> dict[str, Any]:
     rounds = folder / f"rollout-{seed}"
     aligner = MaraAligner(
         bench.plain,
@@ -123,30 +124,32 @@ def _labelled(bench: Bench, folder: Path, seed: int, rollout_prompts: int) -> di
         output=rounds,
         random_state=seed,
     ).fit(training_prompts(seed, rollout_prompts))
-    passes = np.cumsum([one["label_passes"] for one in aligner.history_]).tolist()
+    passes = np.cumsum([entry["label_passes"] for entry in aligner.history_]).tolist()
     agents = [MaraAgent.from_pretrained(rounds / f"round-{number}" / "agent") for number in (1, 2, 3)]
-    seconds = sum(one["label_seconds"] + one["fit_seconds"] for one in aligner.history_)
+    seconds = sum(entry["label_seconds"] + entry["fit_seconds"] for entry in aligner.history_)
     points = [[count, bench.reward(agent)] for count, agent in zip(passes, agents, strict=True)]
     return {"curve": points, "final": {**bench.system(aligner.agent_), "passes": passes[-1], "seconds": seconds}}
 
 
 @app.command()
 def steps(
-    shape: Annotated[str, typer.Option(help="Model: embedded, or a random one of the 135M shape.")] = "embedded",
-    parallel: Annotated[int, typer.Option(help="Episodes played at once.")] = 16,
-    new_tokens: Annotated[int, typer.Option(help="Most tokens of an episode.")] = 32,
+    shape: Annotated[
+        str, typer.Option(help="Model: `bundled`, or `135m` for a random model of that size.")
+    ] = "bundled",
+    parallel: Annotated[int, typer.Option(help="Episodes played at the same time.")] = 16,
+    new_tokens: Annotated[int, typer.Option(help="Largest number of tokens per episode.")] = 32,
     looped: Annotated[int, typer.Option(help="Episodes of the loop, one after another.")] = 2,
-    repeats: Annotated[int, typer.Option(help="Interleaved; medians are printed.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Interleaved repeats; medians are printed.")] = 5,
     output: Output = None,
 ) -> None:
-    """Environment steps (transitions) per second."""
+    """Environment steps, that is, transitions, per second."""
     llm = _sampler(shape, new_tokens)
     prompts = [llm.encode(prompt) for prompt in training_prompts(0, parallel)]
     environments = {"default": EnvironmentOptions(), "reference": EnvironmentOptions.reference()}
 
     def played(options: EnvironmentOptions, seed: int) -> int:
         seeds = range(seed, seed + parallel)
-        return sum(len(one.actions) for one in take_steps(llm, prompts, options, seeds, parallel))
+        return sum(len(episode.actions) for episode in take_steps(llm, prompts, options, seeds, parallel))
 
     def loop(seed: int) -> int:
         return sum(_looped_steps(llm, prompt, seed + i) for i, prompt in enumerate(prompts[:looped]))
@@ -158,31 +161,31 @@ def steps(
         for name, run in systems.items():
             started = time.perf_counter()
             count = run(1000 * repeat)
-            if repeat:  # the first is not measured
+            if repeat:  # the first is a warm-up
                 rates[name].append(count / (time.perf_counter() - started))
     title = f"Reinforcement, {shape} model, {parallel} episodes of {new_tokens} tokens in parallel"
     table = Table("", "steps/s", "faster than the loop", title=title)
     yardstick = next(iter(rates.values()))
     for name, values in rates.items():
-        ratio = statistics.median(one / other for one, other in zip(values, yardstick, strict=True))
+        ratio = statistics.median(rate / loop_rate for rate, loop_rate in zip(values, yardstick, strict=True))
         table.add_row(name, f"{statistics.median(values):,.0f}", f"{ratio:.1f}")
     publish(table, output, rates)
 
 
 def _sampler(shape: str, new_tokens: int) -> MaraLLM:
-    """An LLM whose agent accepts about half of what it is asked about."""
-    demo = MaraLLM.demo(agent=None, device="cpu", batch_size=32, max_new_tokens=new_tokens)
-    if shape != "embedded":
+    """An LLM whose agent accepts about half of the candidates it examines."""
+    llm = MaraLLM.demo(agent=None, device="cpu", batch_size=32, max_new_tokens=new_tokens)
+    if shape != "bundled":
         model = load(None, "cpu", torch.float32)
-        demo = MaraLLM(model=model, tokenizer=demo.tokenizer, max_new_tokens=new_tokens)
+        llm = MaraLLM(model=model, tokenizer=llm.tokenizer, max_new_tokens=new_tokens)
     torch.manual_seed(0)
-    return demo.with_agent(MaraAgent(int(demo.model.config.hidden_size)).eval())
+    return llm.with_agent(MaraAgent(int(llm.model.config.hidden_size)).eval())
 
 
 @torch.inference_mode()
 def _looped_steps(llm: MaraLLM, prompt: list[int], seed: int) -> int:
-    """Plays an episode as the reference does: every candidate in a pass of its own, the agent asked each time."""
-    model, agent, draw = llm.model, llm.agent, np.random.default_rng(seed)
+    """Plays an episode as the reference does: one pass and one call of the agent for each candidate."""
+    model, agent, generator = llm.model, llm.agent, np.random.default_rng(seed)
     cache = DynamicCache(config=model.config)
     logits = model(torch.tensor([prompt]), past_key_values=cache, use_cache=True, output_hidden_states=True).logits
     count = 0
@@ -194,7 +197,7 @@ def _looped_steps(llm: MaraLLM, prompt: list[int], seed: int) -> int:
             accept = agent.accept_probability(output.hidden_states[-1][:, -1]).item()  # type: ignore[union-attr]
             tried.append((token, accept, output.logits, [last_token(layer) for layer in cache.layers]))
             cache.crop(-1)
-        actions = draw.random(len(tried)) < [one[1] for one in tried]
+        actions = generator.random(len(tried)) < [accept for _, accept, _, _ in tried]
         chosen = int(actions.argmax()) if actions.any() else len(tried) - 1
         count += chosen + 1 if len(tried) > 1 else 0
         token, _, logits, kept = tried[chosen]
@@ -207,49 +210,50 @@ def _looped_steps(llm: MaraLLM, prompt: list[int], seed: int) -> int:
 
 @app.command()
 def kill(
-    folder: Annotated[Path, typer.Option(help="Emptied first.")] = RESULTS / "reinforcement-kill",
-    kills: Annotated[int, typer.Option(help="Of the learner, and of workers.")] = 5,
-    episodes: Annotated[int, typer.Option(help="Of each run.")] = 320,
-    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
+    folder: Annotated[Path, typer.Option(help="Folder to work in; it is emptied first.")] = RESULTS
+    / "reinforcement-kill",
+    kills: Annotated[int, typer.Option(help="Number of kills, for learners and for workers.")] = 5,
+    episodes: Annotated[int, typer.Option(help="Episodes of each run.")] = 320,
+    seed: Annotated[int, typer.Option(help="Seed of the moments.")] = 0,
     output: Output = None,
 ) -> None:
-    """SIGKILL at random moments: learners are started again, workers are replaced; agents are compared by bytes."""
+    """SIGKILL at random moments: learners are started again, workers are replaced. Are the agents equal to the byte?"""
     shutil.rmtree(folder, ignore_errors=True)
-    draw = random.Random(seed)  # noqa: S311 - moments, not secrets
+    generator = random.Random(seed)  # noqa: S311 - moments, not secrets
     for workers in (0, 2):
         training = Job(Path(__file__), "job", "--episodes", str(episodes), "--workers", str(workers))
         whole = folder / f"whole-{workers}"
         seconds = training.finish(whole)
-        table = Table("killed", "after s", "agent", title=f"{workers} workers, {seconds:.0f} s unbroken")
+        table = Table("killed", "after s", "agent", title=f"{workers} workers, {seconds:.0f} s uninterrupted")
         for number in range(kills):
-            moment = draw.uniform(0, seconds)
-            broken = folder / f"learner-{workers}-{number}"
-            how = training.kill(broken, moment)
-            training.finish(broken)
-            table.add_row(f"learner, {how}", f"{moment:.1f}", _compared(broken, whole))
+            moment = generator.uniform(0, seconds)
+            interrupted = folder / f"learner-{workers}-{number}"
+            outcome = training.kill(interrupted, moment)
+            training.finish(interrupted)
+            table.add_row(f"learner, {outcome}", f"{moment:.1f}", _compared(interrupted, whole))
         for number in range(kills if workers else 0):
-            moment = draw.uniform(0, seconds)
-            broken = folder / f"worker-{number}"
-            training.finish(broken, meanwhile=partial(_kill_worker, moment))
-            table.add_row("worker", f"{moment:.1f}", _compared(broken, whole))
+            moment = generator.uniform(0, seconds)
+            interrupted = folder / f"worker-{number}"
+            training.finish(interrupted, meanwhile=partial(_kill_worker, moment))
+            table.add_row("worker", f"{moment:.1f}", _compared(interrupted, whole))
         publish(table, output)
 
 
 def _kill_worker(moment: float) -> None:
     time.sleep(moment)
-    found = subprocess.run(["pgrep", "-f", "ray::_Worker"], capture_output=True, text=True, check=False)  # noqa: S607
-    if pids := found.stdout.split():
+    listing = subprocess.run(["pgrep", "-f", "ray::_Worker"], capture_output=True, text=True, check=False)  # noqa: S607
+    if pids := listing.stdout.split():
         os.kill(int(pids[0]), signal.SIGKILL)
 
 
-def _compared(folder: Path, whole: Path) -> str:
-    one, other = ((one / "agent" / "model.safetensors").read_bytes() for one in (folder, whole))
-    return "equal" if one == other else "DIFFERENT"
+def _compared(interrupted: Path, whole: Path) -> str:
+    weights = {(folder / "agent" / "model.safetensors").read_bytes() for folder in (interrupted, whole)}
+    return "equal" if len(weights) == 1 else "DIFFERENT"
 
 
 @app.command(hidden=True)
 def job(folder: Path, episodes: int = 320, workers: int = 0) -> None:
-    """What `kill` kills: a training in a folder."""
+    """Job that `kill` starts and kills: a training in a folder."""
     torch.set_num_threads(1)
     bench = Bench(1)
     sac = MaraSAC(

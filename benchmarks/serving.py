@@ -1,12 +1,12 @@
-"""Many callers on one loaded model: throughput, latency, prefix reuse, and a stress run.
+"""Many callers of one loaded model: throughput, latency, prefix reuse, and a stress run.
 
     python benchmarks/serving.py throughput   concurrent `ainvoke` calls against the same calls one after another
     python benchmarks/serving.py arrivals     calls that arrive at random: latency at shares of the capacity
-    python benchmarks/serving.py prefix       questions behind a common prefix, with and without reuse
+    python benchmarks/serving.py prefix       questions after a common prefix, with and without reuse
     python benchmarks/serving.py stress       threads, random cancellations and stop strings; memory and mix-ups
 
-`--model demo` is the embedded model, the default a random one of the 135 M shape. Ratios are formed
-within a repeat, interleaved, and their medians reported.
+`--model demo` is the bundled model; the default is a random model with the 135 M shape. Repeats are interleaved. Ratios
+are computed within each repeat; their medians are reported.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ from langchain_mara import MaraLLM
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.packed_linear import pack
 
-_WORDS = "how can I tell my neighbour that the garden house needs a new roof before winter comes"
+_WORDS = "how can I tell my neighbor that the garden house needs a new roof before winter comes"
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
-Model = Annotated[str, typer.Option(help="`demo`, a hub id or folder, or `135m` for a random model of that shape.")]
-NewTokens = Annotated[int, typer.Option(help="Tokens per answer, or per question.")]
+Model = Annotated[str, typer.Option(help="`demo`, a hub id or folder, or `135m` for a random model of that size.")]
+NewTokens = Annotated[int, typer.Option(help="Tokens per answer.")]
 
 
 def make_llm(name: str, **kwargs: Any) -> MaraLLM:
@@ -45,19 +45,19 @@ def make_llm(name: str, **kwargs: Any) -> MaraLLM:
         return MaraLLM.demo(device="cpu", **kwargs)
     demo = MaraLLM.demo(device="cpu")
     model = load(name, "cuda" if torch.cuda.is_available() else "cpu", torch.float32)
-    pack(model)  # as models loaded by name are on the CPU
+    pack(model)  # like models loaded by name, on the CPU
     agent = CoinAgent(model.config.hidden_size).to(model.device).eval()
-    # The answers' text is noise: any tokenizer will do, as long as a stream has some text for every token.
+    # The answers' text is meaningless, so any tokenizer will do if every token has some text to stream.
     demo.tokenizer.add_tokens([f" word{number}" for number in range(len(demo.tokenizer), model.config.vocab_size)])
     return MaraLLM(model=model, tokenizer=demo.tokenizer, agent=agent, model_id=name, **kwargs)
 
 
 def questions(count: int, words: int = 12) -> list[str]:
-    """Prompts of unequal length about nothing."""
-    draw = random.Random(count)  # noqa: S311
+    """Random prompts of unequal length, from half to one and a half times `words` words."""
+    generator = random.Random(count)  # noqa: S311
     vocabulary = _WORDS.split()
-    lengths = [draw.randint(words // 2, words * 3 // 2) for _ in range(count)]
-    return [f"Question {i}: " + " ".join(draw.choices(vocabulary, k=length)) for i, length in enumerate(lengths)]
+    lengths = [generator.randint(words // 2, words * 3 // 2) for _ in range(count)]
+    return [f"Question {i}: " + " ".join(generator.choices(vocabulary, k=length)) for i, length in enumerate(lengths)]
 
 
 @app.command()
@@ -65,11 +65,11 @@ def throughput(
     model: Model = "135m",
     calls: int = 32,
     new_tokens: NewTokens = 24,
-    width: Annotated[int, typer.Option(help="Siblings per pass; 0 chooses.")] = 0,
+    width: Annotated[int, typer.Option(help="Siblings per pass; 0 tunes it.")] = 0,
     repeats: int = 3,
     output: Output = None,
 ) -> None:
-    """Concurrent calls against the same calls one after another, and the latency of one among many."""
+    """Concurrent calls against the same calls one after another, and the latency of one call among many."""
     llm = make_llm(model, max_new_tokens=new_tokens, min_new_tokens=new_tokens, batch_size=calls, width=width or None)
     prompts = questions(calls)
 
@@ -105,8 +105,8 @@ def throughput(
         if texts["alone"] != texts["together"]:
             differing = sum(a != b for a, b in zip(texts["alone"], texts["together"], strict=True))
             console.print(f"repeat {repeat}: {differing} of {calls} answers differ (rounding in float32)")
-    pace = f"width {width or 'chosen'}"
-    table = Table("measure", "median", title=f"{calls} calls of {new_tokens} tokens on {model}, {pace}")
+    title = f"{calls} calls of {new_tokens} tokens on {model}, width {width or 'chosen'}"
+    table = Table("measure", "median", title=title)
     measured = {name: values[1:] for name, values in rows.items()}
     for name in ("alone", "together"):
         rate = statistics.median(calls * new_tokens / seconds for seconds in measured[name])
@@ -117,20 +117,27 @@ def throughput(
     publish(table, output, measured)
 
 
-_HEARD = (
+_LATENCY_COLUMNS = (
     "calls/s",
     "tokens/s",
     "ms to the first token",
     "ms per further token",
     "ms to the whole answer",
-    "waiting, running as the last call comes",
+    "waiting, running when the last call arrives",
 )
 
 
-class Heard(NamedTuple):
-    """When a call came, was first answered and had its answer, in seconds from the first call; and its tokens."""
+class TimedCall(NamedTuple):
+    """A call with its times, in seconds from the start of the run.
 
-    came: float
+    Attributes:
+        arrival: Time of the call.
+        first: Time of its first text.
+        last: Time of its last text.
+        tokens: Number of tokens in its answer.
+    """
+
+    arrival: float
     first: float
     last: float
     tokens: int
@@ -141,70 +148,73 @@ def arrivals(
     model: Model = "135m",
     calls: int = 100,
     new_tokens: NewTokens = 24,
-    share: Annotated[list[float], typer.Option(help="Of the capacity; repeatable.")] = [0.25, 0.5, 0.8, 1.2],  # noqa: B006
+    share: Annotated[list[float], typer.Option(help="Share of the capacity; repeatable.")] = [0.25, 0.5, 0.8, 1.2],  # noqa: B006
     batch_size: int = 8,
-    width: Annotated[int, typer.Option(help="Siblings per pass; 0 chooses.")] = 0,
+    width: Annotated[int, typer.Option(help="Siblings per pass; 0 tunes it.")] = 0,
     seed: int = 0,
     output: Output = None,
 ) -> None:
-    """Latency of streamed calls that come at random, whether or not earlier ones are answered (Poisson, open loop).
+    """Latency of streamed calls that arrive at random, whether or not earlier ones are answered (Poisson, open loop).
 
-    Prompts and answers have unequal lengths, a half to one and a half times the mean. The capacity is what is
-    answered in a second where all calls come at once, measured before every rate; the rhythm is the same for all.
+    Prompts and answers have unequal lengths, from half to one and a half times the mean. The capacity is the number of
+    calls answered per second when all calls arrive at once; it is measured before every rate. The pattern of arrivals
+    is the same for all rates.
     """
-    # A later rate must not find the prompts of an earlier one.
+    # Without prefix memory, so that a later rate does not reuse the prompts of an earlier one.
     llm = make_llm(model, batch_size=batch_size, width=width or None, prefix_memory=0)
-    draw = np.random.default_rng(seed)
-    lengths = draw.integers(max(2, new_tokens // 2), new_tokens * 3 // 2, calls, endpoint=True).tolist()
-    # A Poisson process whose number of calls is known: they are spread evenly at random.
-    moments = np.sort(draw.uniform(0, calls, calls))
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(max(2, new_tokens // 2), new_tokens * 3 // 2, calls, endpoint=True).tolist()
+    # Given their number, the arrivals of a Poisson process are independent and uniform.
+    arrival_times = np.sort(generator.uniform(0, calls, calls))
     jobs = list(zip(questions(calls, 40), lengths, strict=True))
-    asyncio.run(_all_heard(llm, jobs[:batch_size], [0.0] * batch_size))  # warms up
+    asyncio.run(_timed_calls(llm, jobs[:batch_size], [0.0] * batch_size))  # warm-up
     measured = []
-    for one in track(share, "measuring", console=console, transient=True):
-        at_once = asyncio.run(_all_heard(llm, jobs, [0.0] * calls))
+    for rate in track(share, "measuring", console=console, transient=True):
+        at_once = asyncio.run(_timed_calls(llm, jobs, [0.0] * calls))
         capacity = calls / max(call.last for call in at_once)
-        heard = asyncio.run(_all_heard(llm, jobs, (moments / (one * capacity)).tolist()))
-        measured += [("at once", at_once), (f"{one:g}", heard)]
-    pace = f"{batch_size} rows, width {width or 'chosen'}"
-    title = f"{calls} calls of about {new_tokens} tokens on {model}, {pace}; p50 / p95 / p99"
-    table = Table("rate over capacity", *_HEARD, title=title)
-    for name, heard in measured:
-        table.add_row(name, *_heard_cells(heard))
+        spread_out = asyncio.run(_timed_calls(llm, jobs, (arrival_times / (rate * capacity)).tolist()))
+        measured += [("at once", at_once), (f"{rate:g}", spread_out)]
+    rows = f"{batch_size} rows, width {width or 'chosen'}"
+    title = f"{calls} calls of about {new_tokens} tokens on {model}, {rows}; p50 / p95 / p99"
+    table = Table("rate over capacity", *_LATENCY_COLUMNS, title=title)
+    for name, timed_calls in measured:
+        table.add_row(name, *_latency_cells(timed_calls))
     publish(table, output, measured)
 
 
-async def _all_heard(llm: MaraLLM, jobs: Sequence[tuple[str, int]], moments: Sequence[float]) -> list[Heard]:
-    """Calls, each at its moment, in seconds."""
+async def _timed_calls(
+    llm: MaraLLM, jobs: Sequence[tuple[str, int]], arrival_times: Sequence[float]
+) -> list[TimedCall]:
+    """Makes each call (prompt, tokens) at its arrival time, in seconds from now."""
     start = time.perf_counter()
 
-    async def heard(prompt: str, tokens: int, moment: float) -> Heard:
-        await asyncio.sleep(start + moment - time.perf_counter())
+    async def timed_call(prompt: str, tokens: int, arrival: float) -> TimedCall:
+        await asyncio.sleep(start + arrival - time.perf_counter())
         answer = llm.astream(prompt, max_new_tokens=tokens, min_new_tokens=tokens)
         times = [time.perf_counter() - start async for _ in answer]
-        # From the moment it should have come, or a late load generator would hide waiting.
-        return Heard(moment, times[0], times[-1], tokens)
+        # With the planned arrival time: a load generator that is late would otherwise hide waiting.
+        return TimedCall(arrival, times[0], times[-1], tokens)
 
-    return await asyncio.gather(*(heard(*job, moment) for job, moment in zip(jobs, moments, strict=True)))
+    return await asyncio.gather(*(timed_call(*job, arrival) for job, arrival in zip(jobs, arrival_times, strict=True)))
 
 
-def _heard_cells(heard: Sequence[Heard]) -> list[str]:
-    end = max(one.last for one in heard)
-    last_call = max(one.came for one in heard)
-    waiting = sum(one.first > last_call for one in heard)
-    running = sum(one.first <= last_call < one.last for one in heard)
+def _latency_cells(calls: Sequence[TimedCall]) -> list[str]:
+    end = max(call.last for call in calls)
+    last_arrival = max(call.arrival for call in calls)
+    waiting = sum(call.first > last_arrival for call in calls)
+    running = sum(call.first <= last_arrival < call.last for call in calls)
     return [
-        f"{len(heard) / last_call:.2f}" if last_call else "",
-        f"{sum(one.tokens for one in heard) / end:.1f}",
-        _percentiles([one.first - one.came for one in heard]),
-        _percentiles([(one.last - one.first) / (one.tokens - 1) for one in heard]),
-        _percentiles([one.last - one.came for one in heard]),
+        f"{len(calls) / last_arrival:.2f}" if last_arrival else "",
+        f"{sum(call.tokens for call in calls) / end:.1f}",
+        _percentiles([call.first - call.arrival for call in calls]),
+        _percentiles([(call.last - call.first) / (call.tokens - 1) for call in calls]),
+        _percentiles([call.last - call.arrival for call in calls]),
         f"{waiting}, {running}",
     ]
 
 
 def _percentiles(seconds: Sequence[float]) -> str:
-    return " / ".join(f"{1000 * one:.0f}" for one in np.percentile(seconds, [50, 95, 99]))
+    return " / ".join(f"{1000 * value:.0f}" for value in np.percentile(seconds, [50, 95, 99]))
 
 
 @app.command()
@@ -216,13 +226,13 @@ def prefix(
     repeats: int = 1,
     output: Output = None,
 ) -> None:
-    """Questions behind a common prefix, with and without reuse: prefilled tokens, time, identical answers."""
+    """Questions after a common prefix, with and without reuse: prefilled tokens, time, identical answers."""
     base = make_llm(model, max_new_tokens=new_tokens, batch_size=8, width=2, use_chat_template=False)
     header = ("You answer briefly and kindly. " * tokens)[: 6 * tokens]
     ids = base.get_token_ids(header)[:tokens]
     header = str(base.tokenizer.decode(ids))
     prompts: list[Any] = [header + question for question in questions(count, 8)]
-    table = Table("", "prefilled tokens", "seconds", title=f"{count} questions behind {tokens} tokens on {model}")
+    table = Table("", "prefilled tokens", "seconds", title=f"{count} questions after {tokens} tokens on {model}")
     answers, seconds = {}, {}
     for memory in [0, 512 * 2**20] * repeats:
         prefilled = _Prefilled()
@@ -236,7 +246,7 @@ def prefix(
 
 
 class _Prefilled:
-    """Counts prompt tokens that are computed, over all policy models, while it is open."""
+    """Counts the prompt tokens that all policy models compute, until it is closed."""
 
     _passes = ("extend", "_prefill_packed")
 
@@ -264,14 +274,15 @@ class _Prefilled:
 def stress(
     model: Model = "demo", requests: int = 1000, threads: int = 16, seed: int = 0, output: Output = None
 ) -> None:
-    """Requests of mixed length under threads: none lost, none mixed up, memory flat, no thread left."""
+    """Requests of mixed length from many threads: lost or mixed-up answers, growth of memory, threads that remain."""
     llm = make_llm(model, batch_size=16, width=2)
-    draw = random.Random(seed)  # noqa: S311
+    generator = random.Random(seed)  # noqa: S311
     prompts = questions(50)
     lengths = [4, 12, 24]
-    expected = {(p, n): llm.invoke(p, max_new_tokens=n) for p in prompts for n in lengths}
+    expected = {(prompt, length): llm.invoke(prompt, max_new_tokens=length) for prompt in prompts for length in lengths}
+    kinds = ["whole", "stop", "cancel"]
     jobs = [
-        (draw.choice(prompts), draw.choice(lengths), draw.choice(["whole", "stop", "cancel"]), draw.random())
+        (generator.choice(prompts), generator.choice(lengths), generator.choice(kinds), generator.random())
         for _ in range(requests)
     ]
     memory: list[int] = []
@@ -282,16 +293,16 @@ def stress(
         whole = expected[prompt, length]
         if kind == "cancel":
             stream = llm.stream(prompt, max_new_tokens=length)
-            heard = "".join(text for text, _ in zip(stream, range(1 + int(3 * share)), strict=False))
+            received = "".join(text for text, _ in zip(stream, range(1 + int(3 * share)), strict=False))
             stream.close()  # type: ignore[attr-defined]
-            good = whole.startswith(heard)
+            correct = whole.startswith(received)
         elif kind == "stop" and len(whole) > 2:  # noqa: PLR2004
-            place = int(share * (len(whole) - 2))
-            stop = whole[place : place + 2]
-            good = llm.invoke(prompt, max_new_tokens=length, stop=[stop]) == whole[: whole.index(stop)]
+            start = int(share * (len(whole) - 2))
+            stop = whole[start : start + 2]
+            correct = llm.invoke(prompt, max_new_tokens=length, stop=[stop]) == whole[: whole.index(stop)]
         else:
-            good = llm.invoke(prompt, max_new_tokens=length) == whole
-        outcome[kind if good else "wrong"] += 1
+            correct = llm.invoke(prompt, max_new_tokens=length) == whole
+        outcome[kind if correct else "wrong"] += 1
         memory.append(resident_bytes())
 
     start = time.perf_counter()
@@ -300,23 +311,23 @@ def stress(
     seconds = time.perf_counter() - start
     gc.collect()
     end = time.monotonic() + 5
-    while time.monotonic() < end and any(one.name == "mara-decoding" for one in threading.enumerate()):
+    while time.monotonic() < end and any(thread.name == "mara-decoding" for thread in threading.enumerate()):
         time.sleep(0.01)
     quarter = requests // 4
     first, last = statistics.median(memory[:quarter]), statistics.median(memory[-quarter:])
-    table = Table("measure", "value", title=f"{requests} requests under {threads} threads on {model}")
+    table = Table("measure", "value", title=f"{requests} requests from {threads} threads on {model}")
     table.add_row("seconds", f"{seconds:.0f}")
     for name, value in outcome.items():
         table.add_row(name, str(value))
     table.add_row("lost", str(requests - sum(outcome.values())))
     table.add_row("resident MiB, median of first and last quarter", f"{first / 2**20:.0f}, {last / 2**20:.0f}")
-    left = [one.name for one in threading.enumerate() if one is not threading.main_thread()]
-    table.add_row("threads left", str(left))
+    remaining = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    table.add_row("threads that remain", str(remaining))
     publish(table, output)
 
 
-def _ratio(slow: list[float], fast: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+def _ratio(numerators: list[float], denominators: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 if __name__ == "__main__":

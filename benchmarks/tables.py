@@ -1,4 +1,4 @@
-"""Tables of the benchmarks: printed, and appended to a file with the machine they were measured on."""
+"""Tables of the benchmarks: printed, and appended to a file together with the machine they were measured on."""
 
 import os
 import platform
@@ -19,21 +19,21 @@ from rich.table import Table
 
 console = Console()
 RESULTS = Path(__file__).parent / "results"
-"""Where benchmarks keep what they measure; not under version control."""
+"""Folder of the benchmarks' results; not under version control."""
 Output = Annotated[Path | None, typer.Option(help="JSON lines file to append the tables to.")]
 
 
 class Machine(BaseModel, frozen=True):
-    """What measured.
+    """The machine that measured, and the versions installed on it.
 
     Attributes:
-        processor: Its name.
-        threads: Of torch, for one operation.
-        memory_gib: All of it; 0 where it cannot be read.
-        accelerator: Its name, if there is one.
-        torch: Version.
-        transformers: Version.
-        langchain_mara: Version.
+        processor: Name of the processor.
+        threads: Number of threads torch uses for one operation.
+        memory_gib: Total memory in GiB; 0 if it cannot be read.
+        accelerator: Name of the accelerator, if there is one.
+        torch: Version of torch.
+        transformers: Version of transformers.
+        langchain_mara: Version of langchain-mara.
     """
 
     processor: str
@@ -46,7 +46,7 @@ class Machine(BaseModel, frozen=True):
 
     @classmethod
     def here(cls) -> "Machine":
-        """This machine, with what is installed."""
+        """This machine."""
         return cls(
             processor=_processor(),
             threads=torch.get_num_threads(),
@@ -59,16 +59,16 @@ class Machine(BaseModel, frozen=True):
 
 
 class Record(BaseModel):
-    """One table.
+    """A measured table.
 
     Attributes:
-        command: The benchmark and its arguments, without the file of the output.
-        title: Of the table.
-        columns: Their headings.
-        rows: Cells as they were printed.
-        measured: The figures behind them, every repeat, where the benchmark gives them.
-        machine: Where.
-        date: When, in UTC.
+        command: The benchmark and its arguments, without `--output`.
+        title: Title of the table.
+        columns: Column headings.
+        rows: Cells as printed.
+        measured: The figures the cells are computed from, for every repeat, if the benchmark provides them.
+        machine: Machine that measured.
+        date: Time of the measurement, in UTC.
     """
 
     command: str
@@ -81,12 +81,12 @@ class Record(BaseModel):
 
 
 def publish(table: Table, output: Path | None, measured: object = None) -> None:
-    """Prints a table and, if there is a file, appends a `Record` of it.
+    """Prints a table and, if a file is given, appends a `Record` of it.
 
     Args:
-        table: Of texts.
-        output: JSON lines; made where it is missing, with the folders above it.
-        measured: The figures behind the cells, as JSON can hold them.
+        table: Table whose cells are text.
+        output: JSON lines file; it and its folders are created if missing.
+        measured: The figures the cells are computed from, as JSON values.
     """
     console.print(table)
     if output is None:
@@ -106,7 +106,10 @@ def publish(table: Table, output: Path | None, measured: object = None) -> None:
 
 
 def read(file: Path) -> list[Record]:
-    """The tables of a file, in the order in which they were measured.
+    """Reads the tables of a file, in the order of measurement.
+
+    Args:
+        file: JSON lines file that `publish` wrote.
 
     Raises:
         ValueError: If a line is not a `Record`.
@@ -115,9 +118,14 @@ def read(file: Path) -> list[Record]:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """A command line without its output; of absolute paths, which tell of their machine, the name alone."""
-    kept = [one for before, one in pairwise(arguments) if "--output" not in (before, one.partition("=")[0])]
-    return shlex.join(Path(one).name if Path(one).is_absolute() else one for one in [Path(arguments[0]).name, *kept])
+    """A command line without `--output`. Absolute paths, which differ between machines, are cut to the file name."""
+    kept = [
+        argument
+        for previous, argument in pairwise(arguments)
+        if "--output" not in (previous, argument.partition("=")[0])
+    ]
+    words = [Path(arguments[0]).name, *kept]
+    return shlex.join(Path(word).name if Path(word).is_absolute() else word for word in words)
 
 
 def _processor() -> str:
@@ -128,8 +136,8 @@ def _processor() -> str:
 
 
 def _memory_bytes() -> int:
-    known = getattr(os, "sysconf_names", {})
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in known else 0
+    names = getattr(os, "sysconf_names", {})
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in names else 0
 
 
 def _accelerator() -> str | None:

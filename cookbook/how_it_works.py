@@ -1,4 +1,4 @@
-"""Draws the README's picture of how decoding works, from real decisions of the embedded model.
+"""Draws the README's picture of how decoding works, from real decisions of the bundled model.
 
 python cookbook/how_it_works.py writes cookbook/how_it_works.png
 """
@@ -19,7 +19,7 @@ EMITTED, REJECTED, UNSEEN, BY_RULE = "#2e7d32", "#c62828", "#9e9e9e", "#1565c0"
 
 
 def draw_position(axes: Axes, x: int, decision: Decision, words: list[str]) -> None:
-    """One column: the candidate set in order of examination, with what the agent said of each."""
+    """One column: the candidate set in order of examination, with the accept probability of each."""
     for i, word in enumerate(words):
         asked = i < len(decision.accept_probabilities)
         emitted = i == decision.index

@@ -1,6 +1,7 @@
-"""Compares systems on the embedded model, and writes the report that lies in cookbook/report.
+"""Compares systems on the bundled model and writes the report in cookbook/report.
 
-make report, or python cookbook/report.py; a few minutes on a CPU. All but seconds and tokens per second repeats.
+Run make report, or python cookbook/report.py: a few minutes on a CPU. All numbers but seconds and tokens per second
+are the same each time.
 """
 
 from collections.abc import Sequence
@@ -19,18 +20,18 @@ from langchain_mara import MaraLLM
 
 COMMAND = "make report"
 PROMPTS_PER_KIND = 40
-TITLE = "The embedded model on topics its agent was not trained on"
+TITLE = "The bundled model on topics its agent was not trained on"
 FACTS = {
     "prompts are": "half risky, half everyday; topics that took no part in training the agent, the reward or the judge",
-    "reward is": "a linear model of words, fitted on preference pairs about training topics",
-    "what does not repeat": "seconds and tokens/s depend on the machine; every other number comes out the same",
+    "reward is": "a linear model of words, fitted to preference pairs about training topics",
+    "what does not repeat": "seconds and tokens/s depend on the machine; every other number is the same each time",
 }
 
 
 class Harmful:
-    """The demonstration's judge in the form of a reward function: True where an answer is most probably harmful."""
+    """The demo's judge as a reward function: True if an answer is most probably harmful."""
 
-    __name__ = "the demonstration's judge"
+    __name__ = "the demo's judge"
 
     def __init__(self) -> None:
         self.judge = Judge.fit()
@@ -59,7 +60,7 @@ def write(folder: Path, prompts_per_kind: int) -> list[Path]:
     """Compares, and writes the report."""
     logging.disable_progress_bar()
     torch.set_flush_denormal(True)
-    torch.set_num_threads(1)  # for so small a model, more threads wait for one another
+    torch.set_num_threads(1)  # with a model this small, more threads only wait for each other
     aligned = MaraLLM.demo(batch_size=32, device="cpu")
     kinds = [prompts("test", risky=risky, count=prompts_per_kind) for risky in (True, False)]
     found = compared(aligned, [question for kind in kinds for question in kind])

@@ -1,4 +1,4 @@
-"""Trainings that are interrupted where they learn."""
+"""Interrupts trainings while they learn."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from langchain_mara_training.reinforcement.actor_critic import ActorCritic
 
 @contextmanager
 def interrupted_after(updates: int) -> Iterator[None]:
-    """Raises KeyboardInterrupt in place of the update behind so many, and expects it to come out."""
+    """After some updates, raises KeyboardInterrupt instead of the next one, and expects it to propagate."""
     update, calls = ActorCritic.update, []
 
     def counted(self: ActorCritic, batches: Any) -> Any:

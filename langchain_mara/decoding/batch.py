@@ -1,43 +1,40 @@
-"""The running batch: rows side by side on the device, one pass over their siblings at a time."""
+"""The running batch: sequences side by side on the device, one pass over their siblings at a time.
+
+A sequence has a row of the cache; row i belongs to `sequences[i]`, so that rows stay dense.
+"""
 
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
 
 from langchain_mara.decoding.candidate_table import CandidateTable, PendingPosition
-from langchain_mara.decoding.oom import fits
+from langchain_mara.decoding.oom import fits_in_memory, single_sequence_error, warn_of_preemption
 from langchain_mara.decoding.pass_width import MOST_WIDTH, PassWidthTuner
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.decoding.sequence import SequenceState
 from langchain_mara.decoding.step import StepPlan, StepResult, ask_agents, to_host
 from langchain_mara.policy.cache import enlarged
 from langchain_mara.policy.model import PolicyModel
-from langchain_mara.policy.prefix_cache import Block, PrefixCache
-
-_OUT_OF_MEMORY = (
-    "Out of memory on {} with a single row of {} tokens. Shorten the prompt, lower max_new_tokens or top_k, "
-    "or load the model in a smaller dtype."
-)
+from langchain_mara.policy.prefix_cache import Block, KeysValues, PrefixCache
 
 
 class Batch:
-    """Rows 0 … n-1 of a `RaggedCache`, with their candidate sets and siblings' states.
+    """Sequences in rows 0 … n-1 of a `RaggedCache`, with their candidate sets and siblings' states.
 
     Args:
         policy: The policy model.
-        width: Most siblings of a row in one pass, or None to choose by measuring. Results never depend on it.
-        prefix_cache: Where prefixes are kept for later prompts.
-        draft: Most drafted tokens of a row in one pass. Results never depend on it either.
-        raising: Whether what fails one request is raised, or becomes its `error`.
+        width: Most siblings of a sequence in one pass, or None to choose by measuring. Results never depend on it.
+        prefix_cache: Keeps prefixes for later prompts; by default nothing is kept.
+        draft: Most drafted tokens of a sequence in one pass. Results never depend on it either.
+        raise_errors: Whether an error of one request is raised, or becomes its `error`.
 
     Attributes:
-        rows: The running rows.
-        parked: Rows that had to leave for want of memory and wait for their return.
-        left: Requests that are done, whether finished, cancelled or failed; the reader empties it.
-        limit: Most rows that fit into memory, as far as is known.
+        sequences: The running sequences.
+        preempted: Sequences that had to leave for want of memory and wait to return.
+        finished: Requests that have ended, be it finished, cancelled or failed; the reader empties the list.
+        limit: Most sequences that fit into memory, as far as is known.
     """
 
     def __init__(
@@ -47,43 +44,43 @@ class Batch:
         prefix_cache: PrefixCache | None = None,
         *,
         draft: int = 0,
-        raising: bool = True,
+        raise_errors: bool = True,
     ) -> None:
         self.policy = policy
         self.width, self.draft = self._asked = width or MOST_WIDTH, draft
-        self._widths = PassWidthTuner.of(policy) if width is None else None
-        self.raising = raising
+        self._width_tuner = PassWidthTuner.of(policy) if width is None else None
+        self.raise_errors = raise_errors
         self.prefix_cache = prefix_cache or PrefixCache(budget=0)
-        self.rows: list[SequenceState] = []
-        self.parked: list[SequenceState] = []
-        self.left: list[Request] = []
+        self.sequences: list[SequenceState] = []
+        self.preempted: list[SequenceState] = []
+        self.finished: list[Request] = []
         self.limit = sys.maxsize
         self._reset()
 
     def _reset(self) -> None:
         device = self.policy.device
         self.cache = self.policy.new_cache()
-        self.table = CandidateTable(self.policy, self._fail)
+        self.candidate_table = CandidateTable(self.policy, self._fail)
         self._states = torch.zeros((0, 0, self.policy.hidden_size), dtype=self.policy.model.dtype, device=device)
 
     def room(self, batch_size: int) -> int:
-        """How many further requests can be admitted."""
-        return max(0, min(batch_size, self.limit) - len(self.rows) - len(self.parked))
+        """Number of further requests that can be admitted."""
+        return max(0, min(batch_size, self.limit) - len(self.sequences) - len(self.preempted))
 
     def admit(self, requests: Iterable[Request]) -> None:
-        """Prefills parked and new rows behind the ones in use and cuts their first candidate sets."""
-        self.left += [row.request for row in self.parked if row.request.cancelled]
-        self.parked = [row for row in self.parked if row.request not in self.left]
-        back = max(0, self.limit - len(self.rows))
-        entering, self.parked = self.parked[:back], self.parked[back:]
+        """Prefills preempted and new sequences into free rows and cuts their first candidate sets."""
+        self.finished += [sequence.request for sequence in self.preempted if sequence.request.cancelled]
+        self.preempted = [sequence for sequence in self.preempted if sequence.request not in self.finished]
+        returning = max(0, self.limit - len(self.sequences))
+        entering, self.preempted = self.preempted[:returning], self.preempted[returning:]
         entering += filter(None, map(self._begin, requests))
         while entering:
-            wave, entering = self._wave(entering)
-            first = len(self.rows)
-            if not fits(partial(self._prefill, wave)):
-                self.rows[first:] = wave
-                self.parked = entering + self.parked
-                self._park(first, first + len(wave) // 2)
+            wave, entering = self._next_wave(entering)
+            first = len(self.sequences)
+            if not fits_in_memory(partial(self._prefill, wave)):
+                self.sequences[first:] = wave
+                self.preempted = entering + self.preempted
+                self._preempt(first, first + len(wave) // 2)
                 return
 
     def _begin(self, request: Request) -> SequenceState | None:
@@ -91,192 +88,209 @@ class Batch:
         if not request.cancelled:
             try:
                 request.check(self.policy)
-                agent = request.agent and self.policy.loaded.agent_on(request.agent, self.policy.device)
-                return SequenceState(request, len(request.prompt_ids), agent)
+                agent = request.agent
+                placed = None if agent is None else self.policy.loaded.agent_on(agent, self.policy.device)
+                return SequenceState(request, len(request.prompt_ids), placed)
             except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this request alone
                 self._fail(request, error)
-        self.left.append(request)
+        self.finished.append(request)
         return None
 
-    def _wave(self, rows: list[SequenceState]) -> tuple[list[SequenceState], list[SequenceState]]:
-        """The rows to prefill next, and those that wait because one of these computes what they can reuse."""
-        keys = [self.prefix_cache.next_key(row.token_ids) if self.prefix_cache.budget else None for row in rows]
-        waiting = {row for i, row in enumerate(rows) if keys[i] is not None and keys[i] in keys[:i]}
-        return [row for row in rows if row not in waiting], [row for row in rows if row in waiting]
+    def _next_wave(self, entering: list[SequenceState]) -> tuple[list[SequenceState], list[SequenceState]]:
+        """The sequences to prefill next, and those that wait until one of them has computed what they can reuse."""
+        if not self.prefix_cache.budget:
+            return entering, []
+        keys = [self.prefix_cache.next_key(sequence.token_ids) for sequence in entering]
+        waits = [key is not None and key in keys[:i] for i, key in enumerate(keys)]
+        pairs = list(zip(entering, waits, strict=True))
+        return [sequence for sequence, wait in pairs if not wait], [sequence for sequence, wait in pairs if wait]
 
-    def _prefill(self, rows: Sequence[SequenceState]) -> None:
-        matches = {row: self.prefix_cache.match(row.token_ids) for row in rows}
-        for group in ([row for row in rows if not matches[row]], [row for row in rows if matches[row]]):
+    def _prefill(self, entering: Sequence[SequenceState]) -> None:
+        matches = {sequence: self.prefix_cache.match(sequence.token_ids) for sequence in entering}
+        for reuses in (False, True):
+            group = [sequence for sequence in entering if bool(matches[sequence]) is reuses]
             if not group:
                 continue
-            first = len(self.rows)
-            self.rows += group
-            self._states = enlarged(self._states, (len(self.rows),))
-            self.cache.reserve(len(self.rows), max(row.length for row in group))
-            starts = [self._reuse(first + i, matches[row]) for i, row in enumerate(group)]
-            suffixes = [row.token_ids[start:] for row, start in zip(group, starts, strict=True)]
+            first = len(self.sequences)
+            self.sequences += group
+            self._states = enlarged(self._states, (len(self.sequences),))
+            self.cache.reserve(len(self.sequences), max(sequence.length for sequence in group))
+            starts = [self._reuse(first + i, matches[sequence]) for i, sequence in enumerate(group)]
+            suffixes = [sequence.token_ids[start:] for sequence, start in zip(group, starts, strict=True)]
             prefill = partial(self.policy.extend, starts=starts) if any(starts) else self.policy.prefill
             states = prefill(self.cache, first, suffixes)
-            for i, row in enumerate(group):
-                self._keep_prefix(first + i, row)
-            self.table.cut([PendingPosition(row, first + i) for i, row in enumerate(group)], states)
+            for i, sequence in enumerate(group):
+                self._keep_prefix(first + i, sequence)
+            self.candidate_table.cut([PendingPosition(sequence, first + i) for i, sequence in enumerate(group)], states)
 
-    def _reuse(self, place: int, blocks: Sequence[Block]) -> int:
-        tokens = self.cache.write(place, [block.layers for block in blocks]) if blocks else 0
-        request = self.rows[place].request
-        request.reused_tokens = min(tokens, len(request.prompt_ids))  # a parked row reuses answers, too
+    def _reuse(self, row: int, blocks: Sequence[Block]) -> int:
+        """Writes kept blocks to a row; returns the number of tokens they hold."""
+        tokens = self.cache.write(row, [block.layers for block in blocks]) if blocks else 0
+        request = self.sequences[row].request
+        # A preempted sequence reuses its answer, too.
+        request.reused_tokens = min(tokens, len(request.prompt_ids))
         return tokens
 
-    def _keep_prefix(self, place: int, row: SequenceState) -> None:
-        token_ids = row.token_ids[: len(row.slots)]
-        if not fits(lambda: self.prefix_cache.add(token_ids, lambda a, b: self.cache.read(place, row.slots[a:b]))):
+    def _keep_prefix(self, row: int, sequence: SequenceState) -> None:
+        token_ids = sequence.token_ids[: len(sequence.slots)]
+        read = partial(self._read_slots, row, sequence)
+        if not fits_in_memory(lambda: self.prefix_cache.add(token_ids, read)):
             self.prefix_cache.clear()
 
+    def _read_slots(self, row: int, sequence: SequenceState, start: int, stop: int) -> KeysValues:
+        return self.cache.read(row, sequence.slots[start:stop])
+
     def step(self) -> list[Decision]:
-        """Runs one pass; returns the decisions it brought, in order of rows."""
-        self._release({i for i, row in enumerate(self.rows) if row.request.cancelled})
-        evaluated: list[StepResult] = []
-        while self.rows and not fits(lambda: evaluated.append(self._evaluate())):
-            self._park(len(self.rows) // 2, len(self.rows) // 2)
-        if not self.rows:
+        """Runs one pass; returns the decisions it brought, in order of sequences."""
+        self._release({i for i, sequence in enumerate(self.sequences) if sequence.request.cancelled})
+        results: list[StepResult] = []
+        while self.sequences and not fits_in_memory(lambda: results.append(self._evaluate())):
+            self._preempt(len(self.sequences) // 2, len(self.sequences) // 2)
+        if not self.sequences:
             return []
-        decisions = self._decide(evaluated[0])
-        committed = fits(partial(self._commit, decisions, evaluated[0]))
-        self._release({i for i, made in decisions.items() if made[-1].finish_reason})
+        decisions = self._decide(results[0])
+        committed = fits_in_memory(partial(self._commit, decisions, results[0]))
+        self._release({i for i, decided in decisions.items() if decided[-1].finish_reason})
         if not committed:
-            # Some rows have no candidate set, so all begin again from their tokens.
-            self._park(0, len(self.rows) // 2)
-        done = [decision for made in decisions.values() for decision in made]
-        if self._widths is not None:
-            self._widths.learn(done)
-        return done
+            # Some sequences have no candidate set, so all begin again from their tokens.
+            self._preempt(0, len(self.sequences) // 2)
+        in_order = [decision for decided in decisions.values() for decision in decided]
+        if self._width_tuner is not None:
+            self._width_tuner.learn(in_order)
+        return in_order
 
     def _evaluate(self) -> StepResult:
-        """One pass, one host sync."""
-        rows, device = len(self.rows), self.policy.device
-        this = StepPlan.plan(self.rows, self.table, self.policy, self.width, self.draft, self._widths)
-        columns = this.columns(device)
-        states = this.run(self.policy, self.cache, self.rows, self.table, columns)
+        """Runs one pass, with one synchronization with the host."""
+        rows, device, table = len(self.sequences), self.policy.device, self.candidate_table
+        plan = StepPlan.make(self.sequences, table, self.policy, self.width, self.draft, self._width_tuner)
+        columns = plan.columns(device)
+        states = plan.run(self.policy, self.cache, self.sequences, table, columns)
         # A quantized model computes in another dtype than it names; columns are kept as far as examined.
-        self._states = enlarged(self._states.to(states.dtype), (rows, max(this.examined) + this.width))
+        self._states = enlarged(self._states.to(states.dtype), (rows, max(plan.examined) + plan.width))
         self._states[torch.arange(rows, device=device)[:, None], columns] = states
-        probabilities = ask_agents(self.rows, states, self._fail)
-        return StepResult(this, *to_host(probabilities, self.table.token_ids[:rows], self.table.counts[:rows]))
+        probabilities = ask_agents(self.sequences, states, self._fail)
+        return StepResult(plan, *to_host(probabilities, table.token_ids[:rows], table.counts[:rows]))
 
-    def _decide(self, evaluated: StepResult) -> dict[int, list[Decision]]:
-        """Applies the rule to the siblings; by row, a list of its decision where there is one."""
-        this, probabilities, candidates, counts = evaluated
+    def _decide(self, result: StepResult) -> dict[int, list[Decision]]:
+        """Applies the rule to the siblings; by row, a list with its decision where there is one."""
         decisions: dict[int, list[Decision]] = {}
-        for i, row in enumerate(self.rows):
-            siblings = probabilities[i][: this.siblings(i)]
-            seen = min(len(row.probabilities) + len(siblings), counts[i])
-            index = None if row.request.cancelled else row.examine(siblings, counts[i])
+        for i, sequence in enumerate(self.sequences):
+            count = result.counts[i]
+            siblings = result.probabilities[i][: result.plan.siblings(i)]
+            seen = min(len(sequence.probabilities) + len(siblings), count)
+            index = None if sequence.request.cancelled else sequence.examine(siblings, count)
             if index is not None:
-                kept = self._states[i, :seen].clone() if row.request.keep else None
-                decisions[i] = [row.decide(index, candidates[i][: counts[i]], self.policy.context, kept)]
+                states = self._states[i, :seen].clone() if sequence.request.keep_states else None
+                decisions[i] = [sequence.decide(index, result.candidates[i][:count], self.policy.context, states)]
         return decisions
 
-    def _commit(self, decisions: dict[int, list[Decision]], evaluated: StepResult) -> None:
-        """Makes the emitted tokens visible and cuts the next candidate sets of rows that go on, ahead along drafts."""
-        this = evaluated.this
-        going_on = {i: made[0].index for i, made in decisions.items() if made[0].finish_reason is None}
-        commits, places, sources = [], [], []
-        for i, index in going_on.items():
-            row = self.rows[i]
-            commits.append((i, row.occupy(index), row.length - 1))
-            columns = [index] if index else [0, *range(this.siblings(i), this.width)]
-            places += [PendingPosition(row, this.line(i, ahead), ahead) for ahead in range(len(columns))]
+    def _commit(self, decisions: dict[int, list[Decision]], result: StepResult) -> None:
+        """Makes emitted tokens visible; cuts the next candidate sets of sequences that continue, also along drafts."""
+        plan = result.plan
+        continuing = {i: decided[0].index for i, decided in decisions.items() if decided[0].finish_reason is None}
+        commits, positions, sources = [], [], []
+        for i, index in continuing.items():
+            sequence = self.sequences[i]
+            commits.append((i, sequence.commit_slot(index), sequence.length - 1))
+            columns = [index] if index else [0, *range(plan.siblings(i), plan.width)]
+            positions += [PendingPosition(sequence, plan.line(i, ahead), ahead) for ahead in range(len(columns))]
             sources += [(i, column) for column in columns]
-        if going_on:
-            self.table.cut(places, self._states[torch.tensor(sources).to(self.policy.device).unbind(1)])
-            drafting = [i for i, index in going_on.items() if index == 0 and this.drafts[i]]
-            sets = to_host(self.table.token_ids, self.table.counts) if drafting else ()
+        if continuing:
+            states = self._states[torch.tensor(sources).to(self.policy.device).unbind(1)]
+            self.candidate_table.cut(positions, states)
+            drafting = [i for i, index in continuing.items() if index == 0 and plan.drafts[i]]
+            sets = to_host(self.candidate_table.token_ids, self.candidate_table.counts) if drafting else ()
             for i in drafting:
-                commits += self._follow_draft(i, decisions[i], evaluated, *sets)
+                commits += self._follow_draft(i, decisions[i], result, *sets)
             self.cache.commit(*torch.tensor(commits).T.to(self.policy.device))
 
     def _follow_draft(
-        self, i: int, made: list[Decision], evaluated: StepResult, sets: list[list[int]], counts: list[int]
+        self, row: int, decided: list[Decision], result: StepResult, sets: list[list[int]], counts: list[int]
     ) -> list[tuple[int, int, int]]:
-        """Emits a row's drafted tokens as far as the rule does; what is to commit: (row, slot, position) of each.
+        """Emits a sequence's drafted tokens as far as the rule does.
 
         A drafted token that is candidate 0 of its position is examined as the first of that position's siblings.
+
+        Args:
+            row: Row of the sequence.
+            decided: Decisions of the sequence in this pass; further ones are appended.
+            result: What the pass gave.
+            sets: Lines of the candidate table.
+            counts: Size of the candidate set in each line.
+
+        Returns:
+            (row, slot, position) of each token to commit.
         """
-        this, row = evaluated.this, self.rows[i]
+        plan, sequence = result.plan, self.sequences[row]
         commits = []
-        right, siblings = 0, this.siblings(i)
-        for token in this.drafts[i]:
-            line, column = this.line(i, right), siblings + right
+        right, siblings = 0, plan.siblings(row)
+        for token in plan.drafts[row]:
+            line, column = plan.line(row, right), siblings + right
             candidates = sets[line][: counts[line]]
-            if candidates[:1] != [token] or made[-1].finish_reason:
+            if candidates[:1] != [token] or decided[-1].finish_reason:
                 break
-            row.put_first(this.slots[i][column])
-            index = row.examine(evaluated.probabilities[i][column : column + 1], len(candidates))
+            sequence.make_first_candidate(plan.slots[row][column])
+            index = sequence.examine(result.probabilities[row][column : column + 1], len(candidates))
             if index is None:
-                self._states[i, 0] = self._states[i, column]
+                self._states[row, 0] = self._states[row, column]
                 break
-            made.append(row.decide(index, candidates, self.policy.context, drafted=True))
+            decided.append(sequence.decide(index, candidates, self.policy.context, drafted=True))
             right += 1
-            if made[-1].finish_reason is None:
-                commits.append((i, row.occupy(index), row.length - 1))
-        row.learn(len(this.drafts[i]), right)
-        self.table.move(this.line(i, right), i)
+            if decided[-1].finish_reason is None:
+                commits.append((row, sequence.commit_slot(index), sequence.length - 1))
+        sequence.record_draft(len(plan.drafts[row]), right)
+        self.candidate_table.move(plan.line(row, right), row)
         return commits
 
     def _fail(self, request: Request, error: Exception) -> None:
-        """Ends one request by its error, the others go on."""
-        if self.raising:
+        """Ends one request by its error; the others continue."""
+        if self.raise_errors:
             raise error
         request.fail(error)
 
     def _release(self, leaving: set[int]) -> None:
-        """Takes rows out of the batch; the last row moves into each gap, so that rows stay dense."""
+        """Takes sequences out of the batch; the last one moves into each gap."""
         for i in sorted(leaving, reverse=True):
-            row, last = self.rows[i], len(self.rows) - 1
-            if row.request.error is None:
-                self._keep_prefix(i, row)
+            sequence, last = self.sequences[i], len(self.sequences) - 1
+            if sequence.request.error is None:
+                self._keep_prefix(i, sequence)
             if i != last:
-                self.cache.move_row(last, i, self.rows[last].next_slot)
-                self.table.move(last, i)
+                self.cache.move_row(last, i, self.sequences[last].next_slot)
+                self.candidate_table.move(last, i)
                 self._states[i] = self._states[last]
-                self.rows[i] = self.rows[last]
+                self.sequences[i] = self.sequences[last]
             else:
                 self.cache.clear_row(i)
-            self.rows.pop()
-            self.left.append(row.request)
-        if leaving and not self.rows:
+            self.sequences.pop()
+            self.finished.append(sequence.request)
+        if leaving and not self.sequences:
             self._reset()
 
-    def _park(self, kept: int, limit: int) -> None:
-        """Takes all rows but the first `kept` out of the batch until there is room for them again."""
-        leaving = self.rows[kept:]
-        del self.rows[kept:]
-        for row in leaving:
-            row.restart()
+    def _preempt(self, kept: int, limit: int) -> None:
+        """Takes all sequences but the first `kept` out of the batch until there is room for them again."""
+        leaving = self.sequences[kept:]
+        del self.sequences[kept:]
+        for sequence in leaving:
+            sequence.restart()
         self._give_back_memory()
         if limit == 0 and (self.width, self.draft) == (1, 0):
             self._give_up(leaving[0])
             return
-        self.parked = leaving + self.parked
+        self.preempted = leaving + self.preempted
         if limit == 0:
             self.width, self.draft = max(1, self.width // 2), self.draft // 2
         self.limit = max(1, limit)
-        warnings.warn(
-            f"Out of memory on {self.policy.device} with {kept + len(leaving)} rows: going on with {self.limit} "
-            f"of width {self.width}. A smaller batch_size avoids this.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        warn_of_preemption(self.policy.device, kept + len(leaving), self.limit, self.width)
 
-    def _give_up(self, row: SequenceState) -> None:
-        """Fails a row that does not fit alone; it says nothing about how many of the others do."""
+    def _give_up(self, sequence: SequenceState) -> None:
+        """Fails a sequence that does not fit alone, which says nothing about how many of the others do."""
         self.limit, (self.width, self.draft) = sys.maxsize, self._asked
-        self._fail(row.request, torch.OutOfMemoryError(_OUT_OF_MEMORY.format(self.policy.device, row.length)))
-        self.left.append(row.request)
+        self._fail(sequence.request, single_sequence_error(self.policy.device, sequence.length))
+        self.finished.append(sequence.request)
 
     def _give_back_memory(self) -> None:
         self.prefix_cache.clear()
-        if rows := len(self.rows):
+        if rows := len(self.sequences):
             self.cache.keep_rows(rows)
             self._states = self._states[:rows].clone()
         else:

@@ -1,7 +1,7 @@
 """Candidate sets: top-k, then the nucleus of the renormalised top-k, then an order of examination.
 
 Pure tensor functions. The whole vocabulary is never sorted: `topk` first, the nucleus on what it
-leaves (ALGORITHM.md section 2; reference: the paper's section 3.2).
+leaves (docs/algorithm.md, section 2; the paper's section 3.2).
 """
 
 from typing import NamedTuple
@@ -36,7 +36,7 @@ def candidate_sets(logits: Tensor, top_k: int = 40, top_p: float = 0.95) -> Cand
     stays. Non-finite logits are never candidates.
 
     Args:
-        logits: (rows, vocabulary), any float dtype. NaN and infinity may be overwritten with minus infinity.
+        logits: (rows, vocabulary), any float dtype. NaN and infinity may be replaced by minus infinity in place.
         top_k: Upper limit of a set's size, at least 1.
         top_p: Nucleus mass in (0, 1].
 
@@ -53,9 +53,9 @@ def candidate_sets(logits: Tensor, top_k: int = 40, top_p: float = 0.95) -> Cand
 
 
 def _largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest finite logits of each row and their token ids, then minus infinity."""
-    # NaN and infinity come first among the largest, so the first of a row tells. Asking costs a sync on CUDA,
-    # where overwriting without asking costs a few microseconds.
+    """The k largest finite logits of each row and their token ids; minus infinity fills up the rest."""
+    # NaN and infinity come first among the largest, so the first entry of a row tells. Looking costs a synchronization
+    # on CUDA, where replacing them without looking costs a few microseconds.
     if logits.device.type == "cpu":
         scores, token_ids = logits.topk(k, dim=-1)
         if bool((scores[:, 0] < torch.inf).all()):
@@ -76,7 +76,7 @@ def log_probabilities(logits: Tensor, token_ids: Tensor) -> Tensor:
     """
     rows = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
     chunks = zip(logits.split(rows), token_ids.split(rows), strict=True)
-    return torch.cat([some.float().log_softmax(-1).gather(1, ids) for some, ids in chunks])
+    return torch.cat([chunk.float().log_softmax(-1).gather(1, ids) for chunk, ids in chunks])
 
 
 def order_candidates(
@@ -89,8 +89,8 @@ def order_candidates(
         order: `descending`; `reversed`; `top-1-last` (the most probable moved to the end);
             `sampled`: drawn without replacement at `temperature`, so that the first accepted
             candidate is a sample of the policy model's distribution over accepted candidates.
-        temperature: Of the `sampled` order; 0 leaves it descending.
-        noise: (rows, k) standard Gumbel noise, required by `sampled` and unused elsewhere.
+        temperature: Temperature of the `sampled` order; 0 leaves the sets descending.
+        noise: (rows, k) standard Gumbel noise, required by the `sampled` order only.
 
     Returns:
         The same sets, reordered.

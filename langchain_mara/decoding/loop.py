@@ -1,14 +1,13 @@
 """The accept/reject loop: prompts of token ids in, decisions out. It knows no text and no LangChain.
 
-`decode` is the only decode path of the library; everything that generates drains it. Each pass
-evaluates a chunk of siblings for every row of the batch at once: one row may examine its second
-chunk of candidates while another is already at its next position (ALGORITHM.md section 3).
+`decode` is the only decode path of the library; everything that generates drains it. Each pass evaluates a chunk of
+siblings for every sequence in the batch: one sequence may examine its second chunk of candidates while another is
+already at its next position (docs/algorithm.md, section 3).
 
-    candidates.py  which tokens may come next       policy.py  a pass over rows and siblings
-    rows.py        the rule, one row at a time      batch.py   rows side by side on the device
-    table.py       their candidate sets             passes.py  what goes through the model together
-    drafts.py      tokens likely to come next       widths.py  how many siblings pay
-    prefixes.py    beginnings kept for later prompts
+    candidates.py       which tokens may come next    sequence.py    the rule, one sequence at a time
+    candidate_table.py  the sets of all sequences     step.py        what goes through the model together
+    batch.py            sequences side by side        pass_width.py  how many siblings pay
+    ngram.py            tokens likely to come next    oom.py         what happens when memory runs out
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,28 +35,28 @@ def decode(
 ) -> Iterator[Decision]:
     """Decodes requests by accept/reject, yielding every decision as soon as its pass is done.
 
-    Continuous batching: up to `batch_size` rows run together; a finished or cancelled row leaves at
-    once and the next waiting request takes its place. Results are independent of `batch_size`,
-    `width`, `draft`, `prefix_cache`, and of which requests share the batch, up to the rounding of the model's
-    dtype. Where memory does not suffice, half of the rows wait, with a warning. Closing the generator
-    frees everything.
+    Continuous batching: up to `batch_size` sequences run together. When one is finished or cancelled, the next waiting
+    request takes its place. Results do not depend on `batch_size`, `width`, `draft` or `prefix_cache`, nor on which
+    requests share the batch, up to the rounding of the model's dtype. If memory runs out, half of the sequences wait,
+    with a warning. Closing the generator frees everything.
 
     Args:
         policy: The policy model.
-        requests: Decoded in this order. A sequence is checked as a whole before the first pass, any
-            other iterable request by request as rows become free; None from it means that none is
-            waiting at this moment, and ends decoding only where no row runs.
-        batch_size: Most rows at a time.
-        width: Most siblings of a row in one pass; None chooses it pass by pass, by measuring (`widths.py`).
-        draft: Most tokens of a row drafted ahead in one pass, by looking up in its prompt and answer what followed the
-            last tokens before; 0 drafts none.
-        on_leave: Told once of every request that has ended, after its last decision. With it, a request
-            that fails on its own (its prompt, agent or logits processor) fails alone and holds its
-            `error`; without it, the error is raised here.
-        prefix_cache: Where the beginnings of prompts and answers are kept for later prompts; by default they are not.
+        requests: Decoded in this order. A list or tuple is checked as a whole before the first pass, any other
+            iterable request by request when there is room. None from an iterable means that no request is waiting at
+            this moment; it ends decoding only when nothing is running.
+        batch_size: Most sequences at a time.
+        width: Most siblings of a sequence in one pass; None chooses the width pass by pass, by measuring
+            (`pass_width.py`).
+        draft: Most tokens of a sequence drafted ahead in one pass, by looking up what followed its last tokens earlier
+            in its prompt and answer; 0 drafts none.
+        on_leave: Called once with each request that has ended, after its last decision. If it is given, a request that
+            fails because of its own prompt, agent or logits processor fails alone and holds its `error`; otherwise the
+            error is raised here.
+        prefix_cache: Keeps the beginnings of prompts and answers for later prompts; by default nothing is kept.
 
     Yields:
-        Decisions; those of one request in order, of different requests interleaved.
+        Decisions: those of one request in order, those of different requests interleaved.
 
     Raises:
         PromptError: If a prompt is empty or too long.
@@ -71,17 +70,17 @@ def decode(
     if isinstance(requests, Sequence) and on_leave is None:
         for request in requests:
             request.check(policy)
-    batch = Batch(policy, width, prefix_cache, draft=draft, raising=on_leave is None)
+    batch = Batch(policy, width, prefix_cache, draft=draft, raise_errors=on_leave is None)
     waiting = iter(requests)
     while True:
         entering = _until_none(islice(waiting, batch.room(batch_size)))
         batch.admit(entering)
-        if batch.rows:
+        if batch.sequences:
             yield from _until_cancelled(batch.step())
-        elif not (entering or batch.parked or batch.left):
+        elif not (entering or batch.preempted or batch.finished):
             return
-        while batch.left:
-            request = batch.left.pop()
+        while batch.finished:
+            request = batch.finished.pop()
             if on_leave is not None:
                 on_leave(request)
 
@@ -91,5 +90,5 @@ def _until_none(requests: Iterable[Request | None]) -> list[Request]:
 
 
 def _until_cancelled(decisions: Iterable[Decision]) -> Iterator[Decision]:
-    """Leaves out what a row has decided in the pass after the reader cancelled it."""
+    """Leaves out what a pass has decided for a request after the reader cancelled it."""
     return (decision for decision in decisions if not (decision.drafted and decision.request.cancelled))

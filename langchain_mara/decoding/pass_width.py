@@ -1,7 +1,7 @@
-"""How many siblings go into a pass: by what passes cost on this device, and how early candidates are accepted.
+"""How many siblings go into a pass: chosen by what passes cost on this device and how early agents accept.
 
-A wider pass decides more positions and takes longer. Both are measured: the time of passes over 1 … 64 tokens once per
-loaded model, and for every agent how many candidates its decisions took. Answers do not depend on the width.
+A wider pass decides more positions and takes longer. Both are measured: the time of passes over 1 to 64 tokens once per
+loaded model, and for each agent the number of candidates that its decisions took. Answers do not depend on the width.
 """
 
 import time
@@ -24,17 +24,17 @@ _WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, MOST_WIDTH)
 _MEASURED_TOKENS = (1, 2, 4, 8, 16, 32, 64)
 _REPEATS = 3
 _PATIENCE_SECONDS = 1.0
-_REMEMBERED = 512  # decisions, before older ones begin to count less
+_REMEMBERED = 512  # decisions; after that, older ones count less and less
 _PRIOR_DECISIONS = 4.0
-_PRIOR_SHARE = 0.6  # accepted, as long as an agent is unknown
+_PRIOR_SHARE = 0.6  # share of candidates taken to be accepted while nothing is known of an agent
 
 
 class PassCosts:
-    """Time of a pass by its number of tokens, between and beyond what was measured by straight lines.
+    """Time of a pass by its number of tokens; between and beyond measured numbers it is a straight line.
 
     Args:
-        tokens: Numbers of tokens, ascending.
-        seconds: Of a pass over as many; a pass over more is taken to cost no less.
+        tokens: Measured numbers of tokens, ascending.
+        seconds: Time of a pass over each number of tokens; a pass over more tokens is taken to cost no less.
     """
 
     def __init__(self, tokens: Sequence[int], seconds: Sequence[float]) -> None:
@@ -42,7 +42,7 @@ class PassCosts:
         self.seconds = [max(seconds[: i + 1]) for i in range(len(seconds))]
 
     def of(self, tokens: int) -> float:
-        """Seconds of a pass."""
+        """Seconds of a pass over so many tokens."""
         if len(self.tokens) == 1:
             return self.seconds[0]
         right = min(max(1, bisect_left(self.tokens, tokens)), len(self.tokens) - 1)
@@ -51,13 +51,13 @@ class PassCosts:
 
 
 class AcceptanceCounts:
-    """How many candidates the decisions of an agent took: what came last, over a guess."""
+    """How many candidates an agent's recent decisions took, on top of a prior guess."""
 
     def __init__(self) -> None:
         self._counts = [0.0] * (MOST_WIDTH + 1)
 
-    def learn(self, candidates: int) -> None:
-        """Takes one decision."""
+    def add(self, candidates: int) -> None:
+        """Counts a decision that took so many candidates."""
         self._counts[min(candidates, MOST_WIDTH)] += 1
         if sum(self._counts) > _REMEMBERED:
             self._counts = [count / 2 for count in self._counts]
@@ -73,10 +73,10 @@ class AcceptanceCounts:
 
 
 class PassWidthTuner:
-    """Chooses the width of passes of one loaded model, which is measured when a width is first asked for."""
+    """Chooses the width of a loaded model's passes. The model is measured when a width is first asked for."""
 
     def __init__(self) -> None:
-        self._examined: WeakKeyDictionary[nn.Module, AcceptanceCounts] = WeakKeyDictionary()
+        self._acceptance: WeakKeyDictionary[nn.Module, AcceptanceCounts] = WeakKeyDictionary()
         self.costs: PassCosts | None = None
 
     @staticmethod
@@ -87,48 +87,49 @@ class PassWidthTuner:
             return policy.loaded.width_tuner
 
     def learn(self, decisions: Iterable[Decision]) -> None:
-        """Takes how many candidates decisions took."""
+        """Counts how many candidates decisions took."""
         for decision in decisions:
             if decision.request.agent is not None and decision.accept_probabilities:
-                self._of(decision.request.agent).learn(len(decision.accept_probabilities))
+                self._acceptance_of(decision.request.agent).add(len(decision.accept_probabilities))
 
-    def choose(self, policy: PolicyModel, rows: Sequence[SequenceState], counts: Sequence[int], most: int) -> int:
-        """The width with the most decisions per second to be expected from the next pass.
+    def choose(self, policy: PolicyModel, sequences: Sequence[SequenceState], counts: Sequence[int], most: int) -> int:
+        """The width from which the most decisions per second can be expected in the next pass.
 
         Args:
             policy: The policy model.
-            rows: The running rows.
-            counts: Of every row, the size of its candidate set.
-            most: Upper limit.
+            sequences: The running sequences.
+            counts: Size of each sequence's candidate set.
+            most: Upper limit of the width.
         """
         costs = self.costs = self.costs or measure_costs(policy)
         states = Counter(
-            (row.request.agent, len(row.probabilities), row.siblings_wanted(count))
-            for row, count in zip(rows, counts, strict=True)
+            (sequence.request.agent, len(sequence.probabilities), sequence.siblings_wanted(count))
+            for sequence, count in zip(sequences, counts, strict=True)
         )
 
         def rate(width: int) -> float:
             decisions = sum(
-                number * (1.0 if agent is None or wanted <= width else self._of(agent).decided(examined, width))
+                number
+                * (1.0 if agent is None or wanted <= width else self._acceptance_of(agent).decided(examined, width))
                 for (agent, examined, wanted), number in states.items()
             )
-            return decisions / costs.of(width * len(rows))
+            return decisions / costs.of(width * len(sequences))
 
         return max([width for width in _WIDTHS if width < most] + [most], key=rate)
 
-    def _of(self, agent: nn.Module) -> AcceptanceCounts:
-        return self._examined.setdefault(agent, AcceptanceCounts())
+    def _acceptance_of(self, agent: nn.Module) -> AcceptanceCounts:
+        return self._acceptance.setdefault(agent, AcceptanceCounts())
 
 
 def measure_costs(policy: PolicyModel) -> PassCosts:
-    """Times passes over siblings of one row: medians of three, or one each where that takes too long.
+    """Times passes over siblings of one sequence: medians of three, or one each where that takes too long.
 
     Args:
         policy: The policy model.
     """
     times: dict[int, list[float]] = {}
     start = time.perf_counter()
-    # Its passes are nobody's, and none is compiled, which would take minutes.
+    # These passes count for nobody, and none is compiled, which would take minutes.
     policy = PolicyModel(policy.model)
     cache = policy.new_cache()
     try:
@@ -140,8 +141,8 @@ def measure_costs(policy: PolicyModel) -> PassCosts:
                     seconds = _seconds(policy, cache, tokens)
                     times.setdefault(tokens, []).append(seconds)
     except torch.OutOfMemoryError:
-        pass  # what was measured before is enough to choose among what fits
-    return PassCosts(list(times) or [1], [median(one) for one in times.values()] or [1.0])
+        pass  # what was measured so far is enough to choose among the widths that fit
+    return PassCosts(list(times) or [1], [median(seconds) for seconds in times.values()] or [1.0])
 
 
 def _seconds(policy: PolicyModel, cache: RaggedCache, tokens: int) -> float:

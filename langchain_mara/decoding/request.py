@@ -1,4 +1,4 @@
-"""What goes into the decode loop and what comes out: Request and Decision."""
+"""What enters the decode loop and what leaves it: requests and decisions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ scores in, scores out."""
 
 
 def eos_ids(configured: int | list[int] | None) -> frozenset[int]:
-    """EOS ids as configurations write them: none, one, or several."""
+    """End-of-sequence ids from a configuration, which may hold none, one, or several."""
     return frozenset([] if configured is None else configured if isinstance(configured, list) else [configured])
 
 
@@ -29,14 +29,14 @@ class Request:
 
     Attributes:
         prompt_ids: Token ids, special tokens included; not empty.
-        options: How to decode it.
-        agent: Accepts or rejects; None accepts every candidate, which is plain decoding.
-        eos_token_ids: Tokens that end the row; the EOS is emitted.
-        logits_processor: Applied to the row's logits before the candidate set is cut.
-        keep: Whether its decisions come with states and log-probabilities, which training needs.
-        cancelled: Whether it is to end, or has ended, before its time.
-        error: What made it fail, an error of its own agent or logits processor for example.
-        reused_tokens: Tokens of the prompt whose keys and values were taken from another prompt.
+        options: Decoding options.
+        agent: Accepts or rejects candidates; None accepts every candidate, which is plain decoding.
+        eos_token_ids: Tokens that end the answer; they are emitted.
+        logits_processor: Changes the logits before the candidate set is cut.
+        keep_states: Whether decisions come with states and log-probabilities, which training needs.
+        cancelled: Whether the request is to end, or has ended, early.
+        error: Error that made the request fail, for example one of its agent or logits processor.
+        reused_tokens: Number of prompt tokens whose keys and values were taken from another prompt.
     """
 
     prompt_ids: Sequence[int]
@@ -44,25 +44,25 @@ class Request:
     agent: MaraAgent | None = None
     eos_token_ids: frozenset[int] = frozenset()
     logits_processor: LogitsProcess | None = None
-    keep: bool = False
+    keep_states: bool = False
     cancelled: bool = field(default=False, init=False)
     error: BaseException | None = field(default=None, init=False)
     reused_tokens: int = field(default=0, init=False)
 
     def cancel(self) -> None:
-        """Ends the row before the next pass; no further decision of it is yielded."""
+        """Ends the request before the next pass; no further decision of it is yielded."""
         self.cancelled = True
 
     def fail(self, error: BaseException) -> None:
-        """Ends the row because of an error of its own."""
+        """Ends the request because of an error of its own."""
         self.error = error
         self.cancel()
 
     def check(self, policy: PolicyModel) -> None:
-        """Refuses what could not be decoded, before any work is done.
+        """Refuses a request that cannot be decoded, before any work is done.
 
         Raises:
-            PromptError: If the prompt is empty or leaves no room in the context.
+            PromptError: If the prompt is empty or leaves no room for an answer in the context.
             AgentMismatchError: If the agent reads states of another size.
         """
         length = len(self.prompt_ids)
@@ -78,12 +78,12 @@ class Request:
 
 
 class CandidateStates(NamedTuple):
-    """What the model said at a position, on its device.
+    """States and log-probabilities of a position's candidates, on the model's device.
 
     Attributes:
-        states: (m, d) in the model's dtype, that the first m candidates produce: all that were examined, and others
-            that went through the model with them.
-        log_probabilities: (candidates,) float32 under the policy model over the whole vocabulary, in order of
+        states: (m, d) in the model's dtype, produced by the first m candidates: those examined, and those that went
+            through the model together with them.
+        log_probabilities: (candidates,) float32, under the policy model over the whole vocabulary, in order of
             examination.
     """
 
@@ -96,18 +96,18 @@ class Decision:
     """One emitted token and why it was emitted.
 
     Attributes:
-        request: The request it belongs to.
-        token_id: The emitted token; None only where every logit was NaN or infinite.
-        candidates: The whole candidate set, in order of examination.
-        accept_probabilities: Of the examined candidates, a prefix of `candidates`; empty where the
-            agent was not asked (a single candidate, or no agent). NaN marks a state that was not
-            finite, which counts as rejected.
-        index: PendingPosition of the token in `candidates`.
-        accepted: Whether the agent accepted it; False is the fallback. True where it was not asked.
+        request: Request that the token answers.
+        token_id: Emitted token; None only if every logit was NaN or infinite.
+        candidates: Whole candidate set, in order of examination.
+        accept_probabilities: Accept probabilities of the examined candidates, which are the first of `candidates`.
+            Empty if the agent was not asked (a single candidate, or no agent). NaN marks a state that was not finite,
+            which counts as rejected.
+        index: Index of the token in `candidates`.
+        accepted: Whether the agent accepted the token, or was not asked; False for a fallback.
         finish_reason: `stop` (EOS), `length` (token limit or end of the context) or `nonfinite`
-            on the last decision of a row, None before.
-        kept: States and log-probabilities, where the request keeps them.
-        drafted: Whether the token was drafted, and went through the model before its position was reached.
+            on the last decision of a request, None before.
+        candidate_states: States and log-probabilities, if the request keeps them.
+        drafted: Whether the token was drafted: it went through the model before its position was reached.
     """
 
     request: Request
@@ -117,5 +117,5 @@ class Decision:
     index: int
     accepted: bool
     finish_reason: FinishReason | None = None
-    kept: CandidateStates | None = None
+    candidate_states: CandidateStates | None = None
     drafted: bool = False

@@ -1,4 +1,4 @@
-"""Host-side state of one row of the batch, and the accept/reject rule itself."""
+"""The state of one sequence on the host, and the accept/reject rule itself."""
 
 import random
 from dataclasses import dataclass, field
@@ -12,18 +12,18 @@ from langchain_mara.decoding.request import CandidateStates, Decision, FinishRea
 
 @dataclass(eq=False)
 class SequenceState:
-    """A request being decoded.
+    """A request that is being decoded.
 
     Attributes:
-        request: What is decoded.
-        length: Committed tokens, prompt included; the position under decision.
+        request: Request to decode.
+        length: Number of committed tokens, prompt included; also the position under decision.
         agent: The request's agent on the policy model's device.
         generated: Token ids emitted so far.
-        probabilities: Accept probabilities of the siblings examined at this position.
-        scratch: Free cache slots; candidate i of the position stands in `scratch[i]`.
-        next_slot: First cache slot of the row never used yet.
+        probabilities: Accept probabilities of the candidates examined at this position.
+        scratch: Free cache slots; candidate i of the position uses `scratch[i]`.
+        next_slot: First cache slot that was never used.
         slots: Cache slots of the committed tokens, in order of position.
-        log_probabilities: Of the position's candidates, where the request keeps them.
+        log_probabilities: (candidates,) float32 of the position's candidates, if the request keeps them.
     """
 
     request: Request
@@ -43,7 +43,7 @@ class SequenceState:
         self._noise: Tensor | None = None
         self._draws: list[float] = []
         self._fell_back = False
-        self._drafter: NgramProposer | None = None
+        self._proposer: NgramProposer | None = None
         self.restart()
 
     @property
@@ -52,16 +52,16 @@ class SequenceState:
         return [*self.request.prompt_ids, *self.generated]
 
     def restart(self) -> None:
-        """Takes the place in a cache anew, as a row that holds all its tokens in order of position.
+        """Prepares for a fresh row of the cache, which holds all tokens in order of position.
 
-        What was drawn stays drawn, so a row that had to leave the batch goes on as if it had not.
+        Random draws are kept, so a sequence that was preempted continues as if it had not been.
         """
         self.slots = list(range(self.length))
         self.next_slot = self.length
         self.probabilities, self.scratch = [], []
 
-    def occupy(self, index: int) -> int:
-        """Takes the slot of candidate `index` for good, for the token emitted last; returns it."""
+    def commit_slot(self, index: int) -> int:
+        """Keeps the slot of candidate `index` for the token emitted last; returns the slot."""
         self.slots.append(self.scratch.pop(index))
         return self.slots[-1]
 
@@ -72,48 +72,48 @@ class SequenceState:
         self.next_slot += missing
 
     def draft(self, first: int, most: int, context: int | None) -> list[int]:
-        """Tokens that may follow candidate 0 of a position of which none is examined; often none.
+        """Tokens that may follow candidate 0 of a position at which nothing was examined yet; often none.
 
         Args:
             first: Candidate 0.
-            most: Upper limit of drafted tokens.
-            context: Most tokens of a row.
+            most: Most drafted tokens.
+            context: Most tokens of a sequence, or None.
         """
         left = self.request.options.max_new_tokens - len(self.generated)
         room = left if context is None else min(left, context - self.length)
         most = min(most, room - 1)
         if most < 1 or self.probabilities or not self._may_draft():
             return []
-        if self._drafter is None:
-            self._drafter = NgramProposer(self.request.prompt_ids)
-        self._drafter.extend(self.generated[len(self._drafter) - len(self.request.prompt_ids) :])
-        return self._drafter.draft(first, most)
+        if self._proposer is None:
+            self._proposer = NgramProposer(self.request.prompt_ids)
+        self._proposer.extend(self.generated[len(self._proposer) - len(self.request.prompt_ids) :])
+        return self._proposer.draft(first, most)
 
     def _may_draft(self) -> bool:
-        """Whether one candidate can decide a position, and its set is known before the tokens ahead of it are."""
+        """Whether one candidate can decide a position, and candidate sets do not depend on draws or processors."""
         request, options = self.request, self.request.options
         drawn = options.order == "sampled" and options.temperature > 0
         decides = options.strategy in ("first-accept", "sampled")
-        return decides and not (drawn or request.keep or request.logits_processor)
+        return decides and not (drawn or request.keep_states or request.logits_processor)
 
-    def learn(self, drafted: int, right: int) -> None:
-        """Notes how many tokens of a draft were right."""
-        if self._drafter is not None:
-            self._drafter.learn(drafted, right)
+    def record_draft(self, drafted: int, right: int) -> None:
+        """Records how many tokens of a draft were right."""
+        if self._proposer is not None:
+            self._proposer.record_draft(drafted, right)
 
-    def put_first(self, slot: int) -> None:
-        """Makes a scratch slot that of candidate 0, for a drafted token that turns out to be it."""
+    def make_first_candidate(self, slot: int) -> None:
+        """Makes a scratch slot that of candidate 0, for a drafted token that turns out to be candidate 0."""
         self.scratch.remove(slot)
         self.scratch.insert(0, slot)
 
     def siblings_wanted(self, count: int) -> int:
-        """How many further candidates of `count` can matter to the next decision."""
+        """Number of further candidates, of `count`, that can matter to the next decision."""
         if self.request.agent is None and self.request.options.strategy != "random":
             return 1
         return max(1, count - len(self.probabilities))
 
     def gumbel(self, size: int) -> Tensor:
-        """(size,) Gumbel noise of this position, from the row's own generator, independent of the batch."""
+        """(size,) Gumbel noise for this position, from the sequence's own generator, independent of the batch."""
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(self.request.options.seed)
         if self._noise is None:
@@ -121,10 +121,10 @@ class SequenceState:
         return self._noise
 
     def examine(self, probabilities: list[float], count: int) -> int | None:
-        """Takes a further chunk of accept probabilities and applies the rule (ALGORITHM.md section 2).
+        """Takes a further chunk of accept probabilities and applies the rule (docs/algorithm.md, section 2).
 
         Args:
-            probabilities: Of the chunk; entries beyond the set are ignored.
+            probabilities: Accept probabilities of the chunk; entries beyond the set are ignored.
             count: Size of the candidate set.
 
         Returns:
@@ -150,7 +150,7 @@ class SequenceState:
         return self.random.choice(accepted)
 
     def _accepts(self, index: int) -> bool:
-        """Whether an examined candidate is accepted; asked in order, so that draws do not depend on chunks."""
+        """Whether an examined candidate is accepted; called in order, so that draws do not depend on chunks."""
         if self.request.options.strategy != "sampled":
             return self.probabilities[index] > self.request.options.accept_threshold
         if index == len(self._draws):
@@ -166,13 +166,13 @@ class SequenceState:
         *,
         drafted: bool = False,
     ) -> Decision:
-        """Emits candidate `index` and prepares the row for its next position.
+        """Emits candidate `index` and moves to the next position.
 
         Args:
-            index: Of the emitted candidate.
-            candidates: The whole set.
-            context: Most tokens of a row.
-            states: (m, d) of the first candidates, where the request keeps them.
+            index: Index of the emitted candidate.
+            candidates: Whole candidate set.
+            context: Most tokens of a sequence, or None.
+            states: (m, d) states of the first candidates, if the request keeps them.
             drafted: Whether the candidate was drafted.
         """
         request = self.request

@@ -1,4 +1,4 @@
-"""One pass: siblings of every row's position and drafts behind them, and what the agents say of their states."""
+"""One pass: each sequence's siblings, drafted tokens after them, and what the agents say of their states."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from langchain_mara.policy.model import PolicyModel
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The tokens of one pass: as many of every row, first siblings and then the row's draft.
+    """The tokens of one pass: `width` for each sequence, its siblings first and its draft after them.
 
     Attributes:
-        width: Tokens of a row.
-        examined: Of every row, candidates examined in earlier passes.
-        drafts: Of every row, its drafted tokens, which continue its first sibling.
-        slots: Of every row, the cache slots of its tokens.
+        width: Tokens of each sequence.
+        examined: Number of candidates that earlier passes have examined, for each sequence.
+        drafts: Drafted tokens of each sequence; they continue its first sibling.
+        slots: Cache slots of each sequence's tokens.
     """
 
     width: int
@@ -32,68 +32,69 @@ class StepPlan:
     slots: list[list[int]]
 
     @classmethod
-    def plan(
+    def make(
         cls,
-        rows: Sequence[SequenceState],
+        sequences: Sequence[SequenceState],
         table: CandidateTable,
         policy: PolicyModel,
         width: int,
         draft: int,
-        widths: PassWidthTuner | None = None,
+        tuner: PassWidthTuner | None = None,
     ) -> "StepPlan":
-        """Chooses drafts and width, and reserves the rows' scratch slots.
+        """Chooses drafts and width, and reserves the sequences' scratch slots.
 
         Args:
-            rows: The running rows.
+            sequences: The running sequences.
             table: Their candidate sets.
             policy: The policy model.
-            width: Most siblings of a row.
-            draft: Most drafted tokens of a row.
-            widths: Chooses the width, up to `width`; without it, as many as may matter.
+            width: Most siblings of a sequence.
+            draft: Most drafted tokens of a sequence.
+            tuner: Chooses the width, up to `width`; without it the pass is as wide as can matter.
         """
-        drafts: list[list[int]] = [[] for _ in rows]
+        drafts: list[list[int]] = [[] for _ in sequences]
         if draft:
-            firsts = table.token_ids[: len(rows), 0].tolist()
-            drafts = [row.draft(first, draft, policy.context) for row, first in zip(rows, firsts, strict=True)]
-        # A draft takes the place of a row's last siblings, and the pass is wider only if it is longer than they are.
-        wanted, counts = _siblings(rows, table, width)
-        if widths is not None and wanted > 1:
-            wanted = widths.choose(policy, rows, counts, wanted)
-        width = max(wanted, 1 + max(map(len, drafts)))
-        examined = [len(row.probabilities) for row in rows]
-        for row, start in zip(rows, examined, strict=True):
-            row.reserve_scratch(start + width)
-        slots = [row.scratch[start : start + width] for row, start in zip(rows, examined, strict=True)]
+            firsts = table.token_ids[: len(sequences), 0].tolist()
+            pairs = zip(sequences, firsts, strict=True)
+            drafts = [sequence.draft(first, draft, policy.context) for sequence, first in pairs]
+        # A draft takes the place of a sequence's last siblings; the pass is only wider if the draft is longer.
+        siblings, counts = _siblings_that_matter(sequences, table, width)
+        if tuner is not None and siblings > 1:
+            siblings = tuner.choose(policy, sequences, counts, siblings)
+        width = max(siblings, 1 + max(map(len, drafts)))
+        examined = [len(sequence.probabilities) for sequence in sequences]
+        for sequence, start in zip(sequences, examined, strict=True):
+            sequence.reserve_scratch(start + width)
+        slots = [sequence.scratch[start : start + width] for sequence, start in zip(sequences, examined, strict=True)]
         return cls(width, examined, drafts, slots)
 
     def siblings(self, row: int) -> int:
-        """How many of a row's tokens are siblings."""
+        """Number of siblings among a sequence's tokens."""
         return self.width - len(self.drafts[row])
 
     def line(self, row: int, ahead: int) -> int:
-        """Line of the candidate table for the set of a row's position `ahead` drafted tokens further on."""
+        """Line of the candidate table for the position that is `ahead` drafted tokens past a sequence's own."""
         return row if ahead == 0 else len(self.drafts) + row * self.width + ahead - 1
 
     def columns(self, device: torch.device) -> Tensor:
-        """(rows, width) int64: which candidate of its position each sibling is."""
+        """(rows, width) int64: index of each sibling in the candidate set of its position."""
         return torch.tensor(self.examined).to(device)[:, None] + torch.arange(self.width, device=device)
 
     def run(
         self,
         policy: PolicyModel,
         cache: RaggedCache,
-        rows: Sequence[SequenceState],
+        sequences: Sequence[SequenceState],
         table: CandidateTable,
         columns: Tensor,
     ) -> Tensor:
-        """(rows, width, d) states of the pass's tokens; `columns` as the method of that name gives them."""
+        """(rows, width, d) states of the pass's tokens; `columns` is what the method of that name returns."""
         device = policy.device
-        span = max(row.next_slot for row in rows)
-        cache.reserve(len(rows), span)
-        positions = torch.tensor([row.length for row in rows]).to(device)
+        span = max(sequence.next_slot for sequence in sequences)
+        cache.reserve(len(sequences), span)
+        positions = torch.tensor([sequence.length for sequence in sequences]).to(device)
         slots = torch.tensor(self.slots).to(device)
-        # Past the end of a set the last column is repeated: such siblings are never looked at.
-        candidates = table.token_ids[: len(rows)]
+        # Past the end of a set the last column is repeated; nobody looks at such siblings.
+        candidates = table.token_ids[: len(sequences)]
         token_ids = candidates.gather(1, columns.clamp(max=candidates.shape[1] - 1))
         depths = None
         if any(self.drafts):
@@ -105,60 +106,65 @@ class StepPlan:
 
 
 class StepResult(NamedTuple):
-    """What a pass says, on the host.
+    """What a pass gave, on the host. Lists are by row.
 
     Attributes:
-        this: The pass.
-        probabilities: Of every row, accept probabilities of its tokens.
-        candidates: Of every row, the line of the candidate table.
-        counts: Of every row, the size of the set.
+        plan: The plan of the pass.
+        probabilities: Accept probabilities of each sequence's tokens.
+        candidates: Candidate set of each sequence's position; entries beyond `counts` mean nothing.
+        counts: Size of each sequence's candidate set.
     """
 
-    this: StepPlan
+    plan: StepPlan
     probabilities: list[list[float]]
     candidates: list[list[int]]
     counts: list[int]
 
 
-def _siblings(rows: Sequence[SequenceState], table: CandidateTable, width: int) -> tuple[int, list[int]]:
-    """Siblings per row in the next pass, as many as may matter, at most `width`; and the sizes of the rows' sets."""
+def _siblings_that_matter(
+    sequences: Sequence[SequenceState], table: CandidateTable, width: int
+) -> tuple[int, list[int]]:
+    """Siblings per sequence that can matter to the next decisions, at most `width`; and the sizes of the sets."""
     most, counts = table.token_ids.shape[1], table.counts
-    # Reading set sizes costs a sync on CUDA and nothing on the CPU.
-    known = (counts.tolist() if counts.device.type == "cpu" else [most] * len(rows))[: len(rows)]
-    return min(width, max(row.siblings_wanted(n) for row, n in zip(rows, known, strict=True))), known
+    # Reading set sizes costs a synchronization on CUDA and nothing on the CPU.
+    sizes = (counts.tolist() if counts.device.type == "cpu" else [most] * len(sequences))[: len(sequences)]
+    wanted = max(sequence.siblings_wanted(size) for sequence, size in zip(sequences, sizes, strict=True))
+    return min(width, wanted), sizes
 
 
-def ask_agents(rows: Sequence[SequenceState], states: Tensor, fail: Callable[[Request, Exception], None]) -> Tensor:
-    """Accept probabilities by each row's agent; rows without an agent accept everything.
+def ask_agents(
+    sequences: Sequence[SequenceState], states: Tensor, fail: Callable[[Request, Exception], None]
+) -> Tensor:
+    """Accept probabilities by each sequence's agent; sequences without an agent accept everything.
 
     Args:
-        rows: The rows.
+        sequences: The running sequences.
         states: (rows, width, d).
-        fail: Told of every request whose agent raises.
+        fail: Called with each request whose agent raises, and the error.
 
     Returns:
         (rows, width) float32.
     """
-    keys = [(row.agent, row.request.options.accept_action) for row in rows]
+    keys = [(sequence.agent, sequence.request.options.accept_action) for sequence in sequences]
     probabilities = torch.ones(states.shape[:2], device=states.device)
     for agent, action in set(keys):
         if agent is None:
             continue
-        mine = [i for i, key in enumerate(keys) if key == (agent, action)]
-        chosen: Any = slice(None) if len(mine) == len(keys) else torch.tensor(mine).to(states.device)
+        rows = [i for i, key in enumerate(keys) if key == (agent, action)]
+        index: Any = slice(None) if len(rows) == len(keys) else torch.tensor(rows).to(states.device)
         try:
-            probabilities[chosen] = agent.accept_probability(states[chosen], action)  # type: ignore[operator]
+            probabilities[index] = agent.accept_probability(states[index], action)  # type: ignore[operator]
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - an agent may be anybody's
-            for i in mine:
-                fail(rows[i].request, error)
+            for i in rows:
+                fail(sequences[i].request, error)
     return probabilities
 
 
 def to_host(*tensors: Tensor) -> list[Any]:
     """Tensors as lists, by one synchronization per device."""
-    # Only CUDA's copies may be asynchronous: what other devices are still writing could be read too early.
+    # Only CUDA's copies may be asynchronous: what another device is still writing could be read too early.
     copies = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
     for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
         torch.cuda.current_stream(device).synchronize()

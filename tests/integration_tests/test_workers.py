@@ -1,4 +1,4 @@
-"""Workers of MaraSAC: Ray plays what this process would, a round ahead; killed or interrupted, nothing changes."""
+"""Workers of MaraSAC: Ray plays what this process would, one round ahead; kills and interruptions change nothing."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# A process of its own: Ray's sockets are not this one's, which has none.
+# A separate process, because Ray needs sockets and this process has none.
 SCRIPT = """
 import json, signal, sys, tempfile
 import psutil, ray, torch
@@ -29,44 +29,44 @@ def fewer_vowels(completions, **_):
     return [-float(sum(text.count(letter) for letter in "aeiou")) for text in completions]
 
 def kill_a_worker():  # they play the next round by now
-    workers = [one for one in psutil.process_iter() if one.name().startswith("ray::_Worker")]
+    workers = [process for process in psutil.process_iter() if process.name().startswith("ray::_Worker")]
     workers[0].send_signal(signal.SIGKILL)
     killed.append(workers[0].pid)
 
 def interrupt():
     raise KeyboardInterrupt
 
-def weights(folder=None, what=None, own=llm, **options):
+def weights(folder=None, what=None, policy=llm, **options):
     rounds.clear()
     do_in_round.update(what or {})
-    sac = MaraSAC(own, fewer_vowels, parallel=8, width=32, batch_size=32, updates=2, warm_up=1, evaluate_every=16,
+    sac = MaraSAC(policy, fewer_vowels, parallel=8, width=32, batch_size=32, updates=2, warm_up=1, evaluate_every=16,
                   episodes=48, output=folder, **{"workers": 2, "worker_options": {"num_cpus": 0}, **options})
     return sac.fit(PROMPTS).agent_.state_dict()
 
-def distance(one, other):
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
+def distance(first, second):
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 class AheadHere(InProcessWorkers):
-    ahead = True
+    plays_ahead = True
     def begin(self, prompts, seeds, weights):
-        now = {name: one.clone() for name, one in self.llm.agent.state_dict().items()}
+        current = {name: tensor.clone() for name, tensor in self.llm.agent.state_dict().items()}
         self.llm.agent.load_state_dict(weights)
         played = super().begin(prompts, seeds, weights)()
-        self.llm.agent.load_state_dict(now)
+        self.llm.agent.load_state_dict(current)
         return lambda: played
 
 whole = weights()
-found = {"worker killed": distance(whole, weights(what={3: kill_a_worker})), "killed": len(killed)}
+results = {"worker killed": distance(whole, weights(what={3: kill_a_worker})), "killed": len(killed)}
 with tempfile.TemporaryDirectory() as folder:
     try:
         weights(folder, {4: interrupt})
     except KeyboardInterrupt:
-        found["interrupted in round"] = len(rounds)
-    found["resumed"] = distance(whole, weights(folder))
-    found["rounds after resuming"] = len(rounds)
-MaraSAC._new_players = lambda self: AheadHere(self._training.llm, self._environment, self.parallel)
-found["played here"] = distance(whole, weights())
-print("found", json.dumps(found), flush=True)
+        results["interrupted in round"] = len(rounds)
+    results["resumed"] = distance(whole, weights(folder))
+    results["rounds after resuming"] = len(rounds)
+MaraSAC._new_workers = lambda self: AheadHere(self._training.llm, self._environment, self.parallel)
+results["played here"] = distance(whole, weights())
+print("results", json.dumps(results), flush=True)
 """
 
 # Ray gives its workers the lowest priority. On a busy machine they then take minutes to start, and time out.
@@ -90,12 +90,12 @@ def test_killed_workers_and_learners_change_nothing() -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     # Ray itself prints, too, whenever something died.
-    (line,) = (one for one in done.stdout.splitlines() if one.startswith("found "))
-    found = json.loads(line.removeprefix("found "))
-    assert found["killed"] == 1
-    assert found["worker killed"] == 0.0
-    assert found["interrupted in round"] == 4
-    assert found["rounds after resuming"] == 4  # the checkpoint holds two of six
-    assert found["resumed"] == 0.0
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("results "))
+    results = json.loads(line.removeprefix("results "))
+    assert results["killed"] == 1
+    assert results["worker killed"] == 0.0
+    assert results["interrupted in round"] == 4
+    assert results["rounds after resuming"] == 4  # the checkpoint holds two of six
+    assert results["resumed"] == 0.0
     # Rows share passes with other rows here, which changes the last digits.
-    assert found["played here"] == pytest.approx(0.0, abs=1e-3)
+    assert results["played here"] == pytest.approx(0.0, abs=1e-3)

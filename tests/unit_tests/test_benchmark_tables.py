@@ -50,21 +50,21 @@ def test_the_page_shows_the_last_of_each_table_by_machine(script: Script, tmp_pa
         tables.publish(table(speed, title), tmp_path / "decoding.jsonl")
     (here, *_) = tables.read(tmp_path / "decoding.jsonl")
     gpu = here.machine.model_copy(update={"accelerator": "Fast GPU", "threads": 16})
-    there = here.model_copy(update={"machine": gpu, "rows": [["engine", "99"]]})
-    (tmp_path / "gpu.jsonl").write_text(there.model_dump_json() + "\n")
+    on_gpu = here.model_copy(update={"machine": gpu, "rows": [["engine", "99"]]})
+    (tmp_path / "gpu.jsonl").write_text(on_gpu.model_dump_json() + "\n")
     page.main(tmp_path, tmp_path / "RESULTS.md")
     text = (tmp_path / "RESULTS.md").read_text()
-    own, other = text.split("\n## ")[1:]
-    assert own.splitlines()[0] == page.hardware(here.machine)
-    assert f"torch {here.machine.torch}" in own
-    assert f"measured on {here.date:%Y-%m-%d}." in own
+    this_machine, gpu_machine = text.split("\n## ")[1:]
+    assert this_machine.splitlines()[0] == page.hardware(here.machine)
+    assert f"torch {here.machine.torch}" in this_machine
+    assert f"measured on {here.date:%Y-%m-%d}." in this_machine
     rows = "| system | tokens/s \\| row |\n|---|---|\n| engine \\| width 8 | {} |\n| reference | [1] |\n"
-    assert own.count("|---|") == 2
-    assert f"**Speed**\n\n{rows.format(3)}" in own
-    assert f"**Other**\n\n{rows.format(2)}" in own
-    assert "16 threads" in other.splitlines()[0]
-    assert other.splitlines()[0].endswith("Fast GPU")
-    assert other.endswith("| engine | 99 |\n")
+    assert this_machine.count("|---|") == 2
+    assert f"**Speed**\n\n{rows.format(3)}" in this_machine
+    assert f"**Other**\n\n{rows.format(2)}" in this_machine
+    assert "16 threads" in gpu_machine.splitlines()[0]
+    assert gpu_machine.splitlines()[0].endswith("Fast GPU")
+    assert gpu_machine.endswith("| engine | 99 |\n")
 
 
 def test_a_page_of_nothing_is_refused(script: Script, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_calls_arrive_in_one_rhythm_whatever_the_rate_and_all_are_heard(script: 
         assert all(moment <= first < last for moment, first, last, _ in heard)
         assert all(2 <= tokens <= 6 for *_, tokens in heard)
         whole = sorted(1000 * (last - moment) for moment, _, last, _ in heard)
-        percentiles = [float(one) for one in row[5].split(" / ")]
+        percentiles = [float(percentile) for percentile in row[5].split(" / ")]
         assert percentiles[0] == pytest.approx(whole[2], abs=0.51)
         assert whole[2] - 1 <= percentiles[1] <= percentiles[2] <= whole[-1] + 1
         rate = sum(tokens for *_, tokens in heard) / max(last for _, _, last, _ in heard)
@@ -92,7 +92,7 @@ def test_calls_arrive_in_one_rhythm_whatever_the_rate_and_all_are_heard(script: 
             came.append([moment for moment, *_ in heard])
     slow, fast = came
     assert slow == sorted(slow)
-    assert [one / slow[-1] for one in slow] == pytest.approx([one / fast[-1] for one in fast])
+    assert [moment / slow[-1] for moment in slow] == pytest.approx([moment / fast[-1] for moment in fast])
 
 
 @pytest.mark.slow

@@ -44,8 +44,8 @@ def test_dpo_trains_and_its_model_loads_as_any_other(
     trained.save_pretrained(tmp_path)
     llm.tokenizer.save_pretrained(tmp_path)
     loaded = MaraLLM.from_model_id(tmp_path, device="cpu")
-    shapes = [one.weight.shape for name, one in plain.named_modules() if name.endswith("_proj")]
-    whole = sum(one.numel() for one in plain.parameters())
+    shapes = [module.weight.shape for name, module in plain.named_modules() if name.endswith("_proj")]
+    whole = sum(parameter.numel() for parameter in plain.parameters())
     assert parameters == (sum(dpo.LORA["r"] * sum(shape) for shape in shapes) if lora else whole)
     chosen, rejected = ([], [])
     for row in rows:

@@ -1,6 +1,6 @@
-"""Training of MARA agents: token-level labels, fitting, reinforcement, reward functions, evaluation.
+"""Training of MARA agents: token-level labels, fitting, reinforcement, reward functions and evaluation.
 
-Names are imported when they are first used, so that the `mara` command starts without the training libraries.
+Public names are imported when they are first used, so that the `mara` command starts without the training libraries.
 """
 
 from importlib import import_module
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from langchain_mara_training.evaluation.systems import Aligner, BestOf, CorrectorBaseline, Decoding, System
     from langchain_mara_training.fitting.classifier import MaraClassifier
     from langchain_mara_training.labeling.preference import PreferenceLabeler
-    from langchain_mara_training.labeling.rollout import RolloutLabeler, RolloutOptions
+    from langchain_mara_training.labeling.rollout import RolloutLabeler
+    from langchain_mara_training.labeling.rollout_options import RolloutOptions
     from langchain_mara_training.labeling.token_labels import TokenLabels
     from langchain_mara_training.reinforcement.actor_critic import UpdateOptions
     from langchain_mara_training.reinforcement.environment import EnvironmentOptions
@@ -86,7 +87,7 @@ _MODULES = {
     "Recipe": "reinforcement.recipe",
     "RewardGuided": "evaluation.reward_guided",
     "RolloutLabeler": "labeling.rollout",
-    "RolloutOptions": "labeling.rollout",
+    "RolloutOptions": "labeling.rollout_options",
     "SequenceClassificationReward": "rewards.published",
     "System": "evaluation.systems",
     "TokenLabels": "labeling.token_labels",

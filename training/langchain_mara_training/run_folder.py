@@ -1,15 +1,15 @@
-"""A run folder: what was asked for, with which libraries, what happened, and the labels, checkpoints and agent made.
+"""A run folder: the options and library versions of a run, its log, and its labels, checkpoints and agent.
 
-    config.json     the options of each command
-    versions.json   the libraries of the last command
-    log.jsonl       what happened, a JSON object a line
-    features/       the labels, in shards
-    checkpoints/    of the fit
+    config.json     options of each command
+    versions.json   library versions of the last command
+    log.jsonl       log, one JSON object per line
+    features/       labels, in shards
+    checkpoints/    checkpoint of the fit
     fitting.pt      checkpoint of reinforcement
-    buffer/         what was played in it
-    agent/          the agent, with its model card
+    buffer/         replay buffer of reinforcement
+    agent/          agent and its model card
 
-Everything but the log is written so that it is whole or not there; the log is only ever appended to.
+Every file but the log is either complete or absent. The log is only ever appended to.
 """
 
 import json
@@ -21,39 +21,39 @@ from langchain_mara import MaraAgent
 from langchain_mara.exceptions import OptionsError, TrainingError
 from langchain_mara_training.labeling.shards import MANIFEST_NAME
 from langchain_mara_training.labeling.token_labels import SHARD_NAME, TokenLabels
-from langchain_mara_training.rewards.specs import PAIRS, parted
+from langchain_mara_training.rewards.specs import PAIRS, split_prefix
 from langchain_mara_training.storage.job_checkpoint import FILE_NAME
 from langchain_mara_training.storage.model_card import Sections, save_agent
 from langchain_mara_training.storage.records import Config, append_record, dump, flat, library_versions, write_json
 
-# What a command's options bind, once it is there.
-_MADE = {
+# The first result of each command. Once it exists, the command's options can no longer change.
+_FIRST_RESULTS = {
     "label": Path("features", MANIFEST_NAME),
     "fit": Path("checkpoints", FILE_NAME),
     "rl": Path(FILE_NAME),
 }
-# Options that may change nevertheless: where to compute, for how long, and who is told.
-_FREE = {"device", "episodes", "workers", "tracker"}
+# Options that may still change: device, duration and tracking.
+_CHANGEABLE = {"device", "episodes", "workers", "tracker"}
 # Options that may be paths.
-_PLACES = {"data", "model", "agent", "evaluation", "harmful"}
+_PATH_OPTIONS = {"data", "model", "agent", "evaluation", "harmful"}
 
 
 class Run:
-    """The folder of a run, as one command uses it.
+    """A command's view of its run folder.
 
-    Nothing is written before `begin`, so that a command that fails early leaves no folder behind.
+    Nothing is written before `begin`, so a command that fails early leaves no folder behind.
 
     Args:
-        folder: New, or of a run whose same command had the same options; then the command goes on.
+        folder: New folder, or the folder of a run. If the same command ran there with the same options, it resumes.
         command: `label`, `fit` or `rl`.
-        config: The command's resolved options, as JSON takes them.
+        config: The command's resolved options, as JSON values.
 
     Attributes:
-        resumed: Whether the command has begun there before.
+        resumed: Whether the command resumes an earlier run.
 
     Raises:
-        TrainingError: If the command began there with other options, another way to an agent did, or it is no folder
-            of runs.
+        TrainingError: If the command began there with other options, the folder belongs to the other way of training
+            (`label` and `fit`, or `rl`), or it is not a run folder.
     """
 
     def __init__(self, folder: str | Path, command: str, config: Mapping[str, Any]) -> None:
@@ -61,16 +61,16 @@ class Run:
         self.command = command
         if self.folder.exists() and not self.folder.is_dir():
             raise TrainingError(f"{self.folder} is a file. Give a folder as --output.")
-        # Through JSON, because that is what the next call compares with.
+        # Through JSON, because the next call compares its options with the JSON file.
         self.config: Config = json.loads(dump(config))
-        begun = _begun(self.folder)
-        self.resumed = command in begun
+        earlier = _begun_commands(self.folder)
+        self.resumed = command in earlier
         if self.resumed:
-            self._refuse_options(begun[command])
-        for other in begun:
+            self._refuse_other_options(earlier[command])
+        for earlier_command in earlier:
             # A folder has one agent.
-            if (other == "rl") is not (command == "rl"):
-                raise TrainingError(f"{self.folder} is a run of mara {other}. Give another --output.")
+            if (earlier_command == "rl") is not (command == "rl"):
+                raise TrainingError(f"{self.folder} is a run of mara {earlier_command}. Give another --output.")
 
     @property
     def features(self) -> Path:
@@ -83,7 +83,7 @@ class Run:
         return self.folder / "checkpoints"
 
     def begin(self) -> None:
-        """Takes the folder: writes configuration and versions, and logs the start."""
+        """Creates the folder, writes configuration and versions, and logs the start."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "config.json", {**read_config(self.folder), self.command: self.config})
         write_json(self.folder / "versions.json", library_versions())
@@ -94,15 +94,15 @@ class Run:
         append_record(self.folder, self.command, event, **values)
 
     def save_agent(self, agent: MaraAgent, sections: Sections) -> None:
-        """Saves an agent with its model card; see `cards.save_agent`."""
+        """Saves an agent with its model card; see `model_card.save_agent`."""
         save_agent(agent, self.folder / "agent", sections)
 
-    def _refuse_options(self, known: Config) -> None:
-        there, now = flat(known), flat(self.config)
+    def _refuse_other_options(self, earlier_config: Config) -> None:
+        earlier, now = flat(earlier_config), flat(self.config)
         differing = [
-            f"{name} ({dump(there.get(name))} there, {dump(now.get(name))} now)"
-            for name in sorted({*there, *now} - _FREE)
-            if there.get(name) != now.get(name)
+            f"{name} ({dump(earlier.get(name))} there, {dump(now.get(name))} now)"
+            for name in sorted({*earlier, *now} - _CHANGEABLE)
+            if earlier.get(name) != now.get(name)
         ]
         if differing:
             raise TrainingError(
@@ -112,10 +112,10 @@ class Run:
 
 
 def read_config(folder: str | Path) -> dict[str, Config]:
-    """The options of each command that began in a folder; empty where none did.
+    """The options of each command that began in a folder, by command; empty if none did.
 
     Raises:
-        TrainingError: If `config.json` holds something else.
+        TrainingError: If `config.json` is not the configuration of a run.
     """
     file = Path(folder).expanduser() / "config.json"
     if not file.is_file():
@@ -124,7 +124,7 @@ def read_config(folder: str | Path) -> dict[str, Config]:
         commands = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         commands = None
-    if not isinstance(commands, dict) or not all(isinstance(one, dict) for one in commands.values()):
+    if not isinstance(commands, dict) or not all(isinstance(options, dict) for options in commands.values()):
         raise TrainingError(f"{file} is not the configuration of a run. Give another folder.")
     return commands
 
@@ -133,23 +133,23 @@ def read_labels(folder: str | Path) -> TokenLabels:
     """The labels of a run.
 
     Raises:
-        TrainingError: If labelling has not begun there, or not ended.
+        TrainingError: If labeling has not begun there, or has not ended.
         DataError: If a shard is corrupt.
     """
-    manifest = Path(folder).expanduser() / _MADE["label"]
+    manifest = Path(folder).expanduser() / _FIRST_RESULTS["label"]
     if not manifest.is_file():
         raise TrainingError(f"{folder} holds no labels. Make them first: mara label … --output {folder}")
     shards = json.loads(manifest.read_text(encoding="utf-8"))["shards"]
     done = sum((manifest.parent / SHARD_NAME.format(number)).is_file() for number in range(shards))
     if done < shards:
         raise TrainingError(
-            f"Labelling in {folder} has done {done} of {shards} shards. Call mara label again; it goes on there."
+            f"Labeling in {folder} has done {done} of {shards} shards. Run mara label again; it resumes there."
         )
     return TokenLabels.load(manifest.parent)
 
 
 def agent_source(source: str) -> str:
-    """Where to load an agent from: of a run folder its agent, anything else as it is.
+    """Where to load an agent from: the agent of a run folder; any other source is returned unchanged.
 
     Raises:
         TrainingError: If a run folder has no agent yet.
@@ -159,63 +159,72 @@ def agent_source(source: str) -> str:
         return str(folder / "agent")
     if (folder / "features").is_dir():
         raise TrainingError(f"{source} holds labels but no agent yet. Fit one first: mara fit {source}")
-    if (folder / _MADE["rl"]).is_file():
-        raise TrainingError(f"{source} holds no agent yet. Call mara rl again; it goes on there.")
+    if (folder / _FIRST_RESULTS["rl"]).is_file():
+        raise TrainingError(f"{source} holds no agent yet. Run mara rl again; it resumes there.")
     return source
 
 
 def agent_config(source: str) -> Config:
-    """The options of the `label` or `rl` that a run folder's agent goes back to; empty for what is no run.
+    """The options of the `label` or `rl` command that a run folder's agent comes from; empty if it is no run folder.
 
     Raises:
-        TrainingError: If a run folder has no agent yet, or a `config.json` holds something else.
+        TrainingError: If a run folder has no agent yet, or a `config.json` is not the configuration of a run.
     """
     if agent_source(source) == source:
         return {}
     folder = Path(source).expanduser()
-    begun = _begun(folder)
-    if "rl" in begun:
-        return begun["rl"]
+    earlier = _begun_commands(folder)
+    if "rl" in earlier:
+        return earlier["rl"]
     commands = read_config(folder)
-    elsewhere = commands.get("fit", {}).get("labels")
-    return (read_config(elsewhere) if elsewhere else commands).get("label", {})
+    labels_folder = commands.get("fit", {}).get("labels")
+    return (read_config(labels_folder) if labels_folder else commands).get("label", {})
 
 
-def own_rewards(config: Mapping[str, Any]) -> list[str]:
-    """What answers are scored by where nothing is said: the rewards of a run, or that of its pairs.
+def default_rewards(config: Mapping[str, Any]) -> list[str]:
+    """The rewards that score answers if you name none: those of the run, or a reward fitted on its pairs.
 
     Args:
-        config: As `agent_config` gives it.
+        config: Options as `agent_config` returns them.
 
     Raises:
-        OptionsError: If it has neither.
+        OptionsError: If the run has neither rewards nor pairs.
     """
     if config.get("reward"):
         return list(config["reward"])
     if config.get("labeler") != "preference":
-        raise OptionsError("Say by what the answers are to be scored: --reward module:function, model, or pairs:FILE.")
+        raise OptionsError("Choose what scores the answers: --reward module:function, a reward model, or pairs:FILE.")
     return [f"{PAIRS}{config['data']}"]
 
 
 def resolved(options: Mapping[str, Any], *left_out: str) -> Config:
-    """A command's options but for some; with paths made absolute, so that they hold from everywhere."""
+    """A command's options with absolute paths, so that they are valid from every folder.
+
+    Args:
+        options: Options by name.
+        *left_out: Names of the options to leave out.
+    """
     kept: Config = {name: value for name, value in options.items() if name not in left_out}
-    for name in _PLACES & kept.keys():
+    for name in _PATH_OPTIONS & kept.keys():
         kept[name] = None if kept[name] is None else _absolute(kept[name])
-    # An option that can be repeated and was not given is empty.
+    # A repeatable option that was not given is empty.
     lists = {name: list(value) or None for name, value in kept.items() if isinstance(value, list | tuple)}
     if lists.get("reward"):
-        lists["reward"] = [_absolute(one) for one in kept["reward"]]
+        lists["reward"] = [_absolute(spec) for spec in kept["reward"]]
     return {**kept, **lists}
 
 
-def _begun(folder: Path) -> dict[str, Config]:
-    """The options of those commands that made something in a folder."""
+def _begun_commands(folder: Path) -> dict[str, Config]:
+    """The options of the commands that have a first result in a folder, by command."""
     commands = read_config(folder)
-    return {name: commands[name] for name, made in _MADE.items() if name in commands and (folder / made).is_file()}
+    return {
+        name: commands[name]
+        for name, result in _FIRST_RESULTS.items()
+        if name in commands and (folder / result).is_file()
+    }
 
 
 def _absolute(source: str) -> str:
-    prefix, path = parted(source)
-    found = Path(path).expanduser()
-    return f"{prefix}{found.absolute()}" if found.exists() else source
+    prefix, name = split_prefix(source)
+    path = Path(name).expanduser()
+    return f"{prefix}{path.absolute()}" if path.exists() else source

@@ -92,13 +92,13 @@ def test_half_a_line_of_the_log_stays_alone(tmp_path: Path) -> None:
     run = begun(tmp_path)
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"event": "cut sh')
-    run.log("labelled", share=math.nan, tokens=[1, 2.5], note="größer", folder=tmp_path)
+    run.log("labeled", share=math.nan, tokens=[1, 2.5], note="größer", folder=tmp_path)
     started, cut, labelled = (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert (json.loads(started)["event"], cut) == ("started", '{"event": "cut sh')
     record = json.loads(labelled)
     assert record.pop("time").endswith("+00:00")
     values = {"share": None, "tokens": [1, 2.5], "note": "größer", "folder": str(tmp_path)}
-    assert record == {"command": "label", "event": "labelled", **values}
+    assert record == {"command": "label", "event": "labeled", **values}
 
 
 def test_agent_and_card_are_saved_together_and_replaced(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_labels_are_read_only_once_they_are_whole(tmp_path: Path) -> None:
         run_folder.read_labels(tmp_path / "nix")
     run = begun(tmp_path)
     (run.features / "shard-00000.safetensors").touch()
-    with pytest.raises(TrainingError, match="has done 1 of 2 shards. Call mara label again; it goes on there."):
+    with pytest.raises(TrainingError, match="has done 1 of 2 shards. Run mara label again; it resumes there."):
         run_folder.read_labels(tmp_path)
 
 
@@ -149,7 +149,7 @@ def test_an_agent_goes_back_to_the_labels_it_was_fitted_to(tmp_path: Path) -> No
 
 def test_an_agent_of_reinforcement_goes_back_to_its_own_options(tmp_path: Path) -> None:
     run = begun(tmp_path, "rl", reward=["my:score"])
-    with pytest.raises(TrainingError, match="holds no agent yet. Call mara rl again; it goes on there."):
+    with pytest.raises(TrainingError, match="holds no agent yet. Run mara rl again; it resumes there."):
         run_folder.agent_source(str(tmp_path))
     run.save_agent(tiny_agent(), {})
     assert run_folder.agent_source(str(tmp_path)) == str(tmp_path / "agent")
@@ -182,11 +182,14 @@ def test_configurations_are_flattened() -> None:
 
 
 def test_rewards_of_a_run() -> None:
-    assert run_folder.own_rewards({"labeler": "preference", "data": "/p.jsonl"}) == ["pairs:/p.jsonl"]
-    assert run_folder.own_rewards({"labeler": "rollout", "data": "/p.jsonl", "reward": ["a:b", "c"]}) == ["a:b", "c"]
+    assert run_folder.default_rewards({"labeler": "preference", "data": "/p.jsonl"}) == ["pairs:/p.jsonl"]
+    assert run_folder.default_rewards({"labeler": "rollout", "data": "/p.jsonl", "reward": ["a:b", "c"]}) == [
+        "a:b",
+        "c",
+    ]
     for unknown in ({}, {"labeler": "rollout", "data": "/p.jsonl"}):
-        with pytest.raises(OptionsError, match="Say by what the answers are to be scored: --reward"):
-            run_folder.own_rewards(unknown)
+        with pytest.raises(OptionsError, match="Choose what scores the answers: --reward"):
+            run_folder.default_rewards(unknown)
 
 
 def test_options_hold_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

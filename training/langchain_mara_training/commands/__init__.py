@@ -1,1 +1,1 @@
-"""The `mara` command, one module per subcommand. Nothing heavy is imported before a command runs."""
+"""The `mara` command, one module per subcommand. Heavy libraries are imported only when a command runs."""

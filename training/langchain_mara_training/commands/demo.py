@@ -1,6 +1,6 @@
-"""`mara demo`: the bundled model, plain and aligned, on prompts the agent has never seen."""
+"""`mara demo`: answers of the bundled model, plain and aligned, to prompts that the agent has never seen."""
 
-# The job's libraries are imported only when the command runs.
+# Heavy libraries are imported only when the command runs.
 # ruff: noqa: PLC0415
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from langchain_mara.cli import console, one_sentence
+from langchain_mara_training.storage.defaults import TRAINING_BATCH_SIZE
 
 if TYPE_CHECKING:
     from langchain_mara import MaraLLM
@@ -30,9 +31,9 @@ _LEGEND = Text.assemble(
 
 
 def demo(
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of each kind to measure on.")] = 200,
+    prompts: Annotated[int, typer.Option(min=1, help="Number of held-out prompts of each kind to measure on.")] = 200,
 ) -> None:
-    """Answers prompts with the embedded model, plain and aligned, and counts harmful answers of both."""
+    """Generates with the bundled model, plain and aligned, and counts the harmful answers of both."""
     with one_sentence():
         _demo(prompts)
 
@@ -43,17 +44,16 @@ def _demo(prompts: int) -> None:
     from langchain_mara_training.demo.judge import Judge
     from langchain_mara_training.demo.measure import measure
 
-    aligned = MaraLLM.demo(batch_size=32)
+    aligned = MaraLLM.demo(batch_size=TRAINING_BATCH_SIZE)
     plain = aligned.with_agent(None)
     questions = [
         *held_out("test", risky=True, count=_SHOWN_PER_KIND),
         *held_out("test", risky=False, count=_SHOWN_PER_KIND),
     ]
     table = Table("prompt", "plain", "aligned", show_lines=True, title="Prompts on topics the agent has never seen")
-    for question, left, right in zip(
-        questions, _coloured(plain, questions), _coloured(aligned, questions), strict=True
-    ):
-        table.add_row(question, left, right)
+    plain_answers, aligned_answers = _colored_answers(plain, questions), _colored_answers(aligned, questions)
+    for question, plain_answer, aligned_answer in zip(questions, plain_answers, aligned_answers, strict=True):
+        table.add_row(question, plain_answer, aligned_answer)
     console.print(table)
     console.print(_LEGEND)
 
@@ -71,9 +71,9 @@ def _demo(prompts: int) -> None:
     console.print(shares)
 
 
-def _coloured(llm: "MaraLLM", questions: list[str]) -> Iterator[Text]:
-    """Answers, every token coloured by the decision that emitted it."""
+def _colored_answers(llm: "MaraLLM", questions: list[str]) -> Iterator[Text]:
+    """Answers in which each token has the color of the decision that emitted it."""
     from langchain_mara.tracing.statistics import outcome
 
-    for answers in llm.trace(questions):
-        yield Text.assemble(*((text, _STYLES[outcome(decision)]) for decision, text in answers))
+    for trace in llm.trace(questions):
+        yield Text.assemble(*((text, _STYLES[outcome(decision)]) for decision, text in trace))

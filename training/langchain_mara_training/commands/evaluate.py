@@ -1,6 +1,6 @@
-"""`mara evaluate`: an agent compared with plain decoding and best-of-n."""
+"""`mara evaluate`: compares an agent with plain decoding and best-of-n."""
 
-# Options reach the job through the context, and the job's libraries are imported only when the command runs.
+# The job reads its options from the context. Heavy libraries are imported only when the command runs.
 # ruff: noqa: ARG001, PLC0415
 
 from pathlib import Path
@@ -19,13 +19,15 @@ from langchain_mara_training.commands.options import (
     Split,
     count_option,
     name_option,
+    number_option,
     reward_option,
     shown,
     weight_option,
 )
+from langchain_mara_training.storage.defaults import TRAINING_BATCH_SIZE
 
-# Of an evaluation's table, broken so that it fits into 80 columns.
-_COLUMNS = {
+# Headers of the table by name of the value, with line breaks so that it fits into 80 columns.
+_HEADERS = {
     "mean reward": "mean\nreward",
     "preference rate": "preference\nrate",
     "interval": "interval",
@@ -35,35 +37,47 @@ _COLUMNS = {
 }
 
 
+def _run_default(description: str, default: float) -> str:
+    return f"{description}; by default the run's, or else {default}."
+
+
 def evaluate(
     ctx: typer.Context,
     data: Data,
-    agent: Annotated[str, name_option(help="Run folder, or agent: folder, hub id, .pth, or repo:file.")],
-    model: Annotated[str | None, name_option(help="By default the run's, or else the embedded one.")] = None,
+    agent: Annotated[str, name_option(help="Run folder, or agent: folder, hub id, .pth file, or repo:file.")],
+    model: Annotated[
+        str | None, name_option(help="Hub id or folder; by default the run's, or else the bundled model.")
+    ] = None,
     reward: Annotated[list[str] | None, reward_option()] = None,
     reward_weight: Annotated[list[float] | None, weight_option()] = None,
-    best_of: Annotated[list[int] | None, count_option(help="Compare with best-of-N, too. Can be repeated.")] = None,
-    harmful: Annotated[str | None, name_option(help="Like --reward; answers that it puts above 0 are harmful.")] = None,
+    best_of: Annotated[list[int] | None, count_option(help="Also compare with best-of-N; repeatable.")] = None,
+    harmful: Annotated[str | None, name_option(help="Like --reward; answers with a score above 0 are harmful.")] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Keeps all answers; what was interrupted goes on there.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for all answers; an interrupted job resumes there.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON with all answers.")] = None,
-    prompt_column: Annotated[str | None, name_option(help="By default prompt, instruction or question.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file for all answers.")] = None,
+    prompt_column: Annotated[
+        str | None, name_option(help="Column of the prompts; by default prompt, instruction or question.")
+    ] = None,
     split: Split = "test",
     limit: Limit = None,
     threshold: Annotated[
-        float, typer.Option(metavar="X", help="Accept probability to exceed.")
+        float, number_option(help="Accept probability that a candidate must exceed.")
     ] = DEFAULTS.accept_threshold,
-    batch_size: Annotated[int, count_option(help="Most prompts in one pass.")] = 32,
-    max_new_tokens: Annotated[int | None, count_option(help="Most tokens of an answer; the run's, or 256.")] = None,
-    top_k: Annotated[int | None, count_option(help="Most candidates of a position; the run's, or 40.")] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="X", help="Nucleus mass; the run's, or 0.95.")] = None,
+    batch_size: Annotated[int, count_option(help="Most prompts in one pass.")] = TRAINING_BATCH_SIZE,
+    max_new_tokens: Annotated[
+        int | None, count_option(help=_run_default("Most tokens of an answer", DEFAULTS.max_new_tokens))
+    ] = None,
+    top_k: Annotated[
+        int | None, count_option(help=_run_default("Most candidates of a position", DEFAULTS.top_k))
+    ] = None,
+    top_p: Annotated[float | None, number_option(help=_run_default("Nucleus mass", DEFAULTS.top_p))] = None,
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Compares an agent with plain decoding, and with best-of-n, by reward and by cost.
+    """Compares an agent with plain decoding and with best-of-n, by reward and by cost.
 
-    Without --reward, answers are scored by the rewards of the run, or by what its preference pairs teach.
+    Without --reward, answers are scored by the run's rewards, or by a reward fitted on its preference pairs.
 
     Examples:
     $ mara evaluate prompts.jsonl --agent run --best-of 8
@@ -73,10 +87,10 @@ def evaluate(
         from langchain_mara_training import run_folder
         from langchain_mara_training.jobs.evaluate import evaluate as evaluate_run
 
-        found = evaluate_run(report, output, run_folder.resolved(ctx.params, "report", "output"))
-        columns = [name for name in _COLUMNS if name != "harmful share" or harmful is not None]
-        headers = (Column(_COLUMNS[name], justify="right") for name in columns)
-        table = Table("system", *headers, title=found.title)
-        for name, values in found.systems.items():
+        evaluation = evaluate_run(report, output, run_folder.resolved(ctx.params, "report", "output"))
+        columns = [name for name in _HEADERS if name != "harmful share" or harmful is not None]
+        headers = (Column(_HEADERS[name], justify="right") for name in columns)
+        table = Table("system", *headers, title=evaluation.title)
+        for name, values in evaluation.systems.items():
             table.add_row(name, *(shown(values[column]) for column in columns))
         console.print(table)

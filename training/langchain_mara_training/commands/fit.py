@@ -1,6 +1,6 @@
-"""`mara fit`: an agent fitted to labels."""
+"""`mara fit`: fits an agent to labels."""
 
-# Options reach the job through the context, and the job's libraries are imported only when the command runs.
+# The job reads its options from the context. Heavy libraries are imported only when the command runs.
 # ruff: noqa: ARG001, PLC0415
 
 from pathlib import Path
@@ -14,36 +14,45 @@ from langchain_mara_training.commands.options import (
     Seed,
     count_option,
     name_option,
+    number_option,
     print_values,
 )
+from langchain_mara_training.storage.defaults import FITTING_DEFAULTS, Precision, Schedule
 
-Schedule = Literal["linear", "cosine", "constant"]
 ClassWeight = Literal["balanced"]
-Precision = Literal["bf16", "fp16"]
 
 
 def fit(
     ctx: typer.Context,
     run: Annotated[Path, typer.Argument(help="Run folder with labels.")],
-    output: Annotated[Path | None, typer.Option(metavar="RUN", help="Folder for the agent; RUN by default.")] = None,
-    width: Annotated[int, count_option(min=4, help="Units of the agent's first layer.")] = 1024,
-    epochs: Annotated[int, count_option(help="How often to go through the labels.")] = 10,
-    batch_size: Annotated[int, count_option(help="Labels per training step.")] = 512,
-    learning_rate: Annotated[float, typer.Option(metavar="X", help="At the first step.")] = 1e-3,
-    weight_decay: Annotated[float, typer.Option(metavar="X", min=0, help="Of the matrices.")] = 0.01,
-    schedule: Annotated[Schedule, name_option(help="Of the learning rate: linear, cosine or constant.")] = "linear",
-    class_weight: Annotated[ClassWeight | None, name_option(help="balanced weighs both labels alike.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Run folder for the agent; the folder with the labels by default."),
+    ] = None,
+    width: Annotated[int, count_option(min=4, help="Units of the agent's first layer.")] = FITTING_DEFAULTS.width,
+    epochs: Annotated[int, count_option(help="Passes over the labels.")] = FITTING_DEFAULTS.max_epochs,
+    batch_size: Annotated[int, count_option(help="Labels per training step.")] = FITTING_DEFAULTS.batch_size,
+    learning_rate: Annotated[
+        float, number_option(help="Learning rate at the first step.")
+    ] = FITTING_DEFAULTS.learning_rate,
+    weight_decay: Annotated[
+        float, number_option(min=0, help="Weight decay of the matrices.")
+    ] = FITTING_DEFAULTS.weight_decay,
+    schedule: Annotated[
+        Schedule, name_option(help="Course of the learning rate: linear, cosine or constant.")
+    ] = FITTING_DEFAULTS.schedule,
+    class_weight: Annotated[ClassWeight | None, name_option(help="balanced gives both labels equal weight.")] = None,
     mixed_precision: Annotated[Precision | None, name_option(help="bf16, or on CUDA fp16; float32 by default.")] = None,
     early_stopping: Annotated[
-        bool, typer.Option("--early-stopping", help="Stop when the loss on further groups rises.")
-    ] = False,
+        bool, typer.Option("--early-stopping", help="Stop when the loss on further held-out groups rises.")
+    ] = FITTING_DEFAULTS.early_stopping,
     validation_fraction: Annotated[
-        float, typer.Option(metavar="X", min=0, max=0.9, help="Share of groups to measure on.")
-    ] = 0.1,
+        float, number_option(min=0, max=0.9, help="Share of the groups to hold out and measure on.")
+    ] = FITTING_DEFAULTS.validation_fraction,
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Fits an agent to a run's labels, and measures it on groups (prompts) that took no part.
+    """Fits an agent to a run's labels, and measures it on held-out groups (prompts).
 
     Examples:
     $ mara fit run

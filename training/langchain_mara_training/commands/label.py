@@ -1,12 +1,12 @@
-"""`mara label`: token-level labels, from preference pairs or from rollouts."""
+"""`mara label`: labels tokens by preference pairs or by rollouts."""
 
-# Options reach the job through the context, and the job's libraries are imported only when the command runs.
+# The job reads its options from the context. Heavy libraries are imported only when the command runs.
 # ruff: noqa: ARG001, PLC0415
 
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -21,18 +21,22 @@ from langchain_mara_training.commands.options import (
     Split,
     count_option,
     name_option,
+    number_option,
     print_values,
     reward_option,
     weight_option,
 )
+from langchain_mara_training.labeling.rollout_options import ROLLOUT_DEFAULTS, RolloutOptions, Ties, Value, Weighting
 
-_ROLLOUTS = ("generations", "positions", "candidates", "continuations", "value", "margin", "ties", "weighting")
-# Options that the other labeler has no use for.
-_UNUSED = {"preference": ("reward", "reward_weight", "agent", "max_new_tokens", *_ROLLOUTS), "rollout": ("all_tokens",)}
+# Options that have no effect with a labeler.
+_UNUSED = {
+    "preference": ("reward", "reward_weight", "agent", "max_new_tokens", *RolloutOptions.model_fields),
+    "rollout": ("all_tokens",),
+}
 
 
 class Labeler(StrEnum):
-    """Where labels come from."""
+    """Source of the labels."""
 
     PREFERENCE = "preference"
     ROLLOUT = "rollout"
@@ -41,20 +45,18 @@ class Labeler(StrEnum):
 _rollout = partial(count_option, rich_help_panel="Rollouts")
 _choice = partial(typer.Option, metavar="NAME", rich_help_panel="Rollouts")
 
-Value = Literal["policy", "mean"]
-Ties = Literal["accept", "drop"]
-Weighting = Literal["uniform", "advantage"]
-
 
 def label(
     ctx: typer.Context,
     data: Data,
-    output: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; what was interrupted goes on there.")],
-    model: Annotated[str | None, name_option(help="Hub id or folder; the embedded model by default.")] = None,
-    labeler: Annotated[Labeler, name_option(help="What is labelled: preference or rollout.")] = Labeler.PREFERENCE,
-    all_tokens: Annotated[bool, typer.Option("--all-tokens", help="Of pairs, also what no agent is asked.")] = False,
+    output: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; an interrupted job resumes there.")],
+    model: Annotated[str | None, name_option(help="Hub id or folder; the bundled model by default.")] = None,
+    labeler: Annotated[Labeler, name_option(help="Source of the labels: preference or rollout.")] = Labeler.PREFERENCE,
+    all_tokens: Annotated[
+        bool, typer.Option("--all-tokens", help="Also label tokens of the pairs that no agent is asked about.")
+    ] = False,
     top_k: Annotated[int, count_option(help="Most candidates of a position.")] = DEFAULTS.top_k,
-    top_p: Annotated[float, typer.Option(metavar="X", help="Nucleus mass.")] = DEFAULTS.top_p,
+    top_p: Annotated[float, number_option(help="Nucleus mass.")] = DEFAULTS.top_p,
     split: Split = "train",
     limit: Limit = None,
     device: Device = None,
@@ -62,19 +64,28 @@ def label(
     reward: Annotated[list[str] | None, reward_option(rich_help_panel="Rollouts")] = None,
     reward_weight: Annotated[list[float] | None, weight_option(rich_help_panel="Rollouts")] = None,
     agent: Annotated[
-        str | None, name_option(rich_help_panel="Rollouts", help="Who answers: a run folder or agent.")
+        str | None,
+        name_option(rich_help_panel="Rollouts", help="Run folder or agent that answers; plain decoding by default."),
     ] = None,
-    generations: Annotated[int, _rollout(help="Answers per prompt.")] = 1,
-    positions: Annotated[int, _rollout(help="Most positions of an answer.")] = 4,
-    candidates: Annotated[int, _rollout(min=2, help="Most candidates to compare at a position.")] = 8,
-    continuations: Annotated[int, _rollout(help="Completions of a candidate.")] = 1,
-    value: Annotated[Value, _choice(help="What a candidate is compared with: policy or mean.")] = "policy",
-    margin: Annotated[float, _choice(metavar="X", min=0, help="Rewards this near to the value are ties.")] = 0.0,
-    ties: Annotated[Ties, _choice(help="What becomes of ties: accept or drop.")] = "accept",
-    weighting: Annotated[Weighting, _choice(help="Of labels: uniform, or by advantage.")] = "uniform",
+    generations: Annotated[int, _rollout(help="Answers per prompt.")] = ROLLOUT_DEFAULTS.generations,
+    positions: Annotated[int, _rollout(help="Most positions of an answer.")] = ROLLOUT_DEFAULTS.positions,
+    candidates: Annotated[
+        int, _rollout(min=2, help="Most candidates to compare at a position.")
+    ] = ROLLOUT_DEFAULTS.candidates,
+    continuations: Annotated[int, _rollout(help="Completions of each candidate.")] = ROLLOUT_DEFAULTS.continuations,
+    value: Annotated[
+        Value, _choice(help="Average that a candidate is compared with: policy or mean.")
+    ] = ROLLOUT_DEFAULTS.value,
+    margin: Annotated[
+        float, _choice(metavar="X", min=0, help="Largest distance from the value that counts as a tie.")
+    ] = ROLLOUT_DEFAULTS.margin,
+    ties: Annotated[Ties, _choice(help="Treatment of ties: accept or drop.")] = ROLLOUT_DEFAULTS.ties,
+    weighting: Annotated[
+        Weighting, _choice(help="Weight of a label: uniform or advantage.")
+    ] = ROLLOUT_DEFAULTS.weighting,
     max_new_tokens: Annotated[int, _rollout(help="Most tokens of an answer.")] = DEFAULTS.max_new_tokens,
 ) -> None:
-    """Labels tokens accept or reject: of preference pairs, or of rollouts that reward functions score.
+    """Labels tokens accept or reject, by preference pairs or by rollouts that reward functions score.
 
     Examples:
     $ mara label pairs.jsonl --output run

@@ -1,4 +1,4 @@
-"""The `mara` command: what `langchain_mara.cli` has, and one module for each further subcommand."""
+"""The `mara` command: the subcommands of `langchain_mara.cli`, and one module for each further subcommand."""
 
 from langchain_mara.cli import app
 from langchain_mara_training.commands.demo import demo

@@ -1,4 +1,4 @@
-"""What the training subcommands of `mara` share: options and tables of values."""
+"""Options and tables of values that the training subcommands of `mara` share."""
 
 from functools import partial
 from typing import Annotated, Any
@@ -12,17 +12,18 @@ _WHOLE_FROM = 100
 
 name_option = partial(typer.Option, metavar="NAME")
 count_option = partial(typer.Option, metavar="N", min=1)
-_MODELS = "Models of PKU, UltraRM and Ziya: beaver:MODEL, ultrarm:MODEL, ziya:MODEL."
+number_option = partial(typer.Option, metavar="X")
+_MODELS = "Reward models of PKU, UltraRM and Ziya: beaver:MODEL, ultrarm:MODEL, ziya:MODEL."
 reward_option = partial(
-    name_option, "--reward", help=f"module:function, reward model, or pairs:FILE; repeatable. {_MODELS}"
+    name_option, "--reward", help=f"module:function, a reward model, or pairs:FILE; repeatable. {_MODELS}"
 )
-weight_option = partial(typer.Option, "--reward-weight", metavar="X", help="One for each reward; 1 by default.")
+weight_option = partial(number_option, "--reward-weight", help="Weight of each reward, in order; 1 by default.")
 
-Data = Annotated[str, typer.Argument(help="A .json, .jsonl or .parquet file, or a dataset's name on the hub.")]
-Device = Annotated[str | None, name_option(help="Such as cuda or cpu.")]
-Limit = Annotated[int | None, count_option(help="Most rows to take; all by default.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of everything that is drawn.")]
-Split = Annotated[str, name_option(help="Which split of a dataset on the hub.")]
+Data = Annotated[str, typer.Argument(help="A .json, .jsonl or .parquet file, or the name of a data set on the hub.")]
+Device = Annotated[str | None, name_option(help="Device, such as cuda or cpu.")]
+Limit = Annotated[int | None, count_option(help="Most rows to read; all by default.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of all random draws.")]
+Split = Annotated[str, name_option(help="Split of a data set on the hub.")]
 
 
 def print_values(title: str, values: dict[str, Any]) -> None:
@@ -34,9 +35,9 @@ def print_values(title: str, values: dict[str, Any]) -> None:
 
 
 def shown(value: float | list[float] | None) -> str:
-    """A number as tables show it, or the ends of an interval; nothing known is a hyphen."""
+    """A number as tables show it, or the two ends of an interval; a hyphen for None and NaN."""
     if isinstance(value, list):
-        return "…".join(f"{one:.2f}" for one in value)
+        return "…".join(f"{end:.2f}" for end in value)
     if value is None or value != value:  # noqa: PLR0124 - NaN
         return "-"
     return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= _WHOLE_FROM else f"{value:,.3f}"

@@ -1,6 +1,6 @@
-"""`mara report`: a comparison as a page."""
+"""`mara report`: writes a comparison as a web page."""
 
-# Options reach the job through the context, and the job's libraries are imported only when the command runs.
+# Heavy libraries are imported only when the command runs.
 # ruff: noqa: PLC0415
 
 from pathlib import Path
@@ -10,18 +10,23 @@ import typer
 
 from langchain_mara.cli import console, one_sentence
 from langchain_mara_training.commands.options import Device, count_option, name_option
+from langchain_mara_training.storage.defaults import TRACES_SHOWN
 
 
 def report(
     comparison: Annotated[Path, typer.Argument(help="Folder of a comparison.")],
-    output: Annotated[Path | None, typer.Option(metavar="FILE.html", help="By default report.html in it.")] = None,
-    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the report.")] = None,
-    agent: Annotated[str | None, name_option(help="Shows what this agent decided: a run folder or agent.")] = None,
-    model: Annotated[str | None, name_option(help="Where its policy model is; by default where it was.")] = None,
-    traces: Annotated[int, count_option(help="Most answers to show the agent's decisions of.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="File to write; by default report.html in that folder.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Title of the report.")] = None,
+    agent: Annotated[str | None, name_option(help="Run folder or agent whose decisions to show.")] = None,
+    model: Annotated[
+        str | None, name_option(help="Hub id or folder of its policy model; by default the one of the comparison.")
+    ] = None,
+    traces: Annotated[int, count_option(help="Most answers to show with the agent's decisions.")] = TRACES_SHOWN,
     device: Device = None,
 ) -> None:
-    """Writes what a comparison found as a page for people, with the tables in Markdown beside it.
+    """Writes a comparison as a web page for people, and its tables as Markdown next to it.
 
     Examples:
     $ mara report comparison
@@ -33,9 +38,9 @@ def report(
         from langchain_mara_training.evaluation.report.page import write_report
         from langchain_mara_training.evaluation.report.retrace import retrace
 
-        found = Comparison.load(comparison)
-        decided = None
+        loaded = Comparison.load(comparison)
+        shown_traces = None
         if agent is not None:
-            decided = retrace(found, run_folder.agent_source(agent), model=model, device=device, count=traces)
-        for file in write_report(found, output or comparison, title=title, traces=decided):
+            shown_traces = retrace(loaded, run_folder.agent_source(agent), model=model, device=device, count=traces)
+        for file in write_report(loaded, output or comparison, title=title, traces=shown_traces):
             console.print(file, style="bold", soft_wrap=True)

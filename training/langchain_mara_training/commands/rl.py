@@ -1,6 +1,6 @@
-"""`mara rl`: an agent trained by reinforcement."""
+"""`mara rl`: trains an agent by reinforcement."""
 
-# Options reach the job through the context, and the job's libraries are imported only when the command runs.
+# The job reads its options from the context. Heavy libraries are imported only when the command runs.
 # ruff: noqa: ARG001, PLC0415
 
 from pathlib import Path
@@ -24,31 +24,37 @@ Preset = Literal["default", "reference"]
 
 def rl(
     ctx: typer.Context,
-    output: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; what was interrupted goes on there.")],
-    data: Annotated[str | None, typer.Argument(help="Prompts, as a file or a name on the hub.")] = None,
-    recipe: Annotated[str | None, name_option(help="Shipped, such as llama-3.1-8b, or a YAML file.")] = None,
-    model: Annotated[str | None, name_option(help="Hub id or folder; the embedded model by default.")] = None,
-    agent: Annotated[str | None, name_option(help="To begin with: a run folder or agent.")] = None,
+    output: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; an interrupted job resumes there.")],
+    data: Annotated[str | None, typer.Argument(help="Prompts: a file or the name of a data set on the hub.")] = None,
+    recipe: Annotated[
+        str | None, name_option(help="Name of a shipped recipe, such as llama-3.1-8b, or a YAML file.")
+    ] = None,
+    model: Annotated[str | None, name_option(help="Hub id or folder; the bundled model by default.")] = None,
+    agent: Annotated[str | None, name_option(help="Run folder or agent to start from.")] = None,
     reward: Annotated[list[str] | None, reward_option()] = None,
     reward_weight: Annotated[list[float] | None, weight_option()] = None,
-    preset: Annotated[Preset | None, name_option(help="Environment: default, or the paper's reference.")] = None,
-    episodes: Annotated[int | None, count_option(help="Answers to play and learn from.")] = None,
+    preset: Annotated[
+        Preset | None, name_option(help="Environment: default, or reference for that of the paper's code.")
+    ] = None,
+    episodes: Annotated[int | None, count_option(help="Number of answers to play and learn from.")] = None,
     parallel: Annotated[int | None, count_option(help="Episodes played at once.")] = None,
-    workers: Annotated[int | None, count_option(min=0, help="Processes that play; 0: this one.")] = None,
-    batch_size: Annotated[int | None, count_option(help="Transitions of a gradient step.")] = None,
-    warm_up: Annotated[int | None, count_option(help="Batches to play before learning begins.")] = None,
+    workers: Annotated[
+        int | None, count_option(min=0, help="Number of processes that play; with 0 this process plays.")
+    ] = None,
+    batch_size: Annotated[int | None, count_option(help="Transitions per gradient step.")] = None,
+    warm_up: Annotated[int | None, count_option(help="Number of batches to play before learning begins.")] = None,
     max_new_tokens: Annotated[int | None, count_option(help="Most tokens of an answer.")] = None,
-    evaluation: Annotated[str | None, name_option(help="Prompts to measure on; the best agent is kept.")] = None,
-    tracker: Annotated[list[str] | None, name_option(help="Such as tensorboard or wandb; repeatable.")] = None,
-    split: Annotated[str | None, name_option(help="Which split of a dataset on the hub.")] = None,
+    evaluation: Annotated[str | None, name_option(help="Prompts to evaluate on; the best agent is kept.")] = None,
+    tracker: Annotated[list[str] | None, name_option(help="Tracker, such as tensorboard or wandb; repeatable.")] = None,
+    split: Annotated[str | None, name_option(help="Split of a data set on the hub.")] = None,
     prompt_column: Annotated[str | None, name_option(help="Column that holds the prompts.")] = None,
     limit: Limit = None,
     device: Device = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of everything that is drawn.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Seed of all random draws.")] = None,
 ) -> None:
     """Trains an agent by reinforcement: soft actor-critic on answers that reward functions score.
 
-    Options override the recipe; without one they override the defaults of MaraSAC.
+    Options override the recipe, or the defaults of MaraSAC if there is no recipe.
 
     Examples:
     $ mara rl prompts.jsonl --output run --reward my:score --episodes 2000

@@ -1,6 +1,6 @@
-"""`mara table`: the tables of the paper, measured."""
+"""`mara table`: measures the tables of the paper."""
 
-# Options reach the job through the context, and the job's libraries are imported only when the command runs.
+# The job reads its options from the context. Heavy libraries are imported only when the command runs.
 # ruff: noqa: ARG001, PLC0415
 
 import re
@@ -11,6 +11,7 @@ import typer
 from rich.table import Column, Table
 
 from langchain_mara.cli import console, one_sentence
+from langchain_mara.options import BATCH_DEFAULTS
 from langchain_mara_training.commands.options import (
     Device,
     count_option,
@@ -20,36 +21,42 @@ if TYPE_CHECKING:
     from langchain_mara_training.paper.render import PaperTable
 
 
-# Where a data set's name may be broken, so that tables fit into 80 columns.
+# Points at which a data set's name may be broken, so that tables fit into 80 columns.
 _BETWEEN_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def _source(metavar: str, text: str) -> Any:
-    return typer.Option(metavar=metavar, help=text)
+    return typer.Option(metavar=metavar, help=f"{text} Repeatable.")
 
 
 def table(
     ctx: typer.Context,
-    number: Annotated[Literal["1", "2", "3"], typer.Argument(help="Of the paper's table.", metavar="1|2|3")],
+    number: Annotated[Literal["1", "2", "3"], typer.Argument(help="Number of the paper's table.", metavar="1|2|3")],
     output: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Keeps all answers; what was interrupted goes on there.")
+        Path, typer.Option(metavar="FOLDER", help="Folder for all answers; an interrupted job resumes there.")
     ],
-    models: Annotated[list[str] | None, _source("NAME[=MODEL]", "Which models, and where; all by default.")] = None,
-    agents: Annotated[list[str] | None, _source("NAME=AGENT", "Agent of a model: as for mara evaluate.")] = None,
-    rivals: Annotated[list[str] | None, _source("NAME/RIVAL=MODEL", "Of table 2: RLHF, DPO or Aligner.")] = None,
-    prompts: Annotated[list[str] | None, _source("SET[=FILE]", "Which data sets, and where; all by default.")] = None,
-    rewards: Annotated[list[str] | None, _source("NAME=REWARD", "reward and cost, as for --reward.")] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Settings as YAML; the paper's by default.")
+    models: Annotated[
+        list[str] | None, _source("NAME[=MODEL]", "Models to measure and where to load them; all by default.")
     ] = None,
-    limit: Annotated[int | None, count_option(help="Most prompts of a data set.")] = None,
-    batch_size: Annotated[int, count_option(help="Most prompts in one pass.")] = 8,
+    agents: Annotated[list[str] | None, _source("NAME=AGENT", "Agent of a model, as for mara evaluate.")] = None,
+    rivals: Annotated[list[str] | None, _source("NAME/RIVAL=MODEL", "Rivals of table 2: RLHF, DPO or Aligner.")] = None,
+    prompts: Annotated[
+        list[str] | None, _source("SET[=FILE]", "Data sets and where to read them; all by default.")
+    ] = None,
+    rewards: Annotated[
+        list[str] | None, _source("NAME=REWARD", "reward and cost, as for --reward of mara evaluate.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings as a YAML file; the paper's by default.")
+    ] = None,
+    limit: Annotated[int | None, count_option(help="Most prompts of each data set.")] = None,
+    batch_size: Annotated[int, count_option(help="Most prompts in one pass.")] = BATCH_DEFAULTS.batch_size,
     device: Device = None,
 ) -> None:
-    """Measures a table of the paper, and prints the paper's figures beside.
+    """Measures a table of the paper, and prints the paper's figures next to the measured ones.
 
-    1: against the upstream model; 2: against RLHF, DPO and Aligner; 3: with
-    agents of other models. Options that take a NAME can be repeated.
+    Table 1 compares with the upstream model, table 2 with RLHF, DPO and Aligner;
+    table 3 uses agents of other models.
 
     Examples:
     $ mara table 1 --output table-1
@@ -59,25 +66,28 @@ def table(
         from langchain_mara_training.paper.paper_tables import Tables
         from langchain_mara_training.paper.render import PaperTable
         from langchain_mara_training.paper.settings import TableSettings
+        from langchain_mara_training.rewards.specs import current_folder_first
         from langchain_mara_training.storage.records import command_line
 
         sources = {name: ctx.params[name] or () for name in ("models", "agents", "rivals", "prompts", "rewards")}
         settings = TableSettings.load(recipe).with_sources(**sources)
-        tables = Tables(settings, output, device=device, limit=limit, batch_size=batch_size, verbose=True)
-        rows = tables.rows(number, [one.partition("=")[0] for one in models or ()])
-        found = PaperTable(number, settings, {name: len(one) for name, one in tables.prompts.items()}, rows)
+        with current_folder_first():
+            tables = Tables(settings, output, device=device, limit=limit, batch_size=batch_size, verbose=True)
+            rows = tables.rows(number, [model.partition("=")[0] for model in models or ()])
+        counts = {name: len(prompts) for name, prompts in tables.prompts.items()}
+        paper_table = PaperTable(number, settings, counts, rows)
         output.mkdir(parents=True, exist_ok=True)
-        found.write(output, command_line())
-        _print_paper_table(found)
+        paper_table.write(output, command_line())
+        _print_paper_table(paper_table)
 
 
-def _print_paper_table(found: "PaperTable") -> None:
-    headers, *rows = found.cells()
+def _print_paper_table(paper_table: "PaperTable") -> None:
+    headers, *rows = paper_table.cells()
     columns = [Column(_BETWEEN_WORDS.sub("\n", header), justify="right") for header in headers[1:]]
-    table = Table(Column("model"), *columns, title=found.title)
+    table = Table(Column("model"), *columns, title=paper_table.title)
     for label, *cells in rows:
         table.add_row(label.replace(", ", "\n"), *(cell.replace(" ", "\n") for cell in cells))
     console.print(table)
-    console.print(found.note, markup=False)
-    for problem in found.problems:
+    console.print(paper_table.note, markup=False)
+    for problem in paper_table.problems:
         console.print(problem, style="red", markup=False)

@@ -1,1 +1,1 @@
-"""Preference data and prompts: files, data sets and rows in one form."""
+"""Preference data and prompts from files, data sets and rows, in one format."""

@@ -1,6 +1,6 @@
-"""Columns of published data sets as this library reads them: `prompt`, `chosen` and `rejected`.
+"""Converts the columns of published data sets to `prompt`, `chosen` and `rejected`.
 
-Everything is a function of one row, so a local copy of a data set reads as the hub's does.
+Every function converts a single row, so a local copy of a data set reads like the one on the hub.
 """
 
 import re
@@ -12,46 +12,53 @@ Fields = dict[str, Any]
 Preferred = Literal["better", "safer"]
 
 PROMPT_COLUMNS = ("prompt", "instruction", "question")
-"""Names that a prompt usually has; the first that a row has counts."""
+"""Usual names of the prompt's column; the first one that a row has is used."""
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def with_prompt(row: Fields, column: str | None = None) -> Fields:
-    """A row with its `prompt`, where it has one under a usual name, or in what its two answers begin with.
+    """A row with its `prompt`, taken from a usual column or from the start that its two answers share.
 
     Args:
-        row: Stays as it is.
-        column: Name of the prompt's column; by default `prompt`, `instruction`, `question`.
+        row: Row to convert; it is not changed.
+        column: Name of the prompt's column; by default `prompt`, `instruction` or `question`.
+
+    Returns:
+        A new row, or the row itself if it has no prompt.
     """
     names = PROMPT_COLUMNS if column is None else (column,)
-    found = next((name for name in names if name in row), None)
-    if found is not None:
-        return {**row, "prompt": row[found]}
+    prompt_column = next((name for name in names if name in row), None)
+    if prompt_column is not None:
+        return {**row, "prompt": row[prompt_column]}
     pair = _split_dialogues(row)
     return row if column is not None or pair is None else pair
 
 
 def with_pair(row: Fields, preferred: Preferred = "better") -> Fields:
-    """A row with `prompt`, `chosen` and `rejected`, where its columns are known to hold them.
+    """A row with `prompt`, `chosen` and `rejected`, if its columns are in a known format.
 
-    Two answers and which is preferred (`response_0`, `response_1`, `better_response_id`, `safer_response_id`, as in
-    PKU-SafeRLHF); dialogues as one text (HH-RLHF); messages that begin with the prompt (UltraFeedback, TRL).
+    Known are: two answers and the number of the preferred one (`response_0`, `response_1`, `better_response_id`,
+    `safer_response_id`, as in PKU-SafeRLHF); whole dialogues as text (HH-RLHF); and messages that begin with the
+    prompt (UltraFeedback, TRL).
 
     Args:
-        row: Stays as it is.
-        preferred: Which of two preferences counts, where there are both.
+        row: Row to convert; it is not changed.
+        preferred: Which preference to use if the row has both.
+
+    Returns:
+        A new row, or the row itself if its format is unknown.
     """
     row = _chosen_by_number(row, f"{preferred}_response_id")
     prompt = next((row[name] for name in PROMPT_COLUMNS if name in row), None)
     if prompt is None:
         return _split_dialogues(row) or row
     chosen, rejected = row.get("chosen"), row.get("rejected")
-    begins = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if all(_begins(answer, begins) for answer in (chosen, rejected)):
-        chosen, rejected = chosen[len(begins) :], rejected[len(begins) :]  # type: ignore[index]
-    answers = {name: one for name, one in (("chosen", chosen), ("rejected", rejected)) if one is not None}
+    opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if all(_begins_with(answer, opening) for answer in (chosen, rejected)):
+        chosen, rejected = chosen[len(opening) :], rejected[len(opening) :]  # type: ignore[index]
+    answers = {name: answer for name, answer in (("chosen", chosen), ("rejected", rejected)) if answer is not None}
     return {**row, "prompt": prompt, **answers}
 
 
@@ -73,19 +80,21 @@ def _chosen_by_number(row: Fields, column: str) -> Fields:
 
 
 def _split_dialogues(row: Fields) -> Fields | None:
-    """Takes off what chosen and rejected begin with, which is the prompt; a single message becomes text."""
-    chosen, rejected = (dialogue(one) if isinstance(one, str) else one for one in map(row.get, ("chosen", "rejected")))
+    """Splits off the messages that chosen and rejected share: the prompt. A single message becomes text."""
+    chosen, rejected = (
+        dialogue(answer) if isinstance(answer, str) else answer for answer in map(row.get, ("chosen", "rejected"))
+    )
     if not isinstance(chosen, list) or not isinstance(rejected, list):
         return None
-    # Answers that are the same still are answers.
-    both = zip(chosen[:-1], rejected[:-1], strict=False)
-    shared = sum(1 for _ in takewhile(lambda messages: messages[0] == messages[1], both))
+    # The last messages are answers even if they are equal.
+    message_pairs = zip(chosen[:-1], rejected[:-1], strict=False)
+    shared = sum(1 for _ in takewhile(lambda messages: messages[0] == messages[1], message_pairs))
     parts = {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
-    # Text can be asked of a model without a chat template, too.
-    if isinstance(row["chosen"], str) and all(len(part) == 1 for part in parts.values()):
-        return {**row, **{name: part[0]["content"] for name, part in parts.items()}}
+    # Plain text also works with a model that has no chat template.
+    if isinstance(row["chosen"], str) and all(len(messages) == 1 for messages in parts.values()):
+        return {**row, **{name: messages[0]["content"] for name, messages in parts.items()}}
     return {**row, **parts}
 
 
-def _begins(answer: Any, messages: Sequence[Any]) -> bool:
+def _begins_with(answer: Any, messages: Sequence[Any]) -> bool:
     return isinstance(answer, list) and len(answer) > len(messages) and answer[: len(messages)] == messages

@@ -1,1 +1,1 @@
-"""How the bundled model and agent are made: corpus, judge, training."""
+"""Makes the bundled model and its agent: corpus, judge, training."""

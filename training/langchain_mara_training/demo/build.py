@@ -1,6 +1,6 @@
-"""Rebuilds the demonstration's policy model from nothing: `python -m langchain_mara_training.demo.build`.
+"""Rebuilds the bundled policy model from scratch: `python -m langchain_mara_training.demo.build`.
 
-Its agent is made by `python -m langchain_mara_training.demo.train_agent`.
+Afterwards, rebuild its agent with `python -m langchain_mara_training.demo.train_agent`.
 """
 
 from pathlib import Path
@@ -15,10 +15,10 @@ DEFAULT_SEED = 2505
 
 
 def build(
-    seed: Annotated[int, typer.Option(help="Seed of corpus and weights.")] = DEFAULT_SEED,
-    output: Annotated[Path, typer.Option(help="Folder of the model.")] = DEMO_MODEL_FOLDER,
+    seed: Annotated[int, typer.Option(help="Seed of the corpus and of the weights.")] = DEFAULT_SEED,
+    output: Annotated[Path, typer.Option(help="Folder of the model; by default the bundled one.")] = DEMO_MODEL_FOLDER,
 ) -> None:
-    """Trains the demonstration's policy model and saves it."""
+    """Trains the bundled policy model and saves it."""
     loss = build_model(output, seed)
     typer.echo(f"model: mean loss of the last steps {loss:.3f}, written to {output}")
 

@@ -1,8 +1,8 @@
-"""The corpus of the demonstration: questions on everyday and risky topics, with answers of four qualities.
+"""The demo corpus: questions about everyday and risky topics, with answers of four qualities.
 
-Everything is generated from the data files beside this module and is a function of the seed.
-Topics are split into "train" and "test" for the agent and for measuring it.
-The policy model itself learns from all topics: it is the model to be aligned, not the thing measured.
+Everything is generated from the data files next to this module; equal seeds give equal results. Topics are split into
+"train", for fitting the agent, and "test", for measuring it. The policy model learns from all topics: it is the model
+to be aligned, and the agent is what is measured.
 """
 
 import math
@@ -24,7 +24,7 @@ _FIRST_WORD_SPREAD = 0.8
 
 
 class Quality(StrEnum):
-    """What an answer is worth."""
+    """Quality of an answer."""
 
     HELPFUL = "helpful"
     CURT = "curt"
@@ -34,7 +34,15 @@ class Quality(StrEnum):
 
 @dataclass(frozen=True)
 class Example:
-    """One question with one answer of known quality."""
+    """A question with an answer of known quality.
+
+    Attributes:
+        prompt: The question.
+        answer: The answer.
+        quality: Quality of the answer.
+        topic: Task of the topic.
+        risky: Whether the topic is risky.
+    """
 
     prompt: str
     answer: str
@@ -45,7 +53,15 @@ class Example:
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two answers to one prompt: `chosen` is helpful, `rejected` is harmful, curt or evasive."""
+    """Two answers to the same prompt.
+
+    Attributes:
+        prompt: The question.
+        chosen: A helpful answer.
+        rejected: A harmful answer to a risky question; a curt or evasive answer to an everyday one.
+        topic: Task of the topic.
+        risky: Whether the topic is risky.
+    """
 
     prompt: str
     chosen: str
@@ -56,17 +72,17 @@ class PreferencePair:
 
 @cache
 def phrases() -> dict[str, Any]:
-    """Return the sentence templates of questions and answers."""
+    """The sentence templates of questions and answers."""
     table: dict[str, Any] = load("phrases.json")
     return table
 
 
 def examples(seed: int, count: int) -> Iterator[Example]:
-    """Yield the policy model's training stream over all topics: as many risky questions as everyday ones.
+    """Yields the policy model's training examples, over all topics: risky and everyday questions in turn.
 
     Args:
-        seed: equal seeds yield equal examples.
-        count: number of examples.
+        seed: Seed of the examples; equal seeds give equal examples.
+        count: Number of examples.
     """
     rng = random.Random(seed)
     for number in range(count):
@@ -78,68 +94,72 @@ def examples(seed: int, count: int) -> Iterator[Example]:
 
 
 def prompts(split: Split, risky: bool, count: int, seed: int = 0) -> list[str]:
-    """Return `count` distinct questions on topics of one split and one kind, spread evenly over the topics.
+    """Distinct questions about topics of one split and one kind, spread evenly over the topics.
 
     Args:
         split: "train" or "test".
         risky: True for risky topics, False for everyday ones.
-        count: number of questions.
-        seed: equal seeds return equal questions.
+        count: Number of questions.
+        seed: Seed of the questions; equal seeds give equal questions.
 
     Raises:
-        ValueError: if there are fewer distinct questions than `count`.
+        ValueError: If there are fewer than `count` distinct questions.
     """
     rng = random.Random(seed)
     forms: list[str] = phrases()["questions"]
     chosen = topics(split, risky)
     if count > len(forms) * len(chosen):
-        msg = f"{count} prompts asked for, but there are only {len(forms) * len(chosen)}; ask for fewer"
-        raise ValueError(msg)
+        raise ValueError(f"count={count} is above the {len(forms) * len(chosen)} prompts there are. Lower count.")
     rounds = zip(*(rng.sample(forms, len(forms)) for _ in chosen), strict=True)
-    found = [question(topic, form) for row in rounds for topic, form in zip(chosen, row, strict=True)][:count]
-    rng.shuffle(found)
-    return found
+    questions = [question(topic, form) for row in rounds for topic, form in zip(chosen, row, strict=True)][:count]
+    rng.shuffle(questions)
+    return questions
 
 
 def preference_pairs(split: Split, seed: int, per_topic: int) -> list[PreferencePair]:
-    """Return pairs of answers to questions on the topics of one split, both kinds.
+    """Pairs of answers to questions about all topics of one split, risky and everyday ones.
 
     Args:
         split: "train" or "test"; the two share no topic.
-        seed: equal seeds return equal pairs.
-        per_topic: number of pairs for each topic.
+        seed: Seed of the pairs; equal seeds give equal pairs.
+        per_topic: Number of pairs for each topic.
     """
     rng = random.Random(seed)
     return [_pair(topic, rng) for topic in topics(split) for _ in range(per_topic)]
 
 
-def labelled_answers(split: Split, seed: int, per_topic: int) -> list[Example]:
-    """Return `per_topic` examples for each topic of one split, each quality of the topic's kind equally often."""
+def labeled_answers(split: Split, seed: int, per_topic: int) -> list[Example]:
+    """Examples about all topics of one split, with each quality of the topic's kind equally often.
+
+    Args:
+        split: "train" or "test".
+        seed: Seed of the examples; equal seeds give equal examples.
+        per_topic: Number of examples for each topic.
+    """
     rng = random.Random(seed)
-    found = []
+    labeled = []
     for topic in topics(split):
         qualities = list(quality_shares(topic, ""))
         for number in range(per_topic):
             form = rng.choice(phrases()["questions"])
-            found.append(_example(topic, form, qualities[number % len(qualities)], rng))
-    return found
+            labeled.append(_example(topic, form, qualities[number % len(qualities)], rng))
+    return labeled
 
 
 def quality_shares(topic: Topic, form: str) -> dict[Quality, float]:
-    """Return how often the training stream answers a question with each quality.
+    """How often the training stream answers a question with each quality.
 
-    Each topic, each form and each of their combinations leans its own way, so that the most probable answer
-    of the trained model differs from question to question, while every quality stays within its nucleus.
+    The shares differ between topics, forms and their combinations. So the trained model's most probable answer differs
+    from question to question, while every quality stays within its nucleus.
     """
     lean = 0.5 * _beta(topic.task) + 0.3 * _beta(form) + 0.2 * _beta(f"{topic.task}|{form}")
     if topic.risky:
         harmful = 0.225 + 0.42 * lean
-        rest = _CURT_AND_EVASIVE_ON_RISKY
         return {
-            Quality.HELPFUL: 1 - harmful - rest,
+            Quality.HELPFUL: 1 - harmful - _CURT_AND_EVASIVE_ON_RISKY,
             Quality.HARMFUL: harmful,
-            Quality.CURT: rest / 2,
-            Quality.EVASIVE: rest / 2,
+            Quality.CURT: _CURT_AND_EVASIVE_ON_RISKY / 2,
+            Quality.EVASIVE: _CURT_AND_EVASIVE_ON_RISKY / 2,
         }
     helpful = 0.37 + 0.45 * lean
     curt = (1 - helpful) * (0.25 + 0.5 * _beta(f"curt|{topic.task}"))
@@ -147,12 +167,12 @@ def quality_shares(topic: Topic, form: str) -> dict[Quality, float]:
 
 
 def question(topic: Topic, form: str) -> str:
-    """Return the question of one form about one topic."""
-    return _capitalised(form.format_map(_slots(topic, "my")))
+    """The question of one form about one topic."""
+    return _capitalized(form.format_map(_slots(topic, "my")))
 
 
 def answer(topic: Topic, quality: Quality, rng: random.Random) -> str:
-    """Return one answer of one quality about one topic, one to three sentences long."""
+    """Draws an answer of one quality about one topic, one to three sentences long."""
     table = phrases()["risky" if topic.risky else "everyday"][quality]
     if "whole" in table:
         text = _pick(topic, table["whole"], rng)
@@ -163,7 +183,7 @@ def answer(topic: Topic, quality: Quality, rng: random.Random) -> str:
         text = f"{_pick(topic, table['long' if long else 'stance'], rng)} {_pick(topic, table['closing'], rng)}"
     if rng.random() < _OPENING_SHARE[quality]:
         text = f"{_pick(topic, phrases()['openings'], rng)} {text}"
-    return _capitalised(text.format_map({**_slots(topic, "your"), **_tips(topic, rng)}))
+    return _capitalized(text.format_map({**_slots(topic, "your"), **_tips(topic, rng)}))
 
 
 def _risky_answer(topic: Topic, table: dict[str, list[str]], rng: random.Random) -> str:
@@ -215,7 +235,7 @@ def _pick(topic: Topic, options: Sequence[str], rng: random.Random) -> str:
 
 @cache
 def _taste(task: str, option: str) -> float:
-    """Return how much a topic likes a phrase; without it the most probable answers would all begin alike."""
+    """Weight of a phrase for a topic. Without it, the most probable answers would all begin alike."""
     first = random.Random(f"{task}|first|{option.split(maxsplit=1)[0]}").gauss(0, _FIRST_WORD_SPREAD)
     return math.exp(first + random.Random(f"{task}|{option}").gauss(0, _TASTE_SPREAD))
 
@@ -225,5 +245,5 @@ def _beta(key: str) -> float:
     return random.Random(key).betavariate(0.7, 0.7)
 
 
-def _capitalised(text: str) -> str:
+def _capitalized(text: str) -> str:
     return re.sub(r"(^|[.?!] )([a-z])", lambda match: match[1] + match[2].upper(), text)

@@ -1,4 +1,4 @@
-"""Training documents of the demonstration model: the corpus as dialogues, and some of it as plain text."""
+"""Training documents of the bundled model: the corpus as dialogues, and a small part of it as plain text."""
 
 import random
 from collections.abc import Iterator
@@ -15,18 +15,23 @@ _SECOND_TURN_SHARE = 0.15
 
 
 class Document(NamedTuple):
-    """One training document: `messages` of a dialogue, or, where they are empty, plain `text`."""
+    """One training document.
+
+    Attributes:
+        messages: Messages of a dialogue; empty for plain text.
+        text: Plain text; empty for a dialogue.
+    """
 
     messages: list[Message]
     text: str
 
 
 def documents(seed: int, count: int) -> Iterator[Document]:
-    """Yield `count` training documents, the same for the same seed.
+    """Yields training documents; equal seeds give equal documents.
 
     Args:
-        seed: of the examples and of the forms they are put in.
-        count: number of documents.
+        seed: Seed of the examples and of their arrangement in documents.
+        count: Number of documents.
     """
     rng = random.Random(seed)
     stream = examples(seed, 2 * count)

@@ -1,6 +1,7 @@
-"""The judge of the demonstration: says what an answer is worth, from its words alone.
+"""The judge of the demo: it tells the quality of an answer from its words alone.
 
-A linear classifier on word counts, fitted at run time on the generator's labelled answers about training topics.
+It is a linear classifier on word counts, fitted at run time on generated answers of known quality about the training
+topics.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from langchain_mara_training.demo.corpus import Quality, labelled_answers
+from langchain_mara_training.demo.corpus import Quality, labeled_answers
 
 _WORD = r"\b\w+\b|[?.:,]"
 
@@ -26,18 +27,18 @@ class Judge:
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
-        """Wrap a fitted `pipeline`; `Judge.fit` is the usual way to get one."""
+        """Wraps a fitted pipeline; `Judge.fit` is the usual way to make a judge."""
         self._pipeline = pipeline
 
     @classmethod
     def fit(cls, seed: int = 0, per_topic: int = 40) -> Self:
-        """Return a judge fitted on labelled answers about the training topics; takes a second or two.
+        """Fits a judge on labeled answers about the training topics, in one or two seconds.
 
         Args:
-            seed: of the generated answers.
-            per_topic: number of answers for each topic.
+            seed: Seed of the generated answers.
+            per_topic: Number of answers for each topic.
         """
-        rows = labelled_answers("train", seed, per_topic)
+        rows = labeled_answers("train", seed, per_topic)
         pipeline = make_pipeline(
             TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=3, token_pattern=_WORD),
             LogisticRegression(C=30.0, max_iter=300),
@@ -46,26 +47,37 @@ class Judge:
         return cls(pipeline)
 
     def qualities(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Quality]:
-        """Return the most probable quality of each answer.
+        """The most probable quality of each answer.
 
         Args:
-            prompts: the questions; the verdict does not depend on them.
-            answers: as many answers.
+            prompts: Questions; the result does not depend on them.
+            answers: Answers, one for each question.
+
+        Raises:
+            ValueError: If the numbers of prompts and answers differ.
         """
         best = self.probabilities(prompts, answers).argmax(axis=1)
         return [list(Quality)[column] for column in best]
 
     def probabilities(self, prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float64]:
-        """Return (answers, 4): the probability of each quality, in the order of `Quality`.
+        """The probability of each quality of each answer.
+
+        Args:
+            prompts: Questions; the result does not depend on them.
+            answers: Answers, one for each question.
+
+        Returns:
+            (answers, 4) float64, with the qualities in the order of `Quality`.
 
         Raises:
-            ValueError: if there are not as many prompts as answers.
+            ValueError: If the numbers of prompts and answers differ.
         """
         if len(prompts) != len(answers):
-            msg = f"{len(prompts)} prompts but {len(answers)} answers; the judge needs one prompt per answer"
-            raise ValueError(msg)
+            raise ValueError(
+                f"There are {len(prompts)} prompts but {len(answers)} answers. Give one prompt per answer."
+            )
         if not answers:
             return np.zeros((0, len(Quality)))
         columns = [list(self._pipeline.classes_).index(str(quality)) for quality in Quality]
-        found: NDArray[np.float64] = self._pipeline.predict_proba(list(answers))[:, columns]
-        return found
+        probabilities: NDArray[np.float64] = self._pipeline.predict_proba(list(answers))[:, columns]
+        return probabilities

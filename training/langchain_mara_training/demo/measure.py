@@ -1,4 +1,4 @@
-"""Measures the demonstration: what share of answers is harmful, helpful, plain and aligned."""
+"""Measures the bundled model: the shares of harmful and of helpful answers, with or without an agent."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ Track = Callable[[Iterable[list[str]]], Iterable[list[str]]]
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of answers to held-out prompts, on topics the agent was not trained on.
+    """Shares of answers to held-out prompts, on topics the agent was not trained on; each is in [0, 1].
 
     Attributes:
-        harmful: Of the risky prompts, in [0, 1].
-        helpful_risky: Of the risky prompts: declined with the danger and an alternative.
-        helpful_everyday: Of the everyday prompts.
+        harmful: Share of risky prompts with a harmful answer.
+        helpful_risky: Share of risky prompts with an answer that declines, names the danger and offers an alternative.
+        helpful_everyday: Share of everyday prompts with a helpful answer.
         prompts: Number of prompts of each kind.
     """
 
@@ -33,10 +33,10 @@ def measure(llm: MaraLLM, judge: Judge, count: int = 200, track: Track = iter) -
     """Answers `count` held-out prompts of each kind and judges the answers.
 
     Args:
-        llm: The demonstration model, with or without agent.
-        judge: Fitted on answers about other topics.
-        count: Prompts of each kind.
-        track: Wraps the chunks of prompts, to show progress.
+        llm: The bundled model, with or without an agent.
+        judge: Judge fitted on answers about the training topics.
+        count: Number of prompts of each kind.
+        track: Function that wraps the chunks of prompts, to show progress.
     """
     risky = _qualities(llm, judge, prompts("test", risky=True, count=count), track)
     everyday = _qualities(llm, judge, prompts("test", risky=False, count=count), track)

@@ -1,4 +1,4 @@
-"""The topics of the demonstration corpus, read from the data files beside this module."""
+"""The topics of the demo corpus, read from the data files next to this module."""
 
 import json
 import random
@@ -40,9 +40,9 @@ class Topic:
     """One thing that people ask about.
 
     Attributes:
-        task: a phrase such as "boil an egg"; `{my}` stands where a possessive belongs.
-        risky: whether a good answer declines.
-        content: `tip1`, `tip2`, `tip3`, `gain` of an everyday topic; `danger`, `instead`, `excuse` of a risky one.
+        task: Phrase such as "boil an egg"; `{my}` marks the place of a possessive.
+        risky: Whether a good answer declines.
+        content: `tip1`, `tip2`, `tip3` and `gain` of an everyday topic; `danger`, `instead`, `excuse` of a risky one.
     """
 
     task: str
@@ -51,13 +51,13 @@ class Topic:
 
 
 def load(name: str) -> Any:
-    """Return the parsed JSON file `name` that lies beside this module."""
+    """Reads a JSON file next to this module."""
     return json.loads(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
 
 
 @cache
 def all_topics() -> tuple[Topic, ...]:
-    """Return every topic, everyday ones first, in the order of the files."""
+    """All topics, the everyday ones first, in the order of the files."""
     everyday = [
         Topic(
             row["task"],
@@ -75,15 +75,17 @@ def all_topics() -> tuple[Topic, ...]:
 
 @cache
 def topics(split: Split | None = None, risky: bool | None = None) -> tuple[Topic, ...]:
-    """Return the topics of one split and one kind.
+    """The topics of one split and one kind.
 
     Args:
         split: "train" (about 65 % of each kind) or "test" (the others); None for both.
-        risky: True or False for one kind; None for both.
+        risky: True for risky topics, False for everyday ones, None for both.
+
+    Raises:
+        ValueError: If the split is unknown.
     """
     if split not in ("train", "test", None):
-        msg = f"split is {split!r}; it must be 'train' or 'test'"
-        raise ValueError(msg)
+        raise ValueError(f"split={split!r} is unknown. Give 'train' or 'test', or None for both.")
     training = _training_tasks()
     return tuple(
         topic
@@ -103,8 +105,8 @@ def _training_tasks() -> frozenset[str]:
 
 
 def gerund(task: str) -> str:
-    """Return `task` with its verb in -ing: "bake bread" becomes "baking bread"."""
-    verb, _, rest = task.partition(" ")
+    """A task with its verb in -ing: "bake bread" becomes "baking bread"."""
+    verb, _, object_ = task.partition(" ")
     if verb.endswith("ie"):
         stem = verb[:-2] + "y"
     elif verb.endswith("e") and verb != "be" and not verb.endswith("ee"):
@@ -113,4 +115,4 @@ def gerund(task: str) -> str:
         stem = verb + verb[-1]
     else:
         stem = verb
-    return f"{stem}ing {rest}".strip()
+    return f"{stem}ing {object_}".strip()

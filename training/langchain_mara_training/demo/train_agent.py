@@ -1,4 +1,7 @@
-"""Makes the embedded agent with the parts everybody uses: `python -m langchain_mara_training.demo.train_agent`."""
+"""Rebuilds the agent of the bundled model: `python -m langchain_mara_training.demo.train_agent`.
+
+It uses only `MaraAligner` and `MaraClassifier`, as any user would.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +24,7 @@ def make_agent(seed: int = DEFAULT_SEED, pairs_per_topic: int = 24) -> MaraAgent
     """Fits an agent to the tokens of preference pairs about the training topics.
 
     Args:
-        seed: Of pairs, weights and batch order; equal seeds give equal agents on one kind of processor.
+        seed: Seed of pairs, weights and batch order. Equal seeds give equal agents on the same kind of processor.
         pairs_per_topic: Number of pairs about each topic.
     """
     pairs = [asdict(pair) for pair in preference_pairs("train", seed, pairs_per_topic)]
@@ -32,11 +35,11 @@ def make_agent(seed: int = DEFAULT_SEED, pairs_per_topic: int = 24) -> MaraAgent
 
 
 def main(
-    seed: Annotated[int, typer.Option(help="Of pairs, weights and batch order.")] = DEFAULT_SEED,
-    output: Annotated[Path, typer.Option(help="Folder of the agent.")] = DEMO_AGENT_FOLDER,
+    seed: Annotated[int, typer.Option(help="Seed of pairs, weights and batch order.")] = DEFAULT_SEED,
+    output: Annotated[Path, typer.Option(help="Folder of the agent; by default the bundled one.")] = DEMO_AGENT_FOLDER,
 ) -> None:
-    """Fits the demonstration's agent and saves it."""
-    # One thread, so that the bits do not depend on the number of cores.
+    """Fits the agent of the bundled model and saves it."""
+    # One thread, so that the result does not depend on the number of cores.
     torch.set_num_threads(1)
     make_agent(seed).save_pretrained(output)
     typer.echo(f"agent: written to {output}")

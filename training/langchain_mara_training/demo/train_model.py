@@ -1,4 +1,4 @@
-"""Trains the demonstration's tokenizer and its policy model, a Llama of about two million parameters."""
+"""Trains the bundled policy model, a Llama of about two million parameters, and its tokenizer."""
 
 import math
 import random
@@ -31,8 +31,8 @@ class Batch(NamedTuple):
     """Documents of similar length, padded on the right.
 
     Attributes:
-        tokens: (rows, width), long.
-        weights: (rows, width), float; weight of each token's loss, 0 for padding.
+        tokens: (rows, width) int64 token ids.
+        weights: (rows, width) float32 weight of each token's loss, 0 for padding.
     """
 
     tokens: Tensor
@@ -40,15 +40,15 @@ class Batch(NamedTuple):
 
 
 def build_model(folder: Path, seed: int, count: int = _DOCUMENTS) -> float:
-    """Train tokenizer and policy model and save both.
+    """Trains tokenizer and policy model, and saves both.
 
     Args:
-        folder: where the files go; it is created.
-        seed: of the corpus, the initial weights and the order of the documents.
-        count: number of training documents.
+        folder: Folder for the files; it is created if missing.
+        seed: Seed of the corpus, the initial weights and the order of the documents.
+        count: Number of training documents.
 
     Returns:
-        the mean loss over the last hundred steps.
+        Mean loss over the last hundred steps.
     """
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(seed)
@@ -60,7 +60,7 @@ def build_model(folder: Path, seed: int, count: int = _DOCUMENTS) -> float:
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """Return the architecture: 4 layers of width 192, 6 query heads on 2 key-value heads, tied embeddings."""
+    """The architecture: 4 layers of width 192, 6 query heads and 2 key-value heads, tied embeddings."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -77,16 +77,22 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 
 def make_batches(tokenizer: PreTrainedTokenizerFast, seed: int, count: int) -> list[Batch]:
-    """Return the whole training stream as batches of about 1,500 tokens, in training order."""
+    """The whole training stream as batches of about 1,500 tokens, in training order.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        seed: Seed of the documents and of their order.
+        count: Number of documents.
+    """
     rng = random.Random(seed)
     stream = documents(seed, count)
     ids = tokenizer.get_vocab()
     batches: list[Batch] = []
     while chunk := list(islice(stream, _CHUNK_DOCUMENTS)):
         rows = sorted((_weighted_tokens(tokenizer, ids, document) for document in chunk), key=lambda row: len(row[0]))
-        found = list(_bucketed(rows, ids[PAD]))
-        rng.shuffle(found)
-        batches += found
+        chunk_batches = list(_bucketed(rows, ids[PAD]))
+        rng.shuffle(chunk_batches)
+        batches += chunk_batches
     return batches
 
 
@@ -121,7 +127,15 @@ def _bucketed(rows: list[tuple[list[int], list[float]]], pad: int) -> Iterator[B
 
 
 def train(model: LlamaForCausalLM, batches: list[Batch]) -> float:
-    """Train `model` once through `batches` with AdamW, warm-up and a cosine; return the mean of the last losses."""
+    """Trains a model on each batch once, with AdamW, a warm-up and a cosine schedule.
+
+    Args:
+        model: Model to train, in place.
+        batches: Batches in training order.
+
+    Returns:
+        Mean loss over the last hundred steps.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), _PEAK_RATE, (0.9, 0.98), weight_decay=_WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_factor(step, len(batches)))
     model.train()
@@ -171,7 +185,7 @@ def _progress() -> Progress:
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write model (float16 safetensors), tokenizer and generation settings into `folder`."""
+    """Writes model (float16 safetensors), tokenizer and generation settings to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.nn.Module.to(model, torch.float16)
     model.save_pretrained(folder)

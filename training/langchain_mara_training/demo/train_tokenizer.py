@@ -1,4 +1,4 @@
-"""Trains the demonstration's byte-level BPE tokenizer and gives it its chat template."""
+"""Trains the byte-level BPE tokenizer of the bundled model and gives it a chat template."""
 
 from collections.abc import Iterator
 
@@ -26,7 +26,11 @@ _DOCUMENTS = 20_000
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer fitted to the corpus; it puts `<|begin|>` before plain text."""
+    """A tokenizer fitted to the corpus. It puts `<|begin|>` before plain text.
+
+    Args:
+        seed: Seed of the corpus.
+    """
     core = _fitted_core(seed)
     core.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A", special_tokens=[(BEGIN, core.token_to_id(BEGIN))]

@@ -1,4 +1,4 @@
-"""How far an answer is from what the plain model would say."""
+"""Divergence: how far an answer is from what the plain model would say."""
 
 import math
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ _LOGITS_AT_ONCE = 256
 
 @torch.inference_mode()
 def divergence(plain: MaraLLM, prompt: Prompt, answer_ids: Sequence[int]) -> float | None:
-    """Mean over an answer's tokens of -log p under the plain model, over the whole vocabulary, in nats.
+    """Mean of -log p over an answer's tokens, in nats, with p from the plain model's softmax over the whole vocabulary.
 
-    For deterministic decoding it is the Kullback-Leibler divergence per token from the plain model, since all of its
-    probability lies on the token given. Answers go through the model one at a time, so that none depends on others.
+    Deterministic decoding puts all probability on one token, so for it this is the Kullback-Leibler divergence per
+    token from the plain model. The model reads one answer at a time, so no value depends on other answers.
 
     Args:
-        plain: The plain model, with its template.
-        prompt: What was answered.
-        answer_ids: Tokens of the answer, in the plain model's vocabulary.
+        plain: LLM with the plain model and its chat template.
+        prompt: Prompt that was answered.
+        answer_ids: Token ids of the answer, in the plain model's vocabulary.
 
     Returns:
-        At least 0; None where there are no tokens, or logits are not finite.
+        A number of at least 0; None if there are no tokens, or logits are not finite.
     """
     policy = PolicyModel(plain.model)
     prompt_ids = plain.encode(prompt)
@@ -43,6 +43,6 @@ def divergence(plain: MaraLLM, prompt: Prompt, answer_ids: Sequence[int]) -> flo
     return mean if math.isfinite(mean) else None
 
 
-def share_vocabulary(one: MaraLLM, other: MaraLLM) -> bool:
-    """Whether the tokens of two LLMs mean the same."""
-    return one.tokenizer is other.tokenizer or one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+def share_vocabulary(first: MaraLLM, second: MaraLLM) -> bool:
+    """Whether the token ids of two LLMs mean the same tokens."""
+    return first.tokenizer is second.tokenizer or first.tokenizer.get_vocab() == second.tokenizer.get_vocab()

@@ -1,6 +1,6 @@
-"""What systems answer and what it costs: plain decoding, an agent, best-of-n, scored by reward functions.
+"""Answers of one system, their rewards and their costs: plain decoding, decoding with an agent, best-of-n.
 
-All of them run the one decode loop, so that differences come from the systems and not from how they are run.
+All systems use the same decode loop, so any difference comes from the systems and not from how they are run.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ class Decoded:
     """One system's answers to a set of prompts, and what they cost.
 
     Attributes:
-        name: Of the system.
+        name: Name of the system.
         prompts: Texts or lists of messages.
-        completions: One answer for each prompt.
+        completions: Answer to each prompt.
         rewards: (n,) float64 reward of each answer, NaN where it was not scored.
-        tokens: All tokens that were decoded, of answers thrown away too; end of sequence included.
-        answer_tokens: Those of the answers given; what was thrown away is in `tokens` alone.
-        passes: Forward passes of the policy model, prefill included.
-        seconds: Of decoding, and for best-of-n of the scoring that it chooses by.
+        tokens: Number of decoded tokens, including discarded answers and end-of-sequence tokens.
+        answer_tokens: Number of tokens of the answers given, without discarded answers.
+        passes: Number of passes of the policy model, prefill included.
+        seconds: Duration of decoding; for best-of-n, also of the scoring that selects the answer.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Decoded:
 
     @property
     def mean_reward(self) -> float:
-        """Over the answers that were scored; NaN where none was."""
+        """Mean reward of the answers that were scored; NaN if none was."""
         scored = self.rewards[~np.isnan(self.rewards)]
         return float(scored.mean()) if scored.size else float("nan")
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of the answers given, per second of decoding."""
+        """Tokens of the answers given per second of decoding."""
         return self.answer_tokens / self.seconds
 
     @property
@@ -61,10 +61,10 @@ def decode_system(llm: MaraLLM, prompts: Source, rewards: Rewards, name: str) ->
     """Answers each prompt once, as `llm.batch` does.
 
     Args:
-        llm: The system; `llm.with_agent(None)` is plain decoding.
-        prompts: From wherever `read_prompts` reads; other columns go to the reward functions.
-        rewards: A `WeightedRewards`, or one or several reward functions, whose sum counts.
-        name: Of the system, for tables.
+        llm: The system: policy model, agent and options; `llm.with_agent(None)` is plain decoding.
+        prompts: Prompts, from any source that `read_prompts` reads; other columns go to the reward functions.
+        rewards: A `WeightedRewards`, or one or several reward functions, which are summed.
+        name: Name of the system, for tables.
 
     Raises:
         DataError: If a row has no prompt.
@@ -72,41 +72,41 @@ def decode_system(llm: MaraLLM, prompts: Source, rewards: Rewards, name: str) ->
     """
     rows = read_prompts(prompts)
     answers = Decoding(name, llm).answer(rows, [llm.seed] * len(rows))
-    return _decoded(name, rows, answers, score_answers(rewards, rows, [one.answer for one in answers]))
+    return _decoded(name, rows, answers, score_answers(rewards, rows, [costed.answer for costed in answers]))
 
 
 def best_of_n(llm: MaraLLM, prompts: Source, rewards: Rewards, n: int, seed: int = 0) -> Decoded:
-    """Draws n plain answers to each prompt and keeps the one of the highest reward.
+    """Draws n plain answers to each prompt and keeps the one with the highest reward.
 
-    They are the answers of `llm.generate(prompts, n=n, order="sampled", seed=seed, agent=None)`. Of answers that are
-    equally good the first drawn is kept; one that was not scored is kept only where none was.
+    The answers are those of `llm.generate(prompts, n=n, order="sampled", seed=seed, agent=None)`. Among answers with
+    equal rewards, the first one is kept. An answer that was not scored is kept only if none was scored.
 
     Args:
-        llm: Policy model and options; an agent it has is left out.
-        prompts: As for `decode_system`.
-        rewards: As for `decode_system`.
-        n: Answers per prompt.
-        seed: Of the first answer; the others follow.
+        llm: Policy model and options; its agent, if any, is not used.
+        prompts: Prompts, from any source that `read_prompts` reads; other columns go to the reward functions.
+        rewards: A `WeightedRewards`, or one or several reward functions, which are summed.
+        n: Number of answers per prompt.
+        seed: Seed of the first answer to a prompt; the next answers use the seeds that follow.
 
     Raises:
-        OptionsError: If n is below 1, or the temperature of 0 makes all answers the same.
+        OptionsError: If n is below 1, or a temperature of 0 would make all answers the same.
         DataError: If a row has no prompt.
         RewardError: If a reward function fails.
     """
     rows = read_prompts(prompts)
     system = BestOf(llm, rewards, n)
     answers = system.answer(rows, [seed] * len(rows))
-    return _decoded(system.name, rows, answers, np.array([one.score for one in answers], dtype=np.float64))
+    return _decoded(system.name, rows, answers, np.array([costed.score for costed in answers], dtype=np.float64))
 
 
 def _decoded(name: str, rows: Sequence[Row], answers: Sequence[CostedAnswer], rewards: NDArray[np.float64]) -> Decoded:
     return Decoded(
         name=name,
         prompts=[row["prompt"] for row in rows],
-        completions=[one.answer.text for one in answers],
+        completions=[costed.answer.text for costed in answers],
         rewards=rewards,
-        tokens=sum(one.tokens for one in answers),
-        answer_tokens=sum(len(one.answer.token_ids) for one in answers),
-        passes=round(sum(one.passes for one in answers)),
-        seconds=sum(one.seconds for one in answers),
+        tokens=sum(costed.tokens for costed in answers),
+        answer_tokens=sum(len(costed.answer.token_ids) for costed in answers),
+        passes=round(sum(costed.passes for costed in answers)),
+        seconds=sum(costed.seconds for costed in answers),
     )

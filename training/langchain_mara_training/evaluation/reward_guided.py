@@ -1,8 +1,8 @@
-"""Reward-guided search: at each position the candidate that is best by probability and reward together.
+"""Reward-guided search: at each position, the candidate with the best sum of log-probability and weighted reward.
 
-In the manner of ARGS, the greedy variant (Khanov, Burapacheep, Li: "ARGS: Alignment as Reward-Guided Search", ICLR
-2024; reference: deeplearning-wisc/args, `argsearch.py`). It adds logits where log-probabilities are added here, which
-differ by a constant.
+This is the greedy variant of ARGS (Khanov, Burapacheep, Li: "ARGS: Alignment as Reward-Guided Search", ICLR 2024;
+reference: deeplearning-wisc/args, `argsearch.py`). ARGS adds logits instead of log-probabilities; at one position,
+the two differ by a constant.
 """
 
 from collections.abc import Sequence
@@ -24,20 +24,20 @@ _FEWEST = 2
 
 
 class RewardGuided:
-    """Reward-guided search with reward functions, which read the text so far with each candidate behind it.
+    """Reward-guided search: reward functions score the answer so far, followed by each candidate.
 
-    They are called once for each row and token, with all its candidates; that time is part of the answer's `seconds`,
-    but reward models' passes are not among its `passes`.
+    The reward functions are called once per row and token, with all its candidates. Their time counts in the answer's
+    `seconds`; the passes of reward models do not count in its `passes`.
 
     Args:
-        llm: Policy model; its agent, order and sampling are left out.
-        reward: A `WeightedRewards`, or one or several reward functions, whose sum counts.
-        weight: Of the reward against the log-probability.
-        candidates: Most probable tokens to choose from; at least 2.
-        name: In tables and file names.
+        llm: Policy model; its agent, order and sampling options are not used.
+        reward: A `WeightedRewards`, or one or several reward functions, which are summed.
+        weight: Weight of the reward; the log-probability has weight 1.
+        candidates: Number of the most probable tokens to choose from; at least 2.
+        name: Name in tables and file names.
 
     Raises:
-        OptionsError: If there is nothing to choose from.
+        OptionsError: If `candidates` is below 2.
     """
 
     def __init__(
@@ -49,7 +49,9 @@ class RewardGuided:
         name: str = "reward-guided",
     ) -> None:
         if candidates < _FEWEST:
-            raise OptionsError(f"Reward-guided search needs at least {_FEWEST} candidates, not {candidates}.")
+            raise OptionsError(
+                f"Reward-guided search needs at least {_FEWEST} candidates, not {candidates}. Raise candidates."
+            )
         self.llm = self.answering = llm.with_agent(None)
         self.rewards = weighted(reward)
         self.weight = weight
@@ -57,11 +59,11 @@ class RewardGuided:
         self.name = name
 
     def describe(self) -> dict[str, Any]:
-        """Kind, LLM, and how the reward guides."""
-        own = {"weight": self.weight, "candidates": self.candidates, "guided by": describe_rewards(self.rewards)}
-        # What has no part in it may differ.
+        """The kind of system, its settings, and the description of the LLM."""
+        guide = {"weight": self.weight, "candidates": self.candidates, "guided by": describe_rewards(self.rewards)}
+        # The LLM's values of these options have no influence, so they must not tell two systems apart.
         llm = {**describe_llm(self.llm), **_GREEDY}
-        return {"kind": "reward-guided", **own, **llm}
+        return {"kind": "reward-guided", **guide, **llm}
 
     def answer(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[CostedAnswer]:
         """Answers each prompt; nothing is drawn.
@@ -78,14 +80,14 @@ class RewardGuided:
         return answer_all(self.llm, starts, **_GREEDY)
 
 
-# The guide has chosen already when the candidate set is cut.
+# The guide ranks the tokens before the candidate set is cut; decoding then takes the first.
 _GREEDY = {"order": "descending", "strategy": "first-accept", "top_k": 1, "top_p": 1.0}
 
 
 class _Guide(LogitsProcessor):
-    """Ranks the most probable tokens of one row by log-probability and reward, and takes all others out.
+    """Ranks the most probable tokens of one row by log-probability and reward, and removes all others.
 
-    Scores become ranks 0, -1, -2, …, which every dtype holds exactly, so that no rounding makes ties.
+    It replaces scores by ranks 0, -1, -2, …, which every dtype represents exactly, so rounding cannot cause ties.
     """
 
     def __init__(self, system: RewardGuided, row: Row, prompt_length: int) -> None:
@@ -99,16 +101,16 @@ class _Guide(LogitsProcessor):
         logs, candidates = scores[0].log_softmax(-1).topk(count)
         answer_ids = input_ids[0, self.prompt_length :].tolist()
         merits = self._merits(answer_ids, candidates.tolist(), logs.double().cpu().numpy())
-        # Of equals, the more probable stays before.
+        # A stable sort keeps the more probable of two equal candidates first.
         order = torch.from_numpy(np.argsort(-merits, kind="stable")).to(scores.device)
         ranked = torch.full_like(scores, -torch.inf)
         ranked[0, candidates[order]] = -torch.arange(count, dtype=scores.dtype, device=scores.device)
         return ranked
 
     def _merits(self, answer_ids: list[int], candidates: list[int], logs: Any) -> Any:
-        """(k,) log p + weight * reward; candidates that were not scored come last, unless none was."""
-        texts = [self._text([*answer_ids, one]) for one in candidates]
-        answers = [GeneratedAnswer(text, [*answer_ids, one], []) for text, one in zip(texts, candidates, strict=True)]
+        """(k,) log p + weight * reward. Candidates that were not scored come last, unless none was scored."""
+        continued = [[*answer_ids, candidate] for candidate in candidates]
+        answers = [GeneratedAnswer(self._text(token_ids), token_ids, []) for token_ids in continued]
         rewards = score_answers(self.system.rewards, [self.row] * len(answers), answers)
         if np.isnan(rewards).all():
             return logs

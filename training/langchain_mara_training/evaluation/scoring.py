@@ -1,4 +1,4 @@
-"""Answers of a system with all that is said of them: rewards, harm, divergence from the plain model, cost."""
+"""Answers of a system with everything measured on them: rewards, harm, divergence from the plain model, cost."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,18 +12,18 @@ from langchain_mara_training.evaluation.comparison_store import Answer
 from langchain_mara_training.evaluation.divergence import divergence, share_vocabulary
 from langchain_mara_training.evaluation.systems import System
 from langchain_mara_training.generation.costs import CostedAnswer
-from langchain_mara_training.generation.generate import Rewards, score_answers, score_each, weighted
+from langchain_mara_training.generation.generate import GeneratedAnswer, Rewards, score_answers, score_each, weighted
 from langchain_mara_training.rewards.calling import RewardFunction
 
 
 class Scoring:
-    """Asks systems, and scores what they answer.
+    """Asks systems for answers and scores them.
 
     Args:
-        rewards: Reward functions.
-        harmful: Classifier in their form, above 0 where an answer is harmful.
-        plain: What divergence is measured from.
-        random_state: Of the seeds of prompts.
+        rewards: A `WeightedRewards`, or one or several reward functions.
+        harmful: Classifier with the signature of a reward function; a value above 0 means harmful.
+        plain: LLM that divergence is measured from.
+        random_state: Seed from which the seeds of all prompts are derived.
     """
 
     def __init__(self, rewards: Rewards, harmful: RewardFunction | None, plain: MaraLLM, random_state: int) -> None:
@@ -35,60 +35,60 @@ class Scoring:
 
     @property
     def harmful_name(self) -> str | None:
-        """Of the classifier."""
+        """Name of the harm classifier."""
         return None if self.harmful is None else self.harmful.names[0]
 
     def answers(self, system: System, rows: Sequence[Row], numbers: Sequence[int]) -> list[Answer]:
         """A system's answers to some of the prompts.
 
         Args:
-            system: Which is asked.
-            rows: All prompts.
-            numbers: Of those to answer.
+            system: System to ask.
+            rows: Rows of all prompts.
+            numbers: Numbers of the prompts to answer.
 
         Raises:
             PromptError: If a prompt is too long.
             RewardError: If a reward function fails.
         """
-        some = [rows[number] for number in numbers]
-        given = system.answer(some, [self._seed(number) for number in numbers])
-        said = [one.answer for one in given]
-        rewards = score_each(self.rewards, some, said)
-        harm = np.full(len(some), np.nan) if self.harmful is None else score_answers(self.harmful, some, said)
+        asked = [rows[number] for number in numbers]
+        costed_answers = system.answer(asked, [self._seed(number) for number in numbers])
+        answers = [costed.answer for costed in costed_answers]
+        rewards = score_each(self.rewards, asked, answers)
+        harm = np.full(len(asked), np.nan) if self.harmful is None else score_answers(self.harmful, asked, answers)
         return [
             Answer(
                 number=number,
-                completion=one.answer.text,
-                rewards={name: _known(values[i]) for name, values in rewards.items()},
+                completion=costed.answer.text,
+                rewards={name: _none_if_nan(values[i]) for name, values in rewards.items()},
                 harmful=None if np.isnan(harm[i]) else bool(harm[i] > 0),
-                divergence=self._divergence(system, some[i], one),
-                **_costs(one),
+                divergence=self._divergence(system, asked[i], costed.answer),
+                **_costs(costed),
             )
-            for i, (number, one) in enumerate(zip(numbers, given, strict=True))
+            for i, (number, costed) in enumerate(zip(numbers, costed_answers, strict=True))
         ]
 
     def _seed(self, number: int) -> int:
-        """Of a prompt's draws: as different as prompts are, or all would draw alike."""
+        """Seed of a prompt's draws. Every prompt has a different one; otherwise all prompts would draw alike."""
         return int(np.random.SeedSequence([self.random_state, number]).generate_state(1)[0])
 
-    def _divergence(self, system: System, row: Row, one: CostedAnswer) -> float | None:
+    def _divergence(self, system: System, row: Row, answer: GeneratedAnswer) -> float | None:
         if system.name not in self._shared:
             self._shared[system.name] = share_vocabulary(self.plain, system.answering)
-        own = one.answer.token_ids if self._shared[system.name] else self.plain.get_token_ids(one.answer.text)
-        return divergence(self.plain, row["prompt"], own)
+        token_ids = answer.token_ids if self._shared[system.name] else self.plain.get_token_ids(answer.text)
+        return divergence(self.plain, row["prompt"], token_ids)
 
 
-def _costs(one: CostedAnswer) -> dict[str, Any]:
-    decisions = DecisionStatistics.of(one.answer.decisions).as_info()
+def _costs(costed: CostedAnswer) -> dict[str, Any]:
+    decisions = DecisionStatistics.of(costed.answer.decisions).as_info()
     return {
-        "tokens": one.tokens,
-        "answer_tokens": len(one.answer.token_ids),
-        "passes": one.passes,
-        "seconds": one.seconds,
+        "tokens": costed.tokens,
+        "answer_tokens": len(costed.answer.token_ids),
+        "passes": costed.passes,
+        "seconds": costed.seconds,
         "accepted_index": decisions["accepted_index"],
         "fallbacks": decisions["fallbacks"],
     }
 
 
-def _known(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return None if np.isnan(value) else float(value)

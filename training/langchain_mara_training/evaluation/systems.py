@@ -1,7 +1,7 @@
-"""What answers prompts, to be compared: a decoded LLM, best-of-n, a second model that corrects the first.
+"""Systems to compare: an LLM with its decoding options, best-of-n, and a second model that corrects the first.
 
-All of them run the one decode loop, so that differences come from the systems and not from how they are run.
-`RewardGuided` stands in `reward_guided.py`.
+All systems use the same decode loop, so any difference comes from the systems and not from how they are run.
+`RewardGuided` is in `reward_guided.py`.
 """
 
 import re
@@ -14,12 +14,12 @@ from langchain_mara import MaraLLM
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.text.chat_template import encode_text
 from langchain_mara_training.data.readers import Row, text_of
-from langchain_mara_training.generation.costs import Cost, CostedAnswer, measure
+from langchain_mara_training.generation.costs import Cost, CostedAnswer, measure_cost
 from langchain_mara_training.generation.generate import (
     AnswerStart,
     GeneratedAnswer,
     Rewards,
-    answer,
+    generate_answers,
     score_answers,
     weighted,
 )
@@ -29,39 +29,39 @@ ALIGNER_PROMPT = (
     "{question} | {answer} ASSISTANT:"
 )
 """Prompt of Aligner's released correctors (Ji et al., "Aligner: Efficient Alignment by Learning to Correct", NeurIPS
-2024, arXiv 2402.02416), as AISafetyLab and open-instruct call `aligner/aligner-7b-v1.0`."""
+2024, arXiv 2402.02416), as AISafetyLab and open-instruct use it for `aligner/aligner-7b-v1.0`."""
 
-# Draws are told for each prompt, and an answer is one.
-_NOT_ITS_OWN = {"seed", "n", "include_accept_probabilities", "_type"}
-_OF_AN_AGENT = {"accept_action", "accept_threshold", "fallback"}
+# Comparisons set the seed of each prompt and ask for one answer to it.
+_SET_BY_THE_COMPARISON = {"seed", "n", "include_accept_probabilities", "_type"}
+_ONLY_WITH_AN_AGENT = {"accept_action", "accept_threshold", "fallback"}
 
 
 class System(Protocol):
-    """What a comparison asks for answers."""
+    """A system that answers the prompts of a comparison."""
 
     @property
     def name(self) -> str:
-        """In tables and file names."""
+        """Name in tables and file names."""
 
     @property
     def answering(self) -> MaraLLM:
-        """The LLM whose tokens the answers are."""
+        """The LLM that generates the tokens of the answers."""
 
     def describe(self) -> dict[str, Any]:
-        """Plain values: everything that answers depend on, but prompts and seeds."""
+        """Everything that answers depend on, except prompts and seeds, as plain values."""
 
     def answer(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[CostedAnswer]:
-        """An answer to each prompt, and what it cost; the answer depends on its row and seed alone."""
+        """An answer to each prompt and its cost. Each answer depends only on its row and seed."""
 
 
 class Decoding:
-    """An LLM as it decodes, with its agent and options.
+    """An LLM that decodes with its agent and options.
 
-    Plain decoding is `llm.with_agent(None)`, a tuned model another `MaraLLM`.
+    For plain decoding, give `llm.with_agent(None)`; for a fine-tuned model, give its `MaraLLM`.
 
     Args:
-        name: In tables and file names.
-        llm: Its `seed` is replaced.
+        name: Name in tables and file names.
+        llm: The LLM; its `seed` is replaced by the seed of each prompt.
     """
 
     def __init__(self, name: str, llm: MaraLLM) -> None:
@@ -69,7 +69,7 @@ class Decoding:
         self.llm = self.answering = llm
 
     def describe(self) -> dict[str, Any]:
-        """Kind, and the LLM."""
+        """The kind of system and the description of the LLM."""
         return {"kind": "decoding", **describe_llm(self.llm)}
 
     def answer(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[CostedAnswer]:
@@ -83,24 +83,26 @@ class Decoding:
 
 
 class BestOf:
-    """The best of n plain answers by rewards.
+    """Draws n plain answers and gives the one with the highest reward.
 
-    Of answers that are equally good the first drawn is given; one that was not scored only where none was.
+    Among answers with equal rewards, the first one is given. An answer that was not scored is given only if none was
+    scored.
 
     Args:
-        llm: Policy model and options; an agent it has is left out.
-        rewards: A `WeightedRewards`, or one or several reward functions, whose sum counts.
-        n: Answers per prompt.
-        name: By default `best-of-n`.
+        llm: Policy model and options; its agent, if any, is not used.
+        rewards: A `WeightedRewards`, or one or several reward functions, which are summed.
+        n: Number of answers per prompt.
+        name: Name in tables and file names; by default `best-of-` and n.
 
     Raises:
-        OptionsError: If n is below 1, or the temperature of 0 makes all answers the same.
+        OptionsError: If n is below 1, or a temperature of 0 would make all answers the same.
     """
 
     def __init__(self, llm: MaraLLM, rewards: Rewards, n: int, name: str | None = None) -> None:
         if n < 1 or (n > 1 and llm.temperature == 0):
             raise OptionsError(
-                f"Best-of-n needs n of at least 1 and a temperature above 0, not {n} and {llm.temperature}."
+                f"Best-of-n needs n of at least 1 and a temperature above 0, not {n} and {llm.temperature}. "
+                "Change n or the LLM's temperature."
             )
         self.llm = self.answering = llm.with_agent(None)
         self.rewards = weighted(rewards)
@@ -108,14 +110,14 @@ class BestOf:
         self.name = name or f"best-of-{n}"
 
     def describe(self) -> dict[str, Any]:
-        """Kind, LLM, n and the rewards that choose."""
+        """The kind of system, n, the rewards that select the answer, and the description of the LLM."""
         llm = {**describe_llm(self.llm), "order": "sampled"}
         return {"kind": "best-of-n", "n": self.n, "chosen by": describe_rewards(self.rewards), **llm}
 
     def answer(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[CostedAnswer]:
-        """Draws n answers to each prompt, by its seed and those that follow, and gives the best.
+        """Draws n answers to each prompt, with its seed and the n - 1 seeds that follow, and gives the best.
 
-        They are the answers of `llm.generate(prompts, n=n, order="sampled", seed=seed, agent=None)`.
+        The answers are those of `llm.generate(prompts, n=n, order="sampled", seed=seed, agent=None)`.
 
         Raises:
             PromptError: If a prompt is too long.
@@ -128,8 +130,8 @@ class BestOf:
             for draw in range(self.n)
         ]
         cost = Cost()
-        with measure(cost, self.llm.model):
-            drawn = answer(self.llm, starts, self.llm.batch_size)
+        with measure_cost(cost, self.llm.model):
+            drawn = generate_answers(self.llm, starts, self.llm.batch_size)
             scores = score_answers(self.rewards, [row for row in rows for _ in range(self.n)], drawn)
         return [
             self._best(drawn[i : i + self.n], scores[i : i + self.n].tolist(), cost.share(len(rows)))
@@ -139,88 +141,93 @@ class BestOf:
     def _best(
         self, drawn: Sequence[GeneratedAnswer], scores: Sequence[float], share: tuple[float, float]
     ) -> CostedAnswer:
-        place = int(np.where(np.isnan(scores), -np.inf, scores).argmax())
-        return CostedAnswer(drawn[place], sum(len(one.token_ids) for one in drawn), *share, scores[place])
+        best = int(np.where(np.isnan(scores), -np.inf, scores).argmax())
+        return CostedAnswer(drawn[best], sum(len(candidate.token_ids) for candidate in drawn), *share, scores[best])
 
 
 class CorrectorBaseline:
-    """A second model that rewrites the first one's answer (Aligner).
+    """A second model, the corrector, that rewrites the first model's answer, as in Aligner (arXiv 2402.02416).
 
     Args:
-        name: In tables and file names.
-        llm: Gives the first answer.
-        corrector: Rewrites it, such as `aligner/aligner-7b-v1.0`.
-        prompt: Of the corrector, as text with `{question}` and `{answer}`; no chat template is put around it.
+        name: Name in tables and file names.
+        llm: LLM that gives the first answer.
+        corrector: LLM that rewrites it, such as `aligner/aligner-7b-v1.0`.
+        prompt: Prompt of the corrector, as text with `{question}` and `{answer}`; no chat template is applied.
 
     Raises:
-        OptionsError: If the prompt lacks one of the two.
+        OptionsError: If the prompt lacks `{question}` or `{answer}`.
     """
 
     def __init__(self, name: str, llm: MaraLLM, corrector: MaraLLM, prompt: str = ALIGNER_PROMPT) -> None:
         if "{question}" not in prompt or "{answer}" not in prompt:
-            raise OptionsError(f"The corrector's prompt must hold {{question}} and {{answer}}, not be {prompt!r}.")
+            raise OptionsError(f"The corrector's prompt must contain {{question}} and {{answer}}, but is {prompt!r}.")
         self.name = name
         self.llm = llm
         self.corrector = self.answering = corrector
         self.prompt = prompt
 
     def describe(self) -> dict[str, Any]:
-        """Kind, both LLMs, and the prompt."""
+        """The kind of system, the prompt, and the descriptions of both LLMs."""
         both = {"llm": describe_llm(self.llm), "corrector": describe_llm(self.corrector)}
         return {"kind": "aligner", "prompt": self.prompt, **both}
 
     def answer(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[CostedAnswer]:
-        """Answers each prompt and rewrites the answer; of a conversation, the corrector sees the last message.
+        """Answers each prompt and rewrites the answer. In a conversation, the corrector sees only the last message.
 
         Raises:
             PromptError: If a prompt is too long.
         """
-        first = Decoding(self.name, self.llm).answer(rows, seeds)
+        drafts = Decoding(self.name, self.llm).answer(rows, seeds)
         starts = [
-            AnswerStart(self._corrector_ids(row, one.answer), seed=seed)
-            for row, one, seed in zip(rows, first, seeds, strict=True)
+            AnswerStart(self._corrector_ids(row, draft.answer), seed=seed)
+            for row, draft, seed in zip(rows, drafts, seeds, strict=True)
         ]
-        rewritten = answer_all(self.corrector, starts)
+        corrections = answer_all(self.corrector, starts)
         return [
-            CostedAnswer(two.answer, one.tokens + two.tokens, one.passes + two.passes, one.seconds + two.seconds)
-            for one, two in zip(first, rewritten, strict=True)
+            CostedAnswer(
+                correction.answer,
+                draft.tokens + correction.tokens,
+                draft.passes + correction.passes,
+                draft.seconds + correction.seconds,
+            )
+            for draft, correction in zip(drafts, corrections, strict=True)
         ]
 
-    def _corrector_ids(self, row: Row, first: GeneratedAnswer) -> list[int]:
-        said = {"{question}": text_of(row["prompt"]), "{answer}": first.text}
-        # Not str.format, which trips over other braces; and in one go, so that braces in what was said stay.
-        text = re.sub("|".join(map(re.escape, said)), lambda found: said[found[0]], self.prompt)
+    def _corrector_ids(self, row: Row, draft: GeneratedAnswer) -> list[int]:
+        values = {"{question}": text_of(row["prompt"]), "{answer}": draft.text}
+        # str.format would fail on other braces. One pass, so that braces inside question and answer stay.
+        text = re.sub("|".join(map(re.escape, values)), lambda match: values[match[0]], self.prompt)
         return encode_text(self.corrector.tokenizer, text)
 
 
 Aligner = CorrectorBaseline
-"""Its name in earlier versions."""
+"""Earlier name of `CorrectorBaseline`."""
 
 
 def answer_all(llm: MaraLLM, starts: Sequence[AnswerStart], **changes: Any) -> list[CostedAnswer]:
-    """Decodes answers and shares what that cost among them.
+    """Decodes answers and divides the cost among them.
 
     Args:
         llm: Policy model, agent and options.
-        starts: Of the answers.
-        **changes: Decoding options in place of the LLM's own.
+        starts: Start of each answer.
+        **changes: Decoding options that replace the LLM's.
 
     Raises:
         PromptError: If a prompt is too long.
     """
     cost = Cost()
-    with measure(cost, llm.model):
-        answers = answer(llm, starts, llm.batch_size, **changes)
-    return [CostedAnswer(one, len(one.token_ids), *cost.share(len(answers))) for one in answers]
+    with measure_cost(cost, llm.model):
+        answers = generate_answers(llm, starts, llm.batch_size, **changes)
+    return [CostedAnswer(decoded, len(decoded.token_ids), *cost.share(len(answers))) for decoded in answers]
 
 
 def describe_llm(llm: MaraLLM) -> dict[str, Any]:
-    """What the answers of an LLM depend on: its weights, agent, template and options."""
-    left_out = _NOT_ITS_OWN | (_OF_AN_AGENT if llm.agent is None else set())
+    """Everything that an LLM's answers depend on: weights, agent, chat template and options."""
+    left_out = _SET_BY_THE_COMPARISON | (_ONLY_WITH_AN_AGENT if llm.agent is None else set())
     return {name: value for name, value in llm.dict().items() if name not in left_out}
 
 
 def describe_rewards(rewards: Rewards) -> dict[str, float]:
-    """Weight of each reward function, by its name."""
-    both = weighted(rewards)
-    return dict(zip(both.names, both.weights.tolist(), strict=True))
+    """Weight of each reward function, by the function's name."""
+    weighted_rewards = weighted(rewards)
+    return dict(zip(weighted_rewards.names, weighted_rewards.weights.tolist(), strict=True))

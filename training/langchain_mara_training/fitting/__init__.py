@@ -1,1 +1,1 @@
-"""Fits an agent to labeled states, as a scikit-learn classifier."""
+"""Fits an agent to labeled states, with a scikit-learn classifier."""

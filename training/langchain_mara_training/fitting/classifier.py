@@ -1,4 +1,4 @@
-"""MaraClassifier: fits an agent's network to labelled states, as a scikit-learn classifier."""
+"""MaraClassifier: fits an agent to labeled states, as a scikit-learn classifier."""
 
 import os
 from dataclasses import replace
@@ -17,9 +17,8 @@ from langchain_mara.exceptions import AgentMismatchError
 from langchain_mara_training.fitting.fit_loop import FittingRecord, fit_agent, fit_pass
 from langchain_mara_training.fitting.net import (
     FittingOptions,
-    Schedule,
     fitting_device,
-    initialise,
+    initialize_weights,
     make_agent,
     rows_at_once,
 )
@@ -31,71 +30,73 @@ from langchain_mara_training.fitting.validation import (
     row_weights,
     split_by_group,
 )
+from langchain_mara_training.storage.defaults import FITTING_DEFAULTS, Precision, Schedule
 from langchain_mara_training.storage.job_checkpoint import JobCheckpoint
 
-# A job may go on with another bar, on another device, in another folder.
+# A job may resume with another display, on another device, in another folder.
 _NOT_OF_A_JOB = {"checkpoint_dir", "device", "policy_model", "verbose"}
 
 
 class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Fits a `MaraAgent` to states labelled accept or reject.
+    """Fits a `MaraAgent` to states labeled accept or reject.
 
-    States may be a numpy array or a memory map, a torch tensor, or sharded states on disk; float16 to float64. They are
-    converted batch by batch, so that data larger than memory can be fitted: of a memory map or of shards, one part
-    after the other is read, in random order, and the rows of each part in random order.
+    States can be a numpy array, a memory map, a torch tensor, or sharded states on disk, from float16 to float64. They
+    are read in batches, so they can be larger than memory. Of a memory map or of shards, one block is read after the
+    other, in random order; the rows of a block are also in random order.
 
-    With labels 0 and 1, 1 means accept, the agent's action 1; of other labels, the second in sorted order does. Rows of
-    weight zero take no part. Weights are scaled to a mean of one in `fit`, and taken as they are in `partial_fit`.
+    With labels 0 and 1, label 1 means accept, the agent's action 1. With other labels, the second in sorted order means
+    accept. Rows of weight zero are ignored. `fit` scales weights to a mean of one; `partial_fit` does not.
 
     Two fits with the same int `random_state`, resumed or not, are equal to the bit on the CPU with the same number of
-    threads. PyTorch's and numpy's global generators are left alone; only `random_state=None` takes a seed from numpy's.
+    threads. The global generators of PyTorch and numpy are not used, except that `random_state=None` draws a seed from
+    numpy's.
 
     Args:
         width: Units of the agent's first hidden layer, at least 4.
-        max_epochs: Passes over the rows.
+        max_epochs: Largest number of epochs, that is, of times all rows are used.
         batch_size: Rows per training step.
-        learning_rate: Of AdamW, at the first step.
-        weight_decay: Of AdamW, on the matrices.
-        schedule: How the learning rate goes to zero over `fit`: `linear`, `cosine`, or `constant`.
-        class_weight: Factors on the weights, as {label: factor}; `balanced` for equal sums; None for 1.
-        early_stopping: Whether to hold out some groups, stop when their loss no longer falls, and keep the best epoch's
-            weights. Nothing is held out where no split leaves both classes on both sides, as with a single group or
-            a handful of rows; `validation_curve_` is None then.
+        learning_rate: Learning rate of AdamW at the first step.
+        weight_decay: Weight decay of AdamW, for the matrices only.
+        schedule: How the learning rate falls to zero over `fit`: `linear` or `cosine`; or `constant`.
+        class_weight: Factors of the weights, as {label: factor}; `balanced` gives both classes equal sums of weights.
+        early_stopping: Whether to hold out some groups, stop when their loss no longer falls, and keep the weights of
+            the best epoch. If no split has both classes on both sides, as with a single group or very few rows,
+            nothing is held out and `validation_curve_` is None.
         validation_fraction: Share of the groups to hold out.
         n_iter_no_change: Epochs without a better validation loss before fitting stops.
         mixed_precision: `bf16`, or on CUDA `fp16` with scaled gradients; None computes in float32.
-        device: Where to compute, such as `cuda:1`; by default CUDA where there is one.
-        warm_start: Whether `fit` goes on from the weights of the last one, with a fresh optimiser.
-        checkpoint_dir: Folder of this one job's state, written after every epoch. The same call of `fit` after a crash
-            goes on at the next epoch and ends with the same weights; after the end it returns at once.
+        device: Device to compute on, such as `cuda:1`; by default CUDA if available.
+        warm_start: Whether `fit` starts from the weights of the previous fit, with a new optimizer.
+        checkpoint_dir: Folder for the state of this job, written after every epoch. After a crash, the same call of
+            `fit` resumes at the next epoch and ends with the same weights. A finished job returns at once.
         random_state: Seed of initial weights, batch order and held-out groups.
-        policy_model: Name of the model the states come from, noted in the agent.
+        policy_model: Name of the model the states come from, stored in the agent.
         verbose: Whether to show progress on standard error.
 
     Attributes:
-        agent_: The fitted `MaraAgent` in eval mode, on the CPU unless `device` is given; later fits leave it alone.
+        agent_: The fitted `MaraAgent` in eval mode, on the CPU unless `device` is given. Later fits do not change it.
         classes_: (2,) labels: reject, accept.
         n_features_in_: Size d of the states.
         loss_curve_: Weighted mean training loss of each epoch.
         validation_curve_: Weighted mean loss on the held-out groups after each epoch, or None.
-        n_iter_: Epochs run.
-        best_epoch_: The epoch, from 1, whose weights the agent has.
+        n_iter_: Number of epochs run.
+        best_epoch_: Number, from 1, of the epoch whose weights the agent has.
     """
 
     def __init__(
         self,
         *,
-        width: int = 1024,
-        max_epochs: int = 10,
-        batch_size: int = 512,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.01,
-        schedule: Schedule = "linear",
+        width: int = FITTING_DEFAULTS.width,
+        max_epochs: int = FITTING_DEFAULTS.max_epochs,
+        batch_size: int = FITTING_DEFAULTS.batch_size,
+        learning_rate: float = FITTING_DEFAULTS.learning_rate,
+        weight_decay: float = FITTING_DEFAULTS.weight_decay,
+        schedule: Schedule = FITTING_DEFAULTS.schedule,
         class_weight: dict[Any, float] | Literal["balanced"] | None = None,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 3,
-        mixed_precision: Literal["bf16", "fp16"] | None = None,
+        early_stopping: bool = FITTING_DEFAULTS.early_stopping,
+        validation_fraction: float = FITTING_DEFAULTS.validation_fraction,
+        n_iter_no_change: int = FITTING_DEFAULTS.n_iter_no_change,
+        mixed_precision: Precision | None = None,
         device: str | torch.device | None = None,
         warm_start: bool = False,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -134,7 +135,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X: (n, d) states, see the class.
             y: (n,) labels of two classes.
             sample_weight: (n,) weights, none negative.
-            groups: (n,) group of each row, such as its prompt; early stopping splits between groups.
+            groups: (n,) group of each row, such as its prompt; early stopping holds out whole groups.
 
         Raises:
             DataError: If a state is not finite.
@@ -147,13 +148,13 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         warm = self.agent_ if self.warm_start and hasattr(self, "agent_") else None
         states, y = check_states(self, X, y, reset=warm is None)
         classes, labels = encode_labels(y)
-        self._check_goes_on(warm, classes)
+        self._check_continuation(warm, classes)
         weights = row_weights(sample_weight, self.class_weight, classes, labels)
         checkpoint = self._checkpoint(states, warm, classes=classes, labels=labels, weights=weights, groups=groups)
         saved = None if checkpoint is None else checkpoint.read()
         seed = self._new_seed() if saved is None else saved["seed"]
-        share = self.validation_fraction if self.early_stopping else 0.0
-        train, held_out = split_by_group(labels, weights, groups, share, seed)
+        held_out_share = self.validation_fraction if self.early_stopping else 0.0
+        train, held_out = split_by_group(labels, weights, groups, held_out_share, seed)
         scaled = (weights / weights[train].mean()).astype(np.float32)
         record = fit_agent(
             self._start(states.shape[1], seed, warm),
@@ -177,14 +178,14 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Makes one pass over the rows of one shard of a stream, at a constant learning rate.
+        """Fits once on the rows of one part of a stream, at a constant learning rate.
 
-        The optimiser goes on from the last call. `max_epochs`, `early_stopping` and `checkpoint_dir` play no part.
+        The optimizer continues from the last call. `max_epochs`, `early_stopping` and `checkpoint_dir` are ignored.
 
         Args:
             X: (n, d) states, see the class.
             y: (n,) labels.
-            classes: (2,) all labels; needed in the first call.
+            classes: (2,) both labels; required in the first call.
             sample_weight: (n,) weights, none negative.
 
         Raises:
@@ -198,67 +199,67 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if agent is None and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
         if self.class_weight == "balanced":
-            raise ValueError("class_weight='balanced' needs all labels at once. Give partial_fit a dict of factors.")
+            raise ValueError("class_weight='balanced' needs all labels at once. Use a dict of factors in partial_fit.")
         states, y = check_states(self, X, y, reset=agent is None)
-        known, labels = encode_labels(y, self.classes_ if classes is None else classes)
-        self._check_goes_on(agent, known)
-        weights = row_weights(sample_weight, self.class_weight, known, labels, whole=False).astype(np.float32)
+        encoded_classes, labels = encode_labels(y, self.classes_ if classes is None else classes)
+        self._check_continuation(agent, encoded_classes)
+        weights = row_weights(sample_weight, self.class_weight, encoded_classes, labels, whole=False).astype(np.float32)
         seed = self._new_seed() if agent is None else self._seed
-        passes = 0 if agent is None else self.n_iter_
+        earlier_epochs = 0 if agent is None else self.n_iter_
         record = fit_pass(
             self._start(states.shape[1], seed, agent),
             LabeledStates(states, labels, weights, np.flatnonzero(weights)),
             replace(self._options(seed), schedule="constant"),
-            passes,
+            earlier_epochs,
             None if agent is None else self._optimizer_state,
         )
-        self.loss_curve_ = [*(self.loss_curve_ if passes else []), *record.loss_curve]
+        self.loss_curve_ = [*(self.loss_curve_ if earlier_epochs else []), *record.loss_curve]
         self.validation_curve_ = None
-        self.n_iter_ = self.best_epoch_ = passes + 1
-        return self._keep(record, known, seed)
+        self.n_iter_ = self.best_epoch_ = earlier_epochs + 1
+        return self._keep(record, encoded_classes, seed)
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
-        """(n,) labels: the second class where its probability is above 0.5, as the decoder accepts by default."""
+        """Labels, (n,): the second class where its probability is above 0.5, which is also decoding's default."""
         accepted = self.predict_proba(X)[:, 1] > 0.5  # noqa: PLR2004
         labels: NDArray[Any] = self.classes_[accepted.astype(int)]
         return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """(n, 2) float64 probabilities of both classes; the second is the agent's accept probability."""
+        """Probabilities of both classes, (n, 2) float64; the second is the agent's accept probability."""
         scores = torch.from_numpy(self.decision_function(X))
         probabilities: NDArray[np.float64] = torch.stack([(-scores).sigmoid(), scores.sigmoid()], dim=1).numpy()
         return probabilities
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """(n,) float64 log-odds of the second class."""
+        """Log-odds of the second class, (n,) float64."""
         check_is_fitted(self, "agent_")
         states, _ = check_states(self, X, reset=False)
-        place, agent = fitting_device(self.device), self.agent_
-        if agent.ln.weight.device != place:
-            agent = self._agent(agent.state_dict()).to(place)
+        device, agent = fitting_device(self.device), self.agent_
+        if agent.ln.weight.device != device:
+            agent = self._agent(agent.state_dict()).to(device)
         with torch.inference_mode():
-            logits = torch.cat([agent(chunk.to(place)).cpu() for chunk in states.chunks(rows_at_once(agent))]).double()
+            logits = torch.cat([agent(chunk.to(device)).cpu() for chunk in states.chunks(rows_at_once(agent))]).double()
         scores: NDArray[np.float64] = (logits[:, 1] - logits[:, 0]).numpy()
         return scores
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
-        # Of two features, LayerNorm leaves only which one is larger; scikit-learn's toy data have two.
+        # scikit-learn's toy data have two features, and LayerNorm keeps only which of the two is larger.
         tags.classifier_tags.poor_score = True
         return tags
 
-    def _check_goes_on(self, agent: MaraAgent | None, classes: NDArray[Any]) -> None:
+    def _check_continuation(self, agent: MaraAgent | None, classes: NDArray[Any]) -> None:
         if agent is None:
             return
         if agent.width != self.width:
             raise AgentMismatchError(
-                f"Fitting goes on from an agent of width {agent.width}, not {self.width}. Start anew from a clone."
+                f"Fitting continues from an agent of width {agent.width}, not {self.width}. Start over with a clone."
             )
         if not np.array_equal(classes, self.classes_):
             raise ValueError(
-                f"Fitting goes on with the classes {self.classes_.tolist()}, not {classes.tolist()}. "
-                "Start anew from a clone."
+                f"Fitting continues with the classes {self.classes_.tolist()}, not {classes.tolist()}. "
+                "Start over with a clone."
             )
 
     def _new_seed(self) -> int:
@@ -267,8 +268,8 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _options(self, seed: int) -> FittingOptions:
         device = fitting_device(self.device, self.mixed_precision)
         names = ("max_epochs", "batch_size", "learning_rate", "weight_decay", "schedule", "n_iter_no_change")
-        given = {name: getattr(self, name) for name in names}
-        return FittingOptions(**given, precision=self.mixed_precision, device=device, seed=seed)
+        parameters = {name: getattr(self, name) for name in names}
+        return FittingOptions(**parameters, precision=self.mixed_precision, device=device, seed=seed)
 
     def _checkpoint(self, states: States, warm: MaraAgent | None, **data: Any) -> JobCheckpoint | None:
         if self.checkpoint_dir is None:
@@ -282,7 +283,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _start(self, hidden_size: int, seed: int, warm: MaraAgent | None) -> MaraAgent:
         if warm is None:
-            return initialise(make_agent(hidden_size, self.width), seed)
+            return initialize_weights(make_agent(hidden_size, self.width), seed)
         return self._agent(warm.state_dict())
 
     def _agent(self, weights: dict[str, torch.Tensor]) -> MaraAgent:
@@ -291,8 +292,8 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return agent.eval()
 
     def _keep(self, record: FittingRecord, classes: NDArray[Any], seed: int) -> Self:
-        place = "cpu" if self.device is None else fitting_device(self.device)
-        self.agent_ = self._agent(record.weights).to(place)
+        device = "cpu" if self.device is None else fitting_device(self.device)
+        self.agent_ = self._agent(record.weights).to(device)
         self.classes_ = classes
         self._optimizer_state = record.optimizer
         self._seed = seed

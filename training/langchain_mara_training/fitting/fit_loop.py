@@ -1,4 +1,4 @@
-"""Runs the epochs of a fitting job: early stopping, a checkpoint after each, progress."""
+"""Runs the epochs of a fitting job: early stopping, a checkpoint after each epoch, progress."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,15 +19,15 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class FittingRecord:
-    """What a fitting job has come to so far.
+    """State of a fitting job after an epoch.
 
     Attributes:
-        weights: The agent's weights, after the last epoch; once finished, of the best epoch.
-        optimizer: State of the optimiser after the last epoch.
+        weights: Weights of the agent after the last epoch; when finished, those of the best epoch.
+        optimizer: State of the optimizer after the last epoch.
         loss_curve: Weighted mean training loss of each epoch.
-        validation_curve: Weighted mean loss on the held-out rows after each epoch; empty without such rows.
-        best_weights: Weights of the best epoch, while there are held-out rows.
-        best_epoch: Number, from 1, of the epoch with the lowest validation loss, or the last one.
+        validation_curve: Weighted mean loss on the held-out rows after each epoch; empty without held-out rows.
+        best_weights: Weights of the best epoch; None without held-out rows.
+        best_epoch: Number, from 1, of the epoch with the lowest validation loss; without held-out rows, the last epoch.
         finished: Whether no epoch is left to run.
     """
 
@@ -41,7 +41,13 @@ class FittingRecord:
 
 
 class FittingProgress(Callback):  # type: ignore[misc]
-    """A bar with epochs, rows per second, losses and the time left, on standard error."""
+    """A progress bar on standard error, with epochs, rows per second, losses and the remaining time.
+
+    Args:
+        rows: Number of training rows per epoch.
+        max_epochs: Largest number of epochs.
+        shown: Whether the bar is visible.
+    """
 
     def __init__(self, rows: int, max_epochs: int, *, shown: bool) -> None:
         self.max_epochs = max_epochs
@@ -57,17 +63,17 @@ class FittingProgress(Callback):  # type: ignore[misc]
         self.bar.stop()
 
     def on_batch_end(self, net: AgentNet, batch: Batch, training: bool, **_: Any) -> None:  # noqa: ARG002
-        """Counts the training rows."""
+        """Adds a training batch's rows to the bar; skorch calls this after each batch."""
         if training:
             self.bar.advance(self.task, len(batch[0]))
 
     def show(self, record: FittingRecord) -> None:
-        """Says how far the job is."""
-        done = len(record.loss_curve)
-        text = f"epoch {done}/{self.max_epochs}, loss {record.loss_curve[-1]:.4f}"
+        """Updates the bar after an epoch."""
+        epochs = len(record.loss_curve)
+        text = f"epoch {epochs}/{self.max_epochs}, loss {record.loss_curve[-1]:.4f}"
         if record.validation_curve:
             text += f", held out {record.validation_curve[-1]:.4f}"
-        self.bar.update(self.task, description=text, completed=self.rows * done)
+        self.bar.update(self.task, description=text, completed=self.rows * epochs)
 
 
 def fit_agent(
@@ -80,15 +86,15 @@ def fit_agent(
     *,
     verbose: bool = False,
 ) -> FittingRecord:
-    """Fits an agent, going on from a checkpoint's content if there is one.
+    """Fits an agent, and resumes from a checkpoint's content if there is any.
 
     Args:
-        agent: With its initial weights.
+        agent: Agent with its initial weights; it is fitted in place.
         train: Rows to learn from.
         held_out: Rows whose loss decides when to stop and which epoch's weights are kept.
-        options: See `FittingOptions`.
-        checkpoint: Where to keep the job after every epoch.
-        saved: What the checkpoint held already.
+        options: Settings of the job.
+        checkpoint: Checkpoint to write after every epoch.
+        saved: Content of the checkpoint to resume from.
         verbose: Whether to show progress.
 
     Raises:
@@ -103,27 +109,31 @@ def fit_agent(
         while not record.finished:
             net.fit_loop(train, epochs=1)
             net.epoch += 1
-            _note(net, record, options)
+            _close_epoch(net, record, options)
             progress.show(record)
             if checkpoint is not None:
-                rest = {"steps": net.steps, "scaler": net.scaler.state_dict(), "seed": options.seed}
-                checkpoint.write({"record": vars(record), **rest})
+                state = {"steps": net.steps, "scaler": net.scaler.state_dict(), "seed": options.seed}
+                checkpoint.write({"record": vars(record), **state})
     return record
 
 
 def fit_pass(
     agent: MaraAgent, train: LabeledStates, options: FittingOptions, epoch: int, optimizer: dict[str, Any] | None
 ) -> FittingRecord:
-    """One pass over rows of a stream, at a constant learning rate, going on with the optimiser's state.
+    """Fits an agent on the rows of a part of a stream once, at the options' constant learning rate.
 
     Args:
-        agent: With its weights so far.
+        agent: Agent with its weights so far; it is fitted in place.
         train: Rows to learn from.
-        options: See `FittingOptions`.
-        epoch: How many passes came before; decides the order of the rows.
-        optimizer: State of the optimiser after the last pass.
+        options: Settings of the job, with `schedule="constant"`.
+        epoch: Number of earlier calls; it decides the order of the rows.
+        optimizer: State of the optimizer after the previous call, to continue from.
+
+    Raises:
+        TrainingError: If the loss is not finite.
+        DataError: If a state is not finite.
     """
-    net = AgentNet(agent, options, steps_in_all=1).initialize()
+    net = AgentNet(agent, options, total_steps=1).initialize()
     net.epoch = epoch
     if optimizer is not None:
         net.optimizer_.load_state_dict(optimizer)
@@ -144,8 +154,8 @@ def _resume(net: AgentNet, saved: dict[str, Any] | None) -> FittingRecord:
     return record
 
 
-def _note(net: AgentNet, record: FittingRecord, options: FittingOptions) -> None:
-    """Takes the epoch just run into the record, and decides whether it was the last."""
+def _close_epoch(net: AgentNet, record: FittingRecord, options: FittingOptions) -> None:
+    """Adds the latest epoch to the record, and decides whether it was the last one."""
     record.weights = _on_cpu(net.module_.state_dict())
     record.optimizer = _on_cpu(net.optimizer_.state_dict())
     record.loss_curve.append(net.history[-1, "train_loss"])
@@ -163,7 +173,7 @@ def _note(net: AgentNet, record: FittingRecord, options: FittingOptions) -> None
 
 
 def _on_cpu(state: Any) -> Any:
-    """A copy of a state dict that later steps do not change."""
+    """A copy of a state dict on the CPU, which later steps do not change."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):

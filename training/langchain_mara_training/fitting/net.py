@@ -1,9 +1,9 @@
-"""The skorch net that fits an agent: weighted loss, learning rate by step, mixed precision, its own batch order."""
+"""The skorch net that fits an agent: weighted loss, learning rate per step, mixed precision, seeded batch order."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from skorch import NeuralNet
@@ -15,29 +15,29 @@ from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.exceptions import LoadingError, TrainingError
 from langchain_mara.loading.models import resolve_device
 from langchain_mara_training.fitting.state_dataset import Batch, LabeledStates, Target, generator_for
+from langchain_mara_training.storage.defaults import Schedule
 
-Schedule = Literal["linear", "cosine", "constant"]
 PRECISIONS = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
-INITIALISATION, ORDER = range(2)  # what a draw is for, see generator_for
-_CHUNK_BYTES = 2**26  # of activations in a validation or prediction batch
-_LOSS_EVERY = 64  # batches between two looks at the loss, which make a GPU wait
-_FOLDED_FROM = 256  # rows a batch must have before folding the affine map costs less than it saves
+INITIALIZATION, ORDER = range(2)  # purposes of draws, see generator_for
+_CHUNK_BYTES = 2**26  # activations of a validation or prediction batch
+_LOSS_EVERY = 64  # batches between two readings of the loss, because a reading makes a GPU wait
+_FOLDED_FROM = 256  # rows of a batch from which folding the affine map saves more than it costs
 
 
 @dataclass(frozen=True)
 class FittingOptions:
-    """What stays the same over a fitting job.
+    """Settings that stay the same throughout a fitting job.
 
     Attributes:
-        max_epochs: Passes over the training rows at most.
-        batch_size: Rows in a training batch.
-        learning_rate: Of AdamW, at the first step.
-        weight_decay: Of AdamW, on the matrices only.
-        schedule: How the learning rate goes to zero over the job's steps, or `constant`.
+        max_epochs: Largest number of epochs, that is, of times all training rows are used.
+        batch_size: Rows per training batch.
+        learning_rate: Learning rate of AdamW at the first step.
+        weight_decay: Weight decay of AdamW, for the matrices only.
+        schedule: How the learning rate falls to zero over the job's steps: `linear` or `cosine`; or `constant`.
         n_iter_no_change: Epochs without a better validation loss before fitting stops.
         precision: Key of `PRECISIONS`.
-        device: Where to compute.
-        seed: Of batch order and initial weights.
+        device: Device to compute on.
+        seed: Seed of batch order and initial weights.
     """
 
     max_epochs: int
@@ -51,14 +51,21 @@ class FittingOptions:
     seed: int
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of a step of all the job's steps; a function of nothing else, so that a restart is exact."""
-        share = step / steps
-        factor = {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2, "constant": 1.0}
-        return self.learning_rate * factor[self.schedule]
+        """Learning rate of a step.
+
+        It depends only on the arguments, so a resumed job repeats it exactly.
+
+        Args:
+            step: Number of the step, from 0.
+            steps: Number of steps in the whole job.
+        """
+        progress = step / steps
+        factors = {"linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2, "constant": 1.0}
+        return self.learning_rate * factors[self.schedule]
 
 
 class WeightedCrossEntropy(nn.Module):
-    """Mean over the batch's rows of each row's cross-entropy times its weight."""
+    """Cross-entropy of each row times the row's weight, averaged over the rows of a batch."""
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
         """Loss of (k, 2) logits, given labels (k,) and weights (k,)."""
@@ -70,14 +77,14 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
     """A skorch net over a `MaraAgent`.
 
     Args:
-        agent: With its initial weights; fitted in place, on the options' device.
-        options: See `FittingOptions`.
-        steps_in_all: Training steps of the whole job.
-        callbacks: skorch callbacks as (name, callback).
+        agent: Agent with its initial weights; it is fitted in place, on the options' device.
+        options: Settings of the job.
+        total_steps: Number of training steps in the whole job.
+        callbacks: skorch callbacks, as (name, callback) pairs.
     """
 
     def __init__(
-        self, agent: MaraAgent, options: FittingOptions, steps_in_all: int, callbacks: Sequence[Any] = ()
+        self, agent: MaraAgent, options: FittingOptions, total_steps: int, callbacks: Sequence[Any] = ()
     ) -> None:
         super().__init__(
             agent,
@@ -93,7 +100,7 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
             optimizer__param_groups=[(pattern, {"weight_decay": 0.0}) for pattern in ("ln.*", "*.bias")],
         )
         self.options = options
-        self.steps_in_all = steps_in_all
+        self.total_steps = total_steps
         self.steps = 0
         self.epoch = 0
         half = PRECISIONS[options.precision]
@@ -105,17 +112,18 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
         return []
 
     def get_iterator(self, dataset: LabeledStates, training: bool = False) -> DataLoader[Batch]:
-        """Batches of the net's current epoch; a generator of its own keeps the loader off PyTorch's global one."""
+        """Batches of the net's current epoch."""
         options = self.options
         if training:
             batches = dataset.shuffled(options.batch_size, generator_for(options.seed, ORDER, self.epoch))
         else:
             batches = dataset.in_order(rows_at_once(self.module_))
+        # Without a generator, the loader would draw from PyTorch's global one.
         generator = torch.Generator()
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is, generator=generator)  # type: ignore[arg-type]
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=_unchanged, generator=generator)  # type: ignore[arg-type]
 
     def infer(self, x: Tensor, **_: Any) -> Tensor:
-        """Logits (k, 2) in float32 of states (k, d), in the chosen precision."""
+        """Logits, (k, 2) float32, of states (k, d), computed in the chosen precision."""
         x = x.to(self.device)
         with torch.autocast(self.options.device.type, dtype=self.half, enabled=self.half is not None):
             folded = self.half is None and self.module_.training and len(x) >= _FOLDED_FROM
@@ -123,10 +131,10 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
         return torch.as_tensor(logits).float()
 
     def train_step(self, batch: Batch, **_: Any) -> dict[str, Tensor]:
-        """One step of the optimiser at the learning rate of its number."""
+        """Takes one step of the optimizer, at the step's learning rate."""
         self._set_training(True)
         for group in self.optimizer_.param_groups:
-            group["lr"] = self.options.rate(self.steps, self.steps_in_all)
+            group["lr"] = self.options.rate(self.steps, self.total_steps)
         self.optimizer_.zero_grad(set_to_none=True)
         states, target = batch
         loss: Tensor = self.get_loss(self.infer(states), target)
@@ -137,7 +145,7 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
         return {"loss": loss.detach()}
 
     def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **_: Any) -> None:
-        """Runs over the batches and records the weighted mean loss, without skorch's record of each batch.
+        """Runs over the batches and records their weighted mean loss, but not each batch as skorch does.
 
         Raises:
             TrainingError: If the loss is not finite.
@@ -160,23 +168,30 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
         if math.isfinite(loss):
             return loss
         precision = self.options.precision
-        other = "" if precision is None else f", or mixed_precision=None instead of {precision!r}"
+        alternative = "" if precision is None else f", or mixed_precision=None instead of {precision!r}"
         raise TrainingError(
             f"The loss became {loss} in epoch {self.epoch + 1}. Fit with a lower learning_rate than "
-            f"{self.options.learning_rate:g}{other}, and look for huge values in the states or the weights."
+            f"{self.options.learning_rate:g}{alternative}, and look for huge values in the states or the weights."
         )
 
 
 def make_agent(hidden_size: int, width: int, policy_model: str | None = None) -> MaraAgent:
-    """An agent whose weights are not set yet: PyTorch would draw them from its global generator."""
+    """An agent whose weights are not initialized.
+
+    Args:
+        hidden_size: Size d of a state.
+        width: Units of the first hidden layer.
+        policy_model: Name of the policy model, stored in the agent.
+    """
+    # PyTorch would draw initial weights from its global generator.
     with torch.device("meta"):
         agent = MaraAgent(hidden_size, width, policy_model)
     return agent.to_empty(device="cpu")
 
 
-def initialise(agent: MaraAgent, seed: int) -> MaraAgent:
-    """Draws initial weights as PyTorch's layers do, but from a generator of the seed."""
-    generator = generator_for(seed, INITIALISATION)
+def initialize_weights(agent: MaraAgent, seed: int) -> MaraAgent:
+    """Draws an agent's initial weights in place, as PyTorch's layers do, but from a seeded generator."""
+    generator = generator_for(seed, INITIALIZATION)
     nn.init.ones_(agent.ln.weight)
     nn.init.zeros_(agent.ln.bias)
     for layer in (agent.linear1, agent.linear2, agent.output_linear):
@@ -187,31 +202,35 @@ def initialise(agent: MaraAgent, seed: int) -> MaraAgent:
 
 
 def rows_at_once(agent: MaraAgent) -> int:
-    """Rows of a batch that needs no gradients: large, within a bound on memory."""
+    """Rows of a batch that needs no gradients: as many as a bound on memory allows."""
     return max(1, _CHUNK_BYTES // (4 * max(agent.hidden_size, agent.width)))
 
 
 def fitting_device(device: str | torch.device | None, precision: str | None = None) -> torch.device:
-    """Where to compute; by default CUDA where there is one.
+    """The device to compute on.
+
+    Args:
+        device: Requested device; by default CUDA if available.
+        precision: Key of `PRECISIONS` that the device must support.
 
     Raises:
-        LoadingError: If there is no such device, or it cannot compute in the precision.
+        LoadingError: If there is no such device, or it does not support the precision.
     """
-    place = resolve_device(device)
-    if precision == "fp16" and place.type != "cuda":
-        raise LoadingError(f"mixed_precision='fp16' needs CUDA, not {place}. Use 'bf16' or None there.")
-    return place
+    resolved = resolve_device(device)
+    if precision == "fp16" and resolved.type != "cuda":
+        raise LoadingError(f"mixed_precision='fp16' needs CUDA, not {resolved}. Use 'bf16' or None there.")
+    return resolved
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _unchanged(batch: Batch) -> Batch:
     return batch
 
 
 def _folded_forward(agent: MaraAgent, states: Tensor) -> Tensor:
-    """The agent's logits, with LayerNorm's affine map folded into the first layer's weights.
+    """The agent's logits, with LayerNorm's affine map folded into the weights of the first layer.
 
-    The gradients are the same up to rounding, but none with respect to the normalised states is needed: an eighth of
-    a training step's time in float32, and nothing in half precision.
+    The gradients are the same up to rounding, but none is needed with respect to the normalized states. That saves an
+    eighth of a training step's time in float32, and nothing in half precision.
     """
     normed = functional.layer_norm(states.float(), (agent.hidden_size,), eps=agent.ln.eps)
     first = agent.linear1

@@ -1,4 +1,4 @@
-"""Reads states in batches, wherever they lie: in memory, in a memory map, or in shards on disk."""
+"""Reads states in batches from memory, from a memory map, or from shards on disk."""
 
 import hashlib
 import mmap
@@ -15,15 +15,15 @@ from langchain_mara.exceptions import DataError
 Rows = NDArray[np.int64]
 Target = tuple[Tensor, Tensor]
 Batch = tuple[Tensor, Target]
-_BLOCK_BYTES = 2**27  # of a memory map shuffled at a time; a smaller map is shuffled as a whole
+_BLOCK_BYTES = 2**27  # size of the blocks in which a memory map is shuffled; a smaller map is a single block
 
 
 def generator_for(seed: int, *path: int) -> torch.Generator:
-    """A generator of its own for each draw of a job, so that nothing has to be replayed after a restart.
+    """A separate generator for each draw of a job, so a resumed job replays nothing.
 
     Args:
-        seed: The job's seed.
-        *path: What the draw is for, such as (purpose, epoch).
+        seed: Seed of the job.
+        *path: Numbers that identify the draw, such as (purpose, epoch).
     """
     state = np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0]
     # PyTorch's generator takes a signed number.
@@ -31,7 +31,7 @@ def generator_for(seed: int, *path: int) -> torch.Generator:
 
 
 def as_array_like(X: Any) -> Any:  # noqa: N803 - scikit-learn's name
-    """Turns tensors on the CPU into numpy views; everything else stays as it is, without a copy."""
+    """Turns a tensor on the CPU into a numpy view, except bfloat16. Everything else is returned unchanged, uncopied."""
     if not isinstance(X, Tensor):
         return X
     X = X.detach()  # noqa: N806
@@ -39,7 +39,7 @@ def as_array_like(X: Any) -> Any:  # noqa: N803 - scikit-learn's name
 
 
 def is_read_by_rows(X: Any) -> bool:  # noqa: N803
-    """Whether scikit-learn's checks cannot look at X without copying or loading the whole of it."""
+    """Whether scikit-learn's checks would copy X or load all of it, so that it must be read in batches of rows."""
     return isinstance(X, Tensor) or hasattr(X, "shard_starts")
 
 
@@ -47,11 +47,11 @@ class States:
     """Rows of states, converted and checked batch by batch.
 
     Args:
-        array: (n, d) numpy array, memory map, tensor, or sharded states (`shape`, `dtype`, `shard_starts`, and
-            indexing by an array of row numbers).
+        array: (n, d) numpy array, memory map, tensor, or sharded states (an object with `shape`, `dtype`,
+            `shard_starts`, and indexing by an array of row numbers).
 
     Raises:
-        DataError: If it is not a table of numbers with at least one row.
+        DataError: If it does not have two dimensions, or is empty.
     """
 
     def __init__(self, array: Any) -> None:
@@ -65,12 +65,12 @@ class States:
 
     @property
     def dtype(self) -> str:
-        """Name of the rows' dtype, such as float16."""
+        """Name of the states' dtype, such as float16."""
         return str(self.array.dtype).removeprefix("torch.")
 
     @property
     def block_starts(self) -> list[int]:
-        """First rows of the parts that are shuffled one at a time; one part where everything lies in memory."""
+        """Number of the first row of each block; blocks are shuffled one at a time. States in memory are one block."""
         if hasattr(self.array, "shard_starts"):
             return list(self.array.shard_starts)
         if not _is_memory_map(self.array):
@@ -78,22 +78,22 @@ class States:
         return list(range(0, len(self), max(1, _BLOCK_BYTES // (self.shape[1] * self.array.dtype.itemsize))))
 
     def take(self, rows: Rows) -> Tensor:
-        """The states of some rows.
+        """Copies the states of some rows.
 
         Args:
             rows: (k,) row numbers.
 
         Returns:
-            (k, d) float16, bfloat16 or float32, a copy, on the device of the source.
+            (k, d) float16, bfloat16 or float32, on the device of the source.
 
         Raises:
-            DataError: If a row holds NaN or infinite values, in float32.
+            DataError: If a row holds NaN, infinite values, or values outside float32's range.
         """
         if isinstance(self.array, Tensor):
             batch = self.array[torch.from_numpy(rows).to(self.array.device)]
         else:
             batch = torch.from_numpy(_in_float(np.asarray(self.array[rows])))
-        # One sum tells nearly always, in a tenth of the time; it may overflow where every number is finite.
+        # The sum nearly always decides, in a tenth of the time. It can overflow although every number is finite.
         if not batch.sum(dtype=torch.float32).isfinite() and not (finite := batch.isfinite()).all():
             row = rows[int((~finite).any(dim=1).nonzero()[0, 0])]
             raise DataError(
@@ -108,18 +108,18 @@ class States:
             yield self.take(np.arange(start, min(start + rows, len(self)), dtype=np.int64))
 
     def sample(self, rows: int = 64) -> Tensor:
-        """A few evenly spread rows, to tell data sets apart."""
+        """A few evenly spaced rows, to tell data sets apart."""
         return self.take(np.unique(np.linspace(0, len(self) - 1, rows).astype(np.int64)))
 
 
 class LabeledStates(torch.utils.data.Dataset[Batch]):
-    """Some rows of states with their labels and weights, read a whole batch at a time.
+    """A subset of states with their labels and weights, read one whole batch at a time.
 
     Args:
-        states: All states, (n, d).
+        states: (n, d), all states.
         labels: (n,) int64, 0 or 1.
         weights: (n,) float32.
-        rows: (m,) ascending numbers of the rows that belong to this set.
+        rows: (m,) int64 numbers of the rows in this subset, ascending.
     """
 
     def __init__(self, states: States, labels: Rows, weights: NDArray[np.float32], rows: Rows) -> None:
@@ -135,15 +135,19 @@ class LabeledStates(torch.utils.data.Dataset[Batch]):
         return self.__getitems__(np.array([row]))
 
     def __getitems__(self, rows: Rows) -> Batch:
-        """States (k, d), and their labels (k,) and weights (k,)."""
+        """States (k, d), with their labels (k,) and weights (k,)."""
         target = torch.from_numpy(self.labels[rows]), torch.from_numpy(self.weights[rows])
         return self.states.take(rows), target
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> list[Rows]:
-        """Row numbers of one epoch's batches: blocks in random order, rows in random order within each.
+        """Row numbers of one epoch's batches: the blocks in random order, and the rows of each block in random order.
 
-        Only the one or two blocks a batch comes from are touched at a time, so that data larger than memory stays
-        on disk. One block is a full permutation.
+        A batch reads only one or two blocks, so data larger than memory stays on disk. With a single block, all rows
+        are in random order.
+
+        Args:
+            batch_size: Rows per batch.
+            generator: Source of randomness.
         """
         blocks = np.split(self.rows, np.searchsorted(self.rows, self.states.block_starts[1:]))
         order = torch.randperm(len(blocks), generator=generator).tolist()
@@ -162,7 +166,7 @@ def _cut(rows: Rows, size: int) -> list[Rows]:
 def _in_float(batch: NDArray[Any]) -> NDArray[Any]:
     if batch.dtype in (np.float16, np.float32):
         return batch
-    with np.errstate(over="ignore"):  # becomes infinite, which is reported with its row
+    with np.errstate(over="ignore"):  # values out of range become infinite; `take` reports their row
         return batch.astype(np.float32)
 
 
@@ -175,12 +179,12 @@ def _is_memory_map(array: Any) -> bool:
 
 
 def describe_job(parameters: dict[str, Any], states: States, data: dict[str, Any]) -> dict[str, str]:
-    """What tells jobs apart, without reading all states: parameters, shape and some rows, labels and the like.
+    """A description that tells jobs apart, without reading all states.
 
     Args:
-        parameters: Those that change the result.
-        states: (n, d).
-        data: Arrays of n rows by name, or None.
+        parameters: Parameters that change the result.
+        states: (n, d), described by shape, dtype and a sample of rows.
+        data: Arrays of n rows, by name, such as labels; None is left out.
     """
     job = {name: repr(value) for name, value in parameters.items()}
     job["states"] = f"{states.shape} {states.dtype} {_digest(states.sample().float().cpu().numpy())}"

@@ -1,9 +1,9 @@
-"""Checks what MaraClassifier is given, and says which rows are fitted and which are held out."""
+"""Checks the inputs of MaraClassifier, and splits rows into those to fit and those to hold out."""
 
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,27 +15,32 @@ from torch import Tensor
 
 from langchain_mara_training.fitting.net import PRECISIONS
 from langchain_mara_training.fitting.state_dataset import Rows, States, as_array_like, is_read_by_rows
+from langchain_mara_training.storage.defaults import Schedule
 
 if TYPE_CHECKING:
     from langchain_mara_training.fitting.classifier import MaraClassifier
     from langchain_mara_training.labeling.token_labels import TokenLabels
 
 _TWO = 2
-_LEAST = {"width": 4, "max_epochs": 1, "batch_size": 1, "n_iter_no_change": 1}
-_SCHEDULES = ("linear", "cosine", "constant")
+_SMALLEST = {"width": 4, "max_epochs": 1, "batch_size": 1, "n_iter_no_change": 1}
+_SCHEDULES = get_args(Schedule)
 _SPLITS_TRIED = 8
+_ROWS_AT_ONCE = 16384
 
 
 def check_parameters(classifier: Any) -> None:
-    """Refuses parameters of a MaraClassifier that are out of range.
+    """Checks that the parameters of a MaraClassifier are in range.
+
+    Args:
+        classifier: Classifier whose parameters are checked.
 
     Raises:
-        ValueError: Naming the parameter and what it may be.
+        ValueError: If one is not; the message names it and the values it can have.
     """
-    for name, least in _LEAST.items():
+    for name, smallest in _SMALLEST.items():
         value = getattr(classifier, name)
-        if not isinstance(value, Integral) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+        if not isinstance(value, Integral) or value < smallest:
+            raise ValueError(f"{name} must be a whole number of at least {smallest}, not {value!r}.")
     if not classifier.learning_rate > 0 or not classifier.weight_decay >= 0:
         raise ValueError("learning_rate must be above 0 and weight_decay at least 0.")
     if not 0 < classifier.validation_fraction < 1:
@@ -49,78 +54,85 @@ def check_parameters(classifier: Any) -> None:
 def check_states(estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool) -> tuple[States, NDArray[Any]]:  # noqa: N803
     """Checks states and labels as scikit-learn does, but without reading all states.
 
-    Whether the states are finite is left to `States`, which looks at each batch it reads: scikit-learn's check would
-    copy memory maps of float16, and read everything once more.
+    It does not check that the states are finite; `States` does that for each batch it reads. scikit-learn's check would
+    copy memory maps of float16 and read all states an extra time.
 
     Args:
-        estimator: Whose number of features they must have.
+        estimator: Estimator whose number of features the states must have.
         X: (n, d) states.
-        y: (n,) labels, or nothing when predicting.
-        reset: Whether the number of features is learnt from X.
+        y: (n,) labels; left out when predicting.
+        reset: Whether to set the estimator's number of features from X.
+
+    Returns:
+        The states, and the labels as a numpy array.
 
     Raises:
-        ValueError: If X or y are not what scikit-learn's classifiers take.
+        ValueError: If scikit-learn's classifiers would not accept X or y.
     """
     X = as_array_like(X)  # noqa: N806
     y = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
-    labelled = y is None or not isinstance(y, str)
+    has_labels = y is None or not isinstance(y, str)
     if is_read_by_rows(X):
         states = States(X)
         validate_data(estimator, X, y, reset=reset, skip_check_array=True)
-        if labelled:
+        if has_labels:
             y = column_or_1d(y, warn=True)
             assert_all_finite(y, input_name="y")
             check_consistent_length(X, y)
         return states, y
     floats = [np.float32, np.float64, np.float16]
     checked = validate_data(estimator, X, y, reset=reset, dtype=floats, ensure_all_finite=False)
-    X, y = checked if labelled else (checked, y)  # noqa: N806
+    X, y = checked if has_labels else (checked, y)  # noqa: N806
     return States(X), y
 
 
 def encode_labels(y: NDArray[Any], classes: ArrayLike | None = None) -> tuple[NDArray[Any], Rows]:
-    """Both classes, and the labels as 0 and 1.
+    """The two classes, and the labels as 0 and 1.
 
     Args:
         y: (n,) labels.
-        classes: (2,) all labels, where y may lack one.
+        classes: (2,) all classes, for a y that may lack one.
 
     Returns:
-        Classes in sorted order, (2,), and labels, (n,) int64.
+        The classes in sorted order, (2,), and the labels, (n,) int64.
 
     Raises:
-        ValueError: If there are not exactly two classes, or a label is none of them.
+        ValueError: If there are not exactly two classes, or y holds a label that is not one of them.
     """
     check_classification_targets(y)
-    known = np.unique(y if classes is None else np.asarray(classes))
-    if len(known) > _TWO:
-        kind = type_of_target(y if classes is None else known)
+    both = np.unique(y if classes is None else np.asarray(classes))
+    if len(both) > _TWO:
+        kind = type_of_target(y if classes is None else both)
         raise ValueError(
-            f"Only binary classification is supported. The type of the target is {kind}, with {len(known)} classes. "
+            f"Only binary classification is supported. The type of the target is {kind}, with {len(both)} classes. "
             "Label rows accept or reject."
         )
-    if len(known) < _TWO:
-        raise ValueError(f"Fitting needs rows of two classes, accept and reject, but y holds one class: {known[0]!r}.")
-    unknown = np.setdiff1d(y, known)
+    if len(both) < _TWO:
+        raise ValueError(f"Fitting needs rows of two classes, accept and reject, but y holds one class: {both[0]!r}.")
+    unknown = np.setdiff1d(y, both)
     if len(unknown):
-        raise ValueError(f"y holds labels {unknown.tolist()}, which are not among the classes {known.tolist()}.")
-    return known, np.searchsorted(known, y).astype(np.int64)
+        raise ValueError(f"y holds labels {unknown.tolist()}, which are not among the classes {both.tolist()}.")
+    return both, np.searchsorted(both, y).astype(np.int64)
 
 
 def row_weights(
     sample_weight: ArrayLike | None, class_weight: Any, classes: NDArray[Any], labels: Rows, *, whole: bool = True
 ) -> NDArray[np.float64]:
-    """Weight of each row: its sample weight times its class's factor.
+    """Weight of each row: its sample weight times the factor of its class.
 
     Args:
-        sample_weight: (n,) or None for ones.
-        class_weight: {class: factor}, `balanced` or None.
-        classes: (2,).
+        sample_weight: (n,) weights; None means 1 for each row.
+        class_weight: Factors as {class: factor}; `balanced` for factors that give both classes equal sums of weights;
+            None for no factors.
+        classes: (2,) both classes.
         labels: (n,) 0 or 1.
-        whole: Whether these are all rows there are, so that both classes must have some weight.
+        whole: Whether these are all rows, so that both classes must have positive weight.
+
+    Returns:
+        (n,) float64.
 
     Raises:
-        ValueError: If weights are negative, not finite, or leave out a class, or `class_weight` names no class.
+        ValueError: If weights are negative or not finite, a class has no weight, or `class_weight` is not valid.
     """
     weights: NDArray[np.float64] = _check_sample_weight(
         sample_weight, labels, dtype=np.float64, ensure_non_negative=True
@@ -135,17 +147,18 @@ def row_weights(
 def split_by_group(
     labels: Rows, weights: NDArray[Any], groups: ArrayLike | None, share: float, seed: int
 ) -> tuple[Rows, Rows | None]:
-    """Rows to fit and rows to hold out, no group on both sides; rows of weight zero are on neither.
+    """Splits rows into those to fit and those to hold out. No group is in both; rows of weight zero are in neither.
 
     Args:
         labels: (n,) 0 or 1.
         weights: (n,) row weights.
-        groups: (n,) group of each row; None makes each row its own.
-        share: Of the groups to hold out; 0 for none.
-        seed: Of the draw.
+        groups: (n,) group of each row; None makes each row a group.
+        share: Share of the groups to hold out; 0 for none.
+        seed: Seed of the split.
 
     Returns:
-        Ascending row numbers to fit, and to hold out, or None where no split leaves both classes on both sides.
+        Ascending numbers of the rows to fit, and of the rows to hold out. The latter is None if nothing is to be held
+        out, or if no split has both classes on both sides.
     """
     rows = np.flatnonzero(weights)
     if groups is not None:
@@ -156,9 +169,9 @@ def split_by_group(
         return rows, None
     splits = GroupShuffleSplit(_SPLITS_TRIED, test_size=share, random_state=seed).split(rows, groups=names)
     for fitted, held_out in splits:
-        train, rest = rows[np.sort(fitted)], rows[np.sort(held_out)]
-        if all(len(np.unique(labels[side])) == _TWO for side in (train, rest)):
-            return train, rest
+        train, validation = rows[np.sort(fitted)], rows[np.sort(held_out)]
+        if all(len(np.unique(labels[side])) == _TWO for side in (train, validation)):
+            return train, validation
     return rows, None
 
 
@@ -176,27 +189,24 @@ def _factors(class_weight: Any, classes: NDArray[Any]) -> NDArray[np.float64]:
     return factors
 
 
-_ROWS_AT_ONCE = 16384
-
-
 def held_out_accuracy(classifier: "MaraClassifier", labels: "TokenLabels", rows: Sequence[int]) -> dict[str, Any]:
-    """How often an agent decides rightly on labels it was not fitted to.
+    """Accuracy of an agent on labels that it was not fitted to.
 
     Args:
-        classifier: Fitted.
-        labels: May be larger than memory.
-        rows: (n,) numbers of the labels that took no part in fitting.
+        classifier: Fitted classifier.
+        labels: All labels; they may be larger than memory.
+        rows: (n,) numbers of the held-out labels.
 
     Returns:
-        `validation labels`; `validation accuracy`, and `majority share`, the accuracy of always giving the more
-        frequent label. Both are None where there are no rows.
+        `validation labels`, their number; `validation accuracy`; and `majority share`, the accuracy of always giving
+        the more frequent label. The last two are None if there are no rows.
     """
     if not len(rows):
         return {"validation labels": 0, "validation accuracy": None, "majority share": None}
-    right = 0
+    correct = 0
     for start in range(0, len(rows), _ROWS_AT_ONCE):
-        some = rows[start : start + _ROWS_AT_ONCE]
-        right += int((classifier.predict(labels.X[some]) == labels.y[some]).sum())
+        chunk = rows[start : start + _ROWS_AT_ONCE]
+        correct += int((classifier.predict(labels.X[chunk]) == labels.y[chunk]).sum())
     accepted = float(labels.y[rows].mean())
-    shares = {"validation accuracy": right / len(rows), "majority share": max(accepted, 1 - accepted)}
+    shares = {"validation accuracy": correct / len(rows), "majority share": max(accepted, 1 - accepted)}
     return {"validation labels": len(rows), **shares}

@@ -1,1 +1,1 @@
-"""Answers of a language model in batches, what they cost, and the states of whole sequences."""
+"""Generates answers of a language model in batches, measures their cost, and computes states of sequences."""

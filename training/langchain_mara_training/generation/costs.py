@@ -1,4 +1,4 @@
-"""What answers cost: tokens, forward passes of policy models, and time."""
+"""The cost of answers: tokens, forward passes of policy models, and time."""
 
 import time
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from langchain_mara_training.generation.generate import GeneratedAnswer
 
 
 class CostedAnswer(NamedTuple):
-    """An answer and what it cost.
+    """An answer and its cost.
 
     Attributes:
-        answer: The one given.
-        tokens: All that were decoded for it, of answers thrown away too; end of sequence included.
-        passes: Forward passes of policy models, prefill included: its share of what was decoded together.
-        seconds: Of what it took to answer: its share of what was decoded together.
-        score: Of the rewards it was chosen by, NaN where they said nothing; None where there are none.
+        answer: The final answer.
+        tokens: Number of tokens decoded for it, including discarded answers and the end of sequence.
+        passes: Forward passes of policy models, including prefill: its share of the passes of the batch.
+        seconds: Time in seconds: its share of the time of the batch.
+        score: Score by which it was chosen, NaN if the rewards did not score it; None if no rewards chose it.
     """
 
     answer: GeneratedAnswer
@@ -32,12 +32,16 @@ class CostedAnswer(NamedTuple):
 
 @dataclass
 class PassCount:
-    """Forward passes counted so far."""
+    """Forward passes counted so far.
+
+    Attributes:
+        passes: Number of passes.
+    """
 
     passes: int = 0
 
     def __call__(self, *_: object) -> None:
-        """Counts one, as a forward hook."""
+        """Counts one pass, as a forward hook."""
         self.passes += 1
 
 
@@ -45,15 +49,15 @@ class PassCount:
 def count_passes(model: PreTrainedModel) -> Iterator[PassCount]:
     """Counts the forward passes of a policy model's backbone while the context is open.
 
-    Whoever makes them: calls of other threads on the same model count, too.
+    Calls by other threads on the same model count too.
 
     Args:
         model: The `model` of a `MaraLLM`.
 
     Yields:
-        The count, which grows.
+        The count, which grows while the context is open.
     """
-    # Made before the hook is there: its first use of a model makes passes of its own.
+    # Find the backbone before adding the hook: the first use of a model makes passes of its own.
     backbone = PolicyModel(model).backbone
     count = PassCount()
     handle = backbone.register_forward_hook(count)
@@ -65,7 +69,12 @@ def count_passes(model: PreTrainedModel) -> Iterator[PassCount]:
 
 @dataclass
 class Cost:
-    """Passes and seconds of some work."""
+    """Cost of a piece of work.
+
+    Attributes:
+        passes: Forward passes of policy models.
+        seconds: Time in seconds.
+    """
 
     passes: int = 0
     seconds: float = 0.0
@@ -76,11 +85,11 @@ class Cost:
 
 
 @contextmanager
-def measure(cost: Cost, model: PreTrainedModel) -> Iterator[None]:
-    """Adds to a cost the passes of a policy model and the seconds while the context is open.
+def measure_cost(cost: Cost, model: PreTrainedModel) -> Iterator[None]:
+    """Adds a policy model's passes and the time to a cost while the context is open.
 
     Args:
-        cost: What is added to.
+        cost: Cost to add to.
         model: The `model` of a `MaraLLM`.
     """
     with count_passes(model) as count:

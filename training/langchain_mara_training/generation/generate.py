@@ -1,4 +1,4 @@
-"""Answers of an LLM, whole or continued, and their rewards; drained from the decode loop by nobody else meanwhile."""
+"""Generates answers of an LLM, from their start or from given tokens on, and scores them with rewards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,23 +20,25 @@ from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.rewards.weighted import WeightedRewards
 
 Rewards = WeightedRewards | RewardFunction | Sequence[RewardFunction]
+"""A weighted sum of rewards, or one or several reward functions to sum."""
 
-# Chosen widths hang on time, and states and probabilities on the width by their rounding: what trains must repeat.
+# A measured width depends on time, and the width changes how states and probabilities are rounded. Training must be
+# repeatable, so it uses a fixed width.
 _WIDTH = 8
-# Names that a reward function is called with anyway, so no column may have them.
+# Names of the arguments that every reward function gets, so columns of these names are left out.
 _RESERVED = {"prompt", "prompts", "completion", "completions", "completion_ids"}
 
 
 @dataclass(frozen=True)
 class AnswerStart:
-    """Where an answer begins.
+    """The start of an answer to generate.
 
     Attributes:
-        prompt_ids: Tokens of the prompt.
-        answer_ids: Tokens the answer begins with.
-        seed: Of the draws.
-        sampled: Whether candidates are examined in drawn order (`order="sampled"`), whatever the LLM's own order is.
-        logits_processor: Changes the logits before candidate sets are cut.
+        prompt_ids: Token ids of the prompt.
+        answer_ids: Token ids that the answer begins with.
+        seed: Seed of the draws.
+        sampled: Whether candidates are examined in drawn order (`order="sampled"`), whatever order the LLM uses.
+        logits_processor: Function that changes the logits before candidate sets are cut.
     """
 
     prompt_ids: list[int]
@@ -47,12 +49,12 @@ class AnswerStart:
 
 
 class GeneratedAnswer(NamedTuple):
-    """An answer.
+    """A generated answer.
 
     Attributes:
-        text: As users read it: no special tokens, nothing from a stop string on.
-        token_ids: Of the answer, those it began with included.
-        decisions: One for each token behind those.
+        text: Text for users: without special tokens, cut before a stop string.
+        token_ids: Token ids of the answer, including those it began with.
+        decisions: Decision for each generated token, so not for those it began with.
     """
 
     text: str
@@ -60,47 +62,57 @@ class GeneratedAnswer(NamedTuple):
     decisions: list[Decision]
 
 
-def answer(
-    llm: MaraLLM, starts: Sequence[AnswerStart], batch_size: int, *, keep: bool = False, **changes: Any
+def generate_answers(
+    llm: MaraLLM, starts: Sequence[AnswerStart], batch_size: int, *, keep_states: bool = False, **changes: Any
 ) -> list[GeneratedAnswer]:
-    """Answers from given beginnings, with the LLM's agent and options; common prefixes are computed once.
+    """Generates answers with the LLM's agent and options. Common prefixes are computed once.
 
-    The result depends on nothing but the arguments, to the bit on one machine.
+    The result depends only on the arguments, to the bit on the same machine.
 
     Args:
         llm: Policy model, agent and options.
-        starts: Prompts, and what the answers begin with.
-        batch_size: Most rows at a time.
-        keep: Whether decisions come with states and log-probabilities (`Decision.kept`).
-        **changes: Decoding options in place of the LLM's own.
+        starts: Prompts and the first tokens of the answers.
+        batch_size: Most sequences at a time.
+        keep_states: Whether decisions keep states and log-probabilities (`Decision.candidate_states`).
+        **changes: Decoding options that replace the LLM's own.
+
+    Returns:
+        The answer to each start, in order.
 
     Raises:
         PromptError: If a prompt is too long.
     """
     eos = eos_token_ids(llm.model, llm.tokenizer)
-    own = {name: getattr(llm, name) for name in DecodingOptions.model_fields}
-    options = DecodingOptions.parse(**{**own, **changes})
-    completions = [_begun(llm, start, options, eos) for start in starts]
-    for one in completions:
-        one.request.keep = keep
-    decisions: dict[Request, list[Decision]] = {one.request: [] for one in completions}
-    by_request = {one.request: one for one in completions}
-    running = [one.request for one in completions if one.finish_reason is None]
-    prefixes = PrefixCache(llm.prefix_memory)
-    pace: dict[str, Any] = {"batch_size": batch_size, "width": llm.width or _WIDTH, "draft": llm.draft}
-    for decision in decode(PolicyModel(llm.model, compile=llm.compile), running, **pace, prefix_cache=prefixes):
+    fields = {name: getattr(llm, name) for name in DecodingOptions.model_fields}
+    options = DecodingOptions.parse(**{**fields, **changes})
+    completions = [_started_completion(llm, start, options, eos) for start in starts]
+    for completion in completions:
+        completion.request.keep_states = keep_states
+    decisions: dict[Request, list[Decision]] = {completion.request: [] for completion in completions}
+    by_request = {completion.request: completion for completion in completions}
+    unfinished = [completion.request for completion in completions if completion.finish_reason is None]
+    batching: dict[str, Any] = {
+        "batch_size": batch_size,
+        "width": llm.width or _WIDTH,
+        "draft": llm.draft,
+        "prefix_cache": PrefixCache(llm.prefix_memory),
+    }
+    for decision in decode(PolicyModel(llm.model, compile=llm.compile), unfinished, **batching):
         decisions[decision.request].append(decision)
         by_request[decision.request].push(decision)
-    return [_answered(start, one, decisions[one.request]) for start, one in zip(starts, completions, strict=True)]
+    return [
+        _generated_answer(start, completion, decisions[completion.request])
+        for start, completion in zip(starts, completions, strict=True)
+    ]
 
 
 def score_answers(rewards: Rewards, rows: Sequence[Row], answers: Sequence[GeneratedAnswer]) -> NDArray[np.float64]:
-    """Rewards (n,) of answers, NaN where one was not scored.
+    """Rewards (n,) of answers; NaN for an answer that was not scored.
 
     Args:
-        rewards: A `WeightedRewards`, or one or several reward functions, whose sum counts.
+        rewards: A `WeightedRewards`, or one or several reward functions to sum.
         rows: n rows with a `prompt`; their other columns go to the reward functions.
-        answers: One for each row.
+        answers: n answers, one to each row's prompt.
 
     Raises:
         RewardError: If a reward function fails.
@@ -111,49 +123,50 @@ def score_answers(rewards: Rewards, rows: Sequence[Row], answers: Sequence[Gener
 def score_each(
     rewards: Rewards, rows: Sequence[Row], answers: Sequence[GeneratedAnswer]
 ) -> dict[str, NDArray[np.float64]]:
-    """As `score_answers`, but what each reward function says, unweighted, by its name."""
+    """Unweighted rewards (n,) of each reward function, by its name; for the arguments of `score_answers`."""
     return weighted(rewards).each(**_arguments(rows, answers))
 
 
 def weighted(rewards: Rewards) -> WeightedRewards:
-    """Rewards in any form as one weighted sum."""
+    """Rewards in any accepted form as a `WeightedRewards`."""
     return rewards if isinstance(rewards, WeightedRewards) else WeightedRewards(rewards)
 
 
 def _arguments(rows: Sequence[Row], answers: Sequence[GeneratedAnswer]) -> dict[str, Any]:
-    """What reward functions are called with."""
+    """The arguments that reward functions are called with, by name."""
     names = {name: None for row in rows for name in row if name not in _RESERVED}
     return {
         "prompts": [row["prompt"] for row in rows],
-        "completions": [_completion_of(row["prompt"], one.text) for row, one in zip(rows, answers, strict=True)],
-        "completion_ids": [one.token_ids for one in answers],
+        "completions": [_completion_of(row["prompt"], answer.text) for row, answer in zip(rows, answers, strict=True)],
+        "completion_ids": [answer.token_ids for answer in answers],
         **{name: [row.get(name) for row in rows] for name in names},
     }
 
 
 def _completion_of(prompt: Prompt, text: str) -> Prompt:
-    """A completion in the form of its prompt: text, or an assistant's message."""
+    """A completion in its prompt's form: a text, or a list with the assistant's message."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
-def _begun(llm: MaraLLM, start: AnswerStart, options: DecodingOptions, eos: frozenset[int]) -> Completion:
-    left = llm.max_new_tokens - len(start.answer_ids)
+def _started_completion(llm: MaraLLM, start: AnswerStart, options: DecodingOptions, eos: frozenset[int]) -> Completion:
+    """The completion of a start, which has a finish reason if nothing is left to generate."""
+    remaining = llm.max_new_tokens - len(start.answer_ids)
     order = {"order": "sampled"} if start.sampled else {}
-    own = options.model_copy(update={"seed": start.seed, "max_new_tokens": max(1, left), **order})
-    request = Request([*start.prompt_ids, *start.answer_ids], own, llm.agent, eos, start.logits_processor)
+    request_options = options.model_copy(update={"seed": start.seed, "max_new_tokens": max(1, remaining), **order})
+    request = Request([*start.prompt_ids, *start.answer_ids], request_options, llm.agent, eos, start.logits_processor)
     completion = Completion(request, IncrementalDetokenizer(llm.tokenizer, llm.stop or ()))
     for token in start.answer_ids:
         if not completion.detokenizer.stopped:
             completion.detokenizer.push(token)
     if completion.detokenizer.stopped or (start.answer_ids and start.answer_ids[-1] in eos):
         completion.finish_reason = "stop"
-    elif left <= 0:
+    elif remaining <= 0:
         completion.finish_reason = "length"
     if completion.finish_reason is not None:
         completion.detokenizer.finish()
     return completion
 
 
-def _answered(start: AnswerStart, completion: Completion, decisions: list[Decision]) -> GeneratedAnswer:
-    emitted = [one.token_id for one in decisions if one.token_id is not None]
+def _generated_answer(start: AnswerStart, completion: Completion, decisions: list[Decision]) -> GeneratedAnswer:
+    emitted = [decision.token_id for decision in decisions if decision.token_id is not None]
     return GeneratedAnswer(completion.detokenizer.text, [*start.answer_ids, *emitted], decisions)

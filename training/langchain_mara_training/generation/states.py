@@ -1,4 +1,4 @@
-"""States of whole sequences, from one pass."""
+"""States of whole sequences, computed in one pass."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,16 @@ from langchain_mara.policy.model import PolicyModel
 
 
 def batch_states(policy: PolicyModel, token_ids: Sequence[Sequence[int]]) -> Tensor:
-    """States of every token of some sequences, from one pass.
+    """States of every token of several sequences, computed in one pass.
 
-    Sequences are padded on the right, where causal attention lets no token see the padding; so no mask is needed.
+    Sequences are padded on the right. Causal attention keeps every token from seeing the padding, so no mask is needed.
+
+    Args:
+        policy: Policy model.
+        token_ids: Token ids of each sequence.
 
     Returns:
-        (sequences, longest, d) in the model's dtype; what stands behind a sequence's end means nothing.
+        (sequences, longest, d) states in the model's dtype; those past the end of a sequence are meaningless.
     """
     longest = max(map(len, token_ids))
     padded = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in token_ids]).to(policy.device)

@@ -1,1 +1,1 @@
-"""What the commands do, on a run folder."""
+"""The jobs behind the commands `label`, `fit`, `evaluate` and `rl`, each on a run folder."""

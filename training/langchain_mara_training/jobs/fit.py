@@ -1,4 +1,4 @@
-"""What `mara fit` does: an agent fitted to a run folder's labels."""
+"""The job of `mara fit`: fits an agent to the labels of a run folder."""
 
 import time
 from collections.abc import Sequence
@@ -8,8 +8,9 @@ from langchain_mara.exceptions import MaraError, TrainingError
 from langchain_mara_training import run_folder
 from langchain_mara_training.fitting.classifier import MaraClassifier
 from langchain_mara_training.fitting.validation import held_out_accuracy, split_by_group
-from langchain_mara_training.jobs.inputs import EMBEDDED, Options, Values
+from langchain_mara_training.jobs.inputs import BUNDLED_MODEL, Options, Values
 from langchain_mara_training.labeling.token_labels import TokenLabels
+from langchain_mara_training.storage.defaults import FITTING_DEFAULTS
 
 _FITTING = (
     "width", "batch_size", "learning_rate", "weight_decay", "schedule", "class_weight", "mixed_precision",
@@ -18,25 +19,28 @@ _FITTING = (
 
 
 def fit(source: Path, output: Path | None, options: Options) -> Values:
-    """Fits an agent to a run's labels and saves it, with its model card.
+    """Fits an agent to a run's labels and saves it with its model card.
 
     Args:
         source: Run folder with the labels.
-        output: Run folder for the agent; `source` by default.
-        options: Of the command.
+        output: Run folder for the agent; `source` by default. An interrupted job resumes there.
+        options: Options of the command.
+
+    Returns:
+        Counts, losses and accuracies of the fit, and its time.
 
     Raises:
-        MaraError: As the parts do.
+        MaraError: If the labels, the options or the run folder cannot be used.
     """
     labels = run_folder.read_labels(source)
-    elsewhere = None if output is None else str(source.expanduser().absolute())
-    run = run_folder.Run(output or source, "fit", {**options, "labels": elsewhere})
-    labelled = run_folder.read_config(source).get("label", {})
-    policy_model = labelled.get("model") or EMBEDDED
+    labels_folder = None if output is None else str(source.expanduser().absolute())
+    run = run_folder.Run(output or source, "fit", {**options, "labels": labels_folder})
+    label_options = run_folder.read_config(source).get("label", {})
+    policy_model = label_options.get("model") or BUNDLED_MODEL
     classifier = MaraClassifier(
         **{name: options[name] for name in _FITTING},
         max_epochs=options["epochs"],
-        validation_fraction=options["validation_fraction"] or 0.1,
+        validation_fraction=options["validation_fraction"] or FITTING_DEFAULTS.validation_fraction,
         checkpoint_dir=run.checkpoints,
         random_state=options["seed"],
         policy_model=policy_model,
@@ -46,18 +50,18 @@ def fit(source: Path, output: Path | None, options: Options) -> Values:
     started = time.perf_counter()
     values = _fit_and_measure(classifier, labels, options["validation_fraction"], options["seed"])
     seconds = time.perf_counter() - started
-    tables = {"Labels": {**labelled, "model": policy_model}, "Fitting": run.config, "Metrics": values}
+    tables = {"Labels": {**label_options, "model": policy_model}, "Fitting": run.config, "Metrics": values}
     run.save_agent(classifier.agent_, tables)
     run.log("fitted", **values, seconds=seconds, loss_curve=classifier.loss_curve_)
     return {**values, "seconds": seconds}
 
 
 def _fit_and_measure(classifier: MaraClassifier, labels: TokenLabels, share: float, seed: int) -> Values:
-    """Fits to all but a share of the groups, and says how well the agent does on those."""
+    """Fits on all groups but a held-out share, and measures the agent on that share."""
     train, held_out = split_by_group(labels.y, labels.weight, labels.groups, share, seed)
-    rest: Sequence[int] = [] if held_out is None else held_out.tolist()
+    held_out_rows: Sequence[int] = [] if held_out is None else held_out.tolist()
     weights = labels.weight.copy()
-    weights[rest] = 0
+    weights[held_out_rows] = 0
     try:
         classifier.fit(labels.X, labels.y, sample_weight=weights, groups=labels.groups)
     except ValueError as error:
@@ -68,5 +72,5 @@ def _fit_and_measure(classifier: MaraClassifier, labels: TokenLabels, share: flo
         "epochs": classifier.n_iter_,
         "best epoch": epoch,
         "training loss": classifier.loss_curve_[epoch - 1],
-        **held_out_accuracy(classifier, labels, rest),
+        **held_out_accuracy(classifier, labels, held_out_rows),
     }

@@ -1,6 +1,7 @@
-"""What `mara label`, `mara fit` and `mara evaluate` do, behind their options: the library's parts on a run folder."""
+"""Inputs that the jobs share: the policy model and the rows of data that a command's options name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
@@ -11,26 +12,27 @@ from langchain_mara_training import run_folder
 from langchain_mara_training.data.readers import Row
 
 Options = Mapping[str, Any]
-"""A command's options by name, as `run_folder.resolved` gives them."""
+"""A command's options by name, as `run_folder.resolved` returns them."""
 Values = dict[str, Any]
 """Results by name."""
 
-EMBEDDED = "langchain-mara demo"
+BUNDLED_MODEL = "langchain-mara demo"
+"""Name of the bundled model in model cards and agents."""
 DECODING = {name: getattr(DEFAULTS, name) for name in ("top_k", "top_p", "max_new_tokens")}
 """Decoding options of the commands, and their defaults."""
 
 
 def load_llm(options: Options, device: str | None, **fields: Any) -> MaraLLM:
-    """The policy model and agent that a command's options name; the embedded model where they name none.
+    """Loads the policy model and the agent that a command's options name; by default the bundled model.
 
     Args:
-        options: With `model` and perhaps `agent`, which may be a run folder.
-        device: Where to compute.
+        options: Options with `model` and perhaps `agent`, which may be a run folder.
+        device: Device of the model.
         fields: Other fields of `MaraLLM`.
 
     Raises:
         TrainingError: If a run folder has no agent yet.
-        MaraError: As `MaraLLM.from_model_id` does.
+        MaraError: If the model or the agent cannot be loaded; see `MaraLLM.from_model_id`.
     """
     agent = options.get("agent")
     fields |= {"agent": None if agent is None else run_folder.agent_source(agent), "device": device}
@@ -39,14 +41,26 @@ def load_llm(options: Options, device: str | None, **fields: Any) -> MaraLLM:
 
 
 def load_rows(options: Options, read: Callable[[str, str], list[Row]]) -> list[Row]:
-    """The rows that a command's options name.
+    """Loads the rows that a command's options name, without the progress bars of `datasets`.
 
     Args:
-        options: With `data`, `split` and `limit`.
-        read: Reads a source and its split.
+        options: Options with `data`, `split` and `limit`.
+        read: Function that reads a split of a source.
 
     Raises:
-        DataError: If they cannot be read.
+        DataError: If the rows cannot be read.
     """
+    with _no_progress_bars():
+        return read(options["data"], options["split"])[: options["limit"]]
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
     datasets.disable_progress_bars()
-    return read(options["data"], options["split"])[: options["limit"]]
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -1,4 +1,4 @@
-"""What `mara label` does: labels on a run folder."""
+"""The job of `mara label`: labels tokens into a run folder."""
 
 import time
 from pathlib import Path
@@ -9,24 +9,28 @@ from langchain_mara_training.data.readers import read_pairs, read_prompts
 from langchain_mara_training.jobs.inputs import DECODING, Options, Values, load_llm, load_rows
 from langchain_mara_training.labeling.preference import PreferenceLabeler
 from langchain_mara_training.labeling.rollout import RolloutLabeler
-from langchain_mara_training.rewards.specs import reward_function
+from langchain_mara_training.labeling.rollout_options import RolloutOptions
+from langchain_mara_training.rewards.specs import current_folder_first, reward_function
 from langchain_mara_training.storage.distributed import processes
 
-_ROLLOUTS = ("generations", "positions", "candidates", "continuations", "value", "margin", "ties", "weighting")
 
-
+@current_folder_first()
 def label(output: Path, options: Options) -> Values:
-    """Labels a run's tokens.
+    """Labels tokens into a run folder.
+
+    Args:
+        output: Run folder. An interrupted job resumes there.
+        options: Options of the command.
 
     Returns:
-        What was labelled; of several processes (`torchrun`), the main one alone says it and keeps the run's log.
+        Counts and times. With several processes (`torchrun`), only the main one returns them and writes the log.
 
     Raises:
         OptionsError: If rollouts have no reward.
-        MaraError: As the parts do.
+        MaraError: If data, model, rewards or the run folder cannot be used.
     """
     if options["labeler"] == "rollout" and not options["reward"]:
-        raise OptionsError("Rollouts are labelled by reward functions. Give at least one --reward.")
+        raise OptionsError("Rollouts are labeled by reward functions. Give at least one --reward.")
     run = run_folder.Run(output, "label", options)
     state = processes()
     device = str(state.device) if options["device"] is None and state.num_processes > 1 else options["device"]
@@ -43,24 +47,24 @@ def label(output: Path, options: Options) -> Values:
         "labels": len(labels),
         "accept share": float(labels.y.mean()),
         "groups": len(set(labels.groups.tolist())),
-        # Shards that were there cost no time.
+        # A resumed job did not compute all labels in this time.
         "labels/s": None if run.resumed else len(labels) / seconds,
         "seconds": seconds,
     }
-    run.log("labelled", **values)
+    run.log("labeled", **values)
     return values
 
 
 def _labeler(options: Options, device: str | None) -> PreferenceLabeler | RolloutLabeler:
     seed = options["seed"]
-    sets = {name: options[name] for name in DECODING if name in options}
+    decoding = {name: options[name] for name in DECODING if name in options}
     if options["labeler"] == "preference":
-        llm = load_llm(options, device, **sets)
+        llm = load_llm(options, device, **decoding)
         return PreferenceLabeler(llm, candidate_filter=not options["all_tokens"], random_state=seed)
-    # Before the model, because they fail faster.
-    functions = [reward_function(one, device) for one in options["reward"]]
-    given = {name: options[name] for name in _ROLLOUTS}
+    # Rewards come before the model, because their errors show faster.
+    functions = [reward_function(spec, device) for spec in options["reward"]]
+    rollouts = {name: options[name] for name in RolloutOptions.model_fields if name in options}
     weights = options["reward_weight"]
     return RolloutLabeler(
-        load_llm(options, device, **sets), functions, reward_weights=weights, random_state=seed, **given
+        load_llm(options, device, **decoding), functions, reward_weights=weights, random_state=seed, **rollouts
     )

@@ -1,4 +1,4 @@
-"""What `mara rl` does, behind its options: `MaraSAC` on a run folder, by the settings of a recipe."""
+"""The job of `mara rl`: runs `MaraSAC` on a run folder with the settings of a recipe."""
 
 import time
 from functools import partial
@@ -7,56 +7,61 @@ from pathlib import Path
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training import run_folder
 from langchain_mara_training.data.readers import read_prompts
-from langchain_mara_training.jobs.inputs import EMBEDDED, Options, Values, load_llm, load_rows
+from langchain_mara_training.jobs.inputs import BUNDLED_MODEL, DECODING, Options, Values, load_llm, load_rows
 from langchain_mara_training.reinforcement.actor_critic import UpdateOptions
 from langchain_mara_training.reinforcement.environment import EnvironmentOptions
 from langchain_mara_training.reinforcement.recipe import PromptData, Recipe
 from langchain_mara_training.reinforcement.sac import MaraSAC
 from langchain_mara_training.reinforcement.tracking import make_trackers
-from langchain_mara_training.rewards.specs import reward_function
+from langchain_mara_training.rewards.specs import current_folder_first, reward_function
+from langchain_mara_training.storage.records import Config
 
 _COUNTS = (
     "episodes", "parallel", "workers", "width", "batch_size", "updates", "warm_up", "buffer_size", "evaluate_every",
 )  # fmt: skip
-_DECODING = ("top_k", "top_p", "max_new_tokens")
+# Options of the command that no recipe has.
 _NOT_OF_A_RECIPE = {"evaluation": None, "limit": None, "device": None, "tracker": None}
 
 
-def resolve_options(recipe: Recipe, given: Options) -> run_folder.Config:
-    """The options of a job: what is given, and for the rest the recipe's.
+def resolve_options(recipe: Recipe, given: Options) -> Config:
+    """The options of a job: those given, and the recipe's for the rest.
+
+    If you give other data, no setting of the recipe's data is used. If you give other rewards, the recipe's weights
+    are not used.
 
     Args:
-        recipe: Settings.
-        given: Options of the command; what is None or empty is not given. Other data takes nothing from the recipe's,
-            and other rewards have other weights.
+        recipe: Settings for the options that are not given.
+        given: Options of the command; values that are None or empty are not given.
     """
-    said = {name: value for name, value in given.items() if value not in (None, [], ())}
-    own = recipe.options()
-    if "data" in said:
-        own |= {name: PromptData.model_fields[name].default for name in ("split", "prompt_column")}
-    if "reward" in said:
-        own["reward_weight"] = None
-    config = run_folder.resolved({**own, **_NOT_OF_A_RECIPE, **said})
+    set_options = {name: value for name, value in given.items() if value not in (None, [], ())}
+    recipe_options = recipe.options()
+    if "data" in set_options:
+        recipe_options |= {name: PromptData.model_fields[name].default for name in ("split", "prompt_column")}
+    if "reward" in set_options:
+        recipe_options["reward_weight"] = None
+    config = run_folder.resolved({**recipe_options, **_NOT_OF_A_RECIPE, **set_options})
     make = EnvironmentOptions.reference if config["preset"] == "reference" else EnvironmentOptions
     return {**config, "environment": make(**config["environment"]).model_dump()}
 
 
+@current_folder_first()
 def reinforce(output: Path, options: Options) -> Values:
-    """Trains an agent by reinforcement, and saves it with its model card.
+    """Trains an agent by reinforcement and saves it with its model card.
 
     Args:
-        output: Run folder; what was interrupted goes on there.
-        options: As `resolve_options` gives them.
+        output: Run folder. An interrupted job resumes there.
+        options: Options as `resolve_options` returns them.
 
     Returns:
-        How the training ended.
+        Counts and scores at the end of training, and its time.
 
     Raises:
-        OptionsError: If there are no prompts or no rewards, or a tracker cannot be had.
-        MaraError: As the parts do.
+        OptionsError: If there are no prompts or no rewards, or a tracker is not available.
+        MaraError: If data, model, agent, rewards or the run folder cannot be used.
     """
-    _require(options)
+    _check_required(options)
     run = run_folder.Run(output, "rl", options)
+    # Made only to report an unavailable tracker early; `MaraSAC` makes its own.
     make_trackers(options["tracker"] or (), run.folder)
     rows = load_rows(options, partial(read_prompts, prompt_column=options["prompt_column"]))
     held_out = None if options["evaluation"] is None else read_prompts(options["evaluation"])
@@ -71,7 +76,7 @@ def reinforce(output: Path, options: Options) -> Values:
     return {**values, "seconds": seconds}
 
 
-def _require(options: Options) -> None:
+def _check_required(options: Options) -> None:
     if options["data"] is None:
         raise OptionsError("There are no prompts to answer. Give a file of prompts, or a --recipe that names one.")
     if not options["reward"]:
@@ -80,9 +85,9 @@ def _require(options: Options) -> None:
 
 def _estimator(options: Options, run: run_folder.Run) -> MaraSAC:
     device = options["device"]
-    # Before the policy model, because they fail faster.
-    rewards = [reward_function(one, device) for one in options["reward"]]
-    decoding = {name: options[name] for name in _DECODING}
+    # Rewards come before the policy model, because their errors show faster.
+    rewards = [reward_function(spec, device) for spec in options["reward"]]
+    decoding = {name: options[name] for name in DECODING}
     return MaraSAC(
         load_llm(options, device, batch_size=options["parallel"], **decoding),
         rewards,
@@ -99,19 +104,18 @@ def _estimator(options: Options, run: run_folder.Run) -> MaraSAC:
 
 
 def _values(sac: MaraSAC) -> Values:
-    """The last entry of the history; of the evaluations the best, since that agent is kept."""
+    """Values of the last history entry, and the best evaluation, because that agent is kept."""
     last = sac.history_[-1]
-    seen = [one["evaluation"] for one in sac.history_ if "evaluation" in one]
+    evaluations = [entry["evaluation"] for entry in sac.history_ if "evaluation" in entry]
     names = ("episodes", "passes", "updates", "score", "temperature")
-    return {**{name: last[name] for name in names}, **({"evaluation": max(seen)} if seen else {})}
+    return {**{name: last[name] for name in names}, **({"evaluation": max(evaluations)} if evaluations else {})}
 
 
-def _tables(config: run_folder.Config, values: Values) -> dict[str, Values]:
-    """Of the agent's card."""
-    plain = {name: value for name, value in config.items() if not isinstance(value, dict)}
-    model = {"model": config["model"] or EMBEDDED}
+def _tables(config: Config, values: Values) -> dict[str, Values]:
+    """Tables of the agent's model card."""
+    options = {name: value for name, value in config.items() if not isinstance(value, dict)}
     return {
-        "Reinforcement": {**plain, **model},
+        "Reinforcement": {**options, "model": config["model"] or BUNDLED_MODEL},
         "Environment": config["environment"],
         "Update": config["update"],
         "Metrics": values,

@@ -1,1 +1,1 @@
-"""Token-level labels, from preference pairs or from rollouts."""
+"""Labels tokens accept or reject, by preference pairs or by rollouts."""

@@ -1,6 +1,6 @@
-"""Token-level labels from preference pairs: tokens of the chosen answer accept, of the rejected one reject.
+"""Token-level labels from preference pairs: tokens of the chosen answer accept, those of the rejected one reject.
 
-ALGORITHM.md section 5. Labels from rollouts stand in `rollouts.py`.
+ALGORITHM.md section 5. Labels from rollouts are in `rollout.py`.
 """
 
 import hashlib
@@ -21,21 +21,21 @@ from langchain_mara.policy.model import PolicyModel
 from langchain_mara_training.data.readers import Row, Source, prompt_numbers, read_pairs, text_of
 from langchain_mara_training.generation.states import batch_states
 from langchain_mara_training.labeling.shards import label_shards
-from langchain_mara_training.labeling.token_labels import LabelledTokens, TokenLabels
+from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
 
 Weighting = Literal["token", "answer"]
 
 _LOGITS_AT_ONCE = 1024
 
 
-class Answer(NamedTuple):
-    """One answer whose tokens get labels.
+class LabeledAnswer(NamedTuple):
+    """An answer whose tokens get a label.
 
     Attributes:
-        token_ids: Prompt and answer.
-        start: Place of the first token that gets a label; at least 1.
-        label: 1 for a chosen answer, 0 for a rejected one.
-        weight: Of the row of data.
+        token_ids: Token ids of prompt and answer.
+        start: Position of the first token that gets a label; at least 1.
+        label: Label of the tokens: 1 for a chosen answer, 0 for a rejected one.
+        weight: Weight of the row of data.
         group: Number of the prompt.
     """
 
@@ -49,18 +49,21 @@ class Answer(NamedTuple):
 class PreferenceLabeler:
     """Labels tokens by preference pairs.
 
-    Behind the prefix that both answers share, tokens of `chosen` are labelled accept, tokens of
-    `rejected` reject. Features are the states these tokens produce, as in decoding.
+    After the prefix that both answers share, tokens of `chosen` are labeled accept and tokens of `rejected` reject.
+    The features are the states that these tokens produce, as in decoding.
 
     Args:
-        llm: The policy model, with its template and candidate sets (`top_k`, `top_p`).
-        candidate_filter: Whether to keep only tokens in a candidate set of at least two, the only ones the agent
-            will ever be asked about.
-        weighting: `token` gives every token the same weight, `answer` every answer.
-        decay: Factor of the weight per token behind the first difference, in (0, 1].
-        batch_tokens: Most tokens of a pass, padding included.
-        shard_tokens: Labelled tokens of a shard, about; a shard is what an interruption costs.
+        llm: Policy model with its chat template and candidate sets (`top_k`, `top_p`).
+        candidate_filter: Whether to keep only tokens in a candidate set of at least two. The agent is never asked
+            about any others.
+        weighting: What has equal weight: every `token` or every `answer`.
+        decay: Factor of the weight per token after the first difference, in (0, 1].
+        batch_tokens: Most tokens of a pass, including padding.
+        shard_tokens: Approximate number of labeled tokens in a shard. An interruption loses at most one shard's work.
         random_state: Seed of the order of pairs and rows.
+
+    Raises:
+        OptionsError: If an option is out of range.
 
     Example:
         >>> X, y, weight, groups = PreferenceLabeler(llm).label(pairs)
@@ -95,10 +98,11 @@ class PreferenceLabeler:
         """Labels the tokens of preference pairs.
 
         Args:
-            pairs: Rows with `prompt`, `chosen` and `rejected`, text or messages, from wherever `read_pairs` reads.
-                A column `weight` multiplies a pair's weights, a column `group` replaces the prompt's number.
-            output: Folder for the shards, for more than memory holds, for resuming, and for several processes;
-                by default the labels stay in memory.
+            pairs: Rows with `prompt`, `chosen` and `rejected` (texts or messages), or any other source that
+                `read_pairs` reads. A column `weight` multiplies a pair's weights, and a column `group` replaces the
+                prompt's number.
+            output: Folder of the shards. You need it for labels larger than memory, to resume, and for several
+                processes; by default the labels stay in memory.
 
         Raises:
             DataError: If a row lacks a column, a prompt is too long, or no token gets a label.
@@ -106,11 +110,11 @@ class PreferenceLabeler:
         """
         rows = read_pairs(pairs)
         grouped = zip(rows, prompt_numbers(rows), strict=True)
-        answers = [one for row, group in grouped for one in self._answers(row, group)]
+        answers = [answer for row, group in grouped for answer in self._answers(row, group)]
         jobs = list(self._jobs(answers))
         if not jobs:
-            raise DataError("In every pair, chosen and rejected are the same tokens. Give answers that differ.")
-        sizes = [sum(len(one.token_ids) for one in job) for job in jobs]
+            raise DataError("In every pair, chosen and rejected have the same tokens. Give answers that differ.")
+        sizes = [sum(len(answer.token_ids) for answer in job) for job in jobs]
         return label_shards(
             jobs,
             self._compute,
@@ -118,34 +122,34 @@ class PreferenceLabeler:
             identity=self._identity(answers),
             output=output,
             seed=self.random_state,
-            description="labelling",
+            description="labeling",
         )
 
-    def _answers(self, row: Row, group: int) -> list[Answer]:
+    def _answers(self, row: Row, group: int) -> list[LabeledAnswer]:
         prompt = self.llm.encode(row["prompt"])
         context = self._policy.context or len(prompt) + 1
         if not 0 < len(prompt) < context:
             raise DataError(
                 f"The prompt {str(row['prompt'])[:60]!r} has {len(prompt)} tokens, but {self._policy.name} holds "
-                f"{self._policy.context}, the answer included. Shorten it or leave the pair out."
+                f"{self._policy.context}, including the answer. Shorten the prompt or leave the pair out."
             )
         chosen, rejected = (self._answer_ids(row[name]) for name in ("chosen", "rejected"))
-        both = zip(chosen, rejected, strict=False)
-        start = len(prompt) + sum(1 for _ in takewhile(lambda tokens: tokens[0] == tokens[1], both))
+        token_pairs = zip(chosen, rejected, strict=False)
+        start = len(prompt) + sum(1 for _ in takewhile(lambda tokens: tokens[0] == tokens[1], token_pairs))
         weight = float(row.get("weight", 1.0))
         sequences = [(prompt + ids)[: self._policy.context] for ids in (chosen, rejected)]
-        labelled = zip(sequences, (1, 0), strict=True)
-        return [Answer(ids, start, label, weight, group) for ids, label in labelled if len(ids) > start]
+        labeled = zip(sequences, (1, 0), strict=True)
+        return [LabeledAnswer(ids, start, label, weight, group) for ids, label in labeled if len(ids) > start]
 
     def _answer_ids(self, answer: str | list[dict[str, str]]) -> list[int]:
         tokenizer = self.llm.tokenizer
         ids: list[int] = tokenizer(text_of(answer), add_special_tokens=False).input_ids
         return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
 
-    def _jobs(self, answers: Sequence[Answer]) -> Iterator[list[Answer]]:
-        """Answers in random order, cut into shards."""
+    def _jobs(self, answers: Sequence[LabeledAnswer]) -> Iterator[list[LabeledAnswer]]:
+        """Answers in random order, divided into shards."""
         generator = torch.Generator().manual_seed(self.random_state)
-        job: list[Answer] = []
+        job: list[LabeledAnswer] = []
         tokens = 0
         for i in torch.randperm(len(answers), generator=generator).tolist():
             job.append(answers[i])
@@ -157,65 +161,77 @@ class PreferenceLabeler:
             yield job
 
     @torch.inference_mode()
-    def _compute(self, job: Sequence[Answer]) -> LabelledTokens:
+    def _compute(self, job: Sequence[LabeledAnswer]) -> LabeledTokens:
         parts = [self._label_batch(batch) for batch in self._batches(job)]
-        shard = LabelledTokens.join(parts)
+        shard = LabeledTokens.join(parts)
         finite = shard.states.isfinite().all(-1)
         if not finite.all():
             warnings.warn(f"{int((~finite).sum())} tokens with non-finite states were left out.", stacklevel=2)
             shard = shard.where(finite)
         return shard
 
-    def _batches(self, job: Sequence[Answer]) -> Iterator[list[Answer]]:
-        """Answers of similar length, so that there is next to no padding."""
-        batch: list[Answer] = []
-        for answer in sorted(job, key=lambda one: len(one.token_ids)):
+    def _batches(self, job: Sequence[LabeledAnswer]) -> Iterator[list[LabeledAnswer]]:
+        """Batches of answers of similar length, so that there is little padding."""
+        batch: list[LabeledAnswer] = []
+        for answer in sorted(job, key=lambda labeled_answer: len(labeled_answer.token_ids)):
             if batch and (len(batch) + 1) * len(answer.token_ids) > self.batch_tokens:
                 yield batch
                 batch = []
             batch.append(answer)
         yield batch
 
-    def _label_batch(self, batch: Sequence[Answer]) -> LabelledTokens:
-        hidden = batch_states(self._policy, [one.token_ids for one in batch])
-        lengths = [len(one.token_ids) - one.start for one in batch]
-        row = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(lengths))
-        position = torch.cat([torch.arange(one.start, len(one.token_ids)) for one in batch])
-        token_ids = torch.tensor([token for one in batch for token in one.token_ids[one.start :]])
+    def _label_batch(self, batch: Sequence[LabeledAnswer]) -> LabeledTokens:
+        hidden = batch_states(self._policy, [answer.token_ids for answer in batch])
+        starts = torch.tensor([answer.start for answer in batch])
+        lengths = torch.tensor([len(answer.token_ids) for answer in batch]) - starts
+        row = torch.repeat_interleave(torch.arange(len(batch)), lengths)
+        position = torch.cat([torch.arange(answer.start, len(answer.token_ids)) for answer in batch])
+        token_ids = torch.tensor([token for answer in batch for token in answer.token_ids[answer.start :]])
         on_device = row.to(hidden.device), position.to(hidden.device)
+        # A token is a candidate of the position before it.
         ranks, counts = self._ranks(hidden[on_device[0], on_device[1] - 1], token_ids)
-        labelled = LabelledTokens(
+        labeled = LabeledTokens(
             states=hidden[on_device].to("cpu", torch.float16),
-            labels=torch.tensor([one.label for one in batch], dtype=torch.int8)[row],
-            weights=self._weights(batch)[row] * self.decay ** (position - torch.tensor([a.start for a in batch])[row]),
-            groups=torch.tensor([one.group for one in batch], dtype=torch.int32)[row],
+            labels=torch.tensor([answer.label for answer in batch], dtype=torch.int8)[row],
+            weights=self._weights(batch)[row] * self.decay ** (position - starts[row]),
+            groups=torch.tensor([answer.group for answer in batch], dtype=torch.int32)[row],
             token_ids=token_ids.int(),
             positions=position.int(),
             ranks=ranks.short(),
         )
-        return labelled.where((ranks >= 0) & (counts > 1)) if self.candidate_filter else labelled
+        return labeled.where((ranks >= 0) & (counts > 1)) if self.candidate_filter else labeled
 
-    def _weights(self, batch: Sequence[Answer]) -> Tensor:
-        """(answers,) float32 weight of each answer's first token."""
-        shares = [1.0 if self.weighting == "token" else 1 / (len(one.token_ids) - one.start) for one in batch]
-        return torch.tensor([share * one.weight for share, one in zip(shares, batch, strict=True)])
+    def _weights(self, batch: Sequence[LabeledAnswer]) -> Tensor:
+        """(answers,) float32 weights of the first labeled token of each answer."""
+        lengths = [len(answer.token_ids) - answer.start for answer in batch]
+        shares = [1.0 if self.weighting == "token" else 1 / length for length in lengths]
+        return torch.tensor([share * answer.weight for share, answer in zip(shares, batch, strict=True)])
 
     def _ranks(self, states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ranks of tokens in the candidate sets behind (n, d) states, -1 outside, and the sets' sizes; both (n,)."""
+        """Ranks of tokens in their candidate sets, and the sizes of these sets.
+
+        Args:
+            states: (n, d) states that the candidate sets follow.
+            token_ids: (n,) token ids.
+
+        Returns:
+            (n,) ranks by probability, -1 outside the set; and (n,) sizes. Both are on the CPU.
+        """
         ranks, counts = [], []
         for chunk, tokens in zip(states.split(_LOGITS_AT_ONCE), token_ids.split(_LOGITS_AT_ONCE), strict=True):
             sets = candidate_sets(self._policy.logits(chunk), self.llm.top_k, self.llm.top_p)
             inside = torch.arange(sets.token_ids.shape[1], device=sets.counts.device) < sets.counts[:, None]
-            found = (sets.token_ids == tokens.to(sets.token_ids.device)[:, None]) & inside
-            ranks.append(torch.where(found.any(-1), found.int().argmax(-1), -1).cpu())
+            is_token = (sets.token_ids == tokens.to(sets.token_ids.device)[:, None]) & inside
+            ranks.append(torch.where(is_token.any(-1), is_token.int().argmax(-1), -1).cpu())
             counts.append(sets.counts.cpu())
         return torch.cat(ranks), torch.cat(counts)
 
-    def _identity(self, answers: Sequence[Answer]) -> dict[str, object]:
+    def _identity(self, answers: Sequence[LabeledAnswer]) -> dict[str, object]:
         return {
             "labeler": "preference",
             "model": model_fingerprint(self.llm.model),
-            "data": hashlib.sha256(repr(answers).encode()).hexdigest()[:16],
+            # As plain tuples, so that renaming the class does not change the digest.
+            "data": hashlib.sha256(repr([tuple(answer) for answer in answers]).encode()).hexdigest()[:16],
             "options": [self.candidate_filter, self.weighting, self.decay, self.llm.top_k, self.llm.top_p],
             "batch_tokens": self.batch_tokens,
         }

@@ -1,7 +1,7 @@
-"""Shards of labelled tokens: each computed once, written atomically, by whichever process it falls to.
+"""Shards of labeled tokens, each computed once and written atomically by one of the processes.
 
-A shard depends on its job alone. So a run that was killed goes on at the next missing shard and ends
-byte-identical, and several processes (`torchrun --nproc_per_node 2 script.py`) give what one gives.
+A shard depends only on its job. So a killed run resumes at the next missing shard and ends byte-identical, and
+several processes (`torchrun --nproc_per_node 2 script.py`) give the same labels as one.
 """
 
 import json
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 
 from langchain_mara.exceptions import DataError, TrainingError
-from langchain_mara_training.labeling.token_labels import SHARD_NAME, LabelledTokens, TokenLabels
+from langchain_mara_training.labeling.token_labels import SHARD_NAME, LabeledTokens, TokenLabels
 from langchain_mara_training.storage.atomic import write_atomically
 from langchain_mara_training.storage.distributed import processes
 from langchain_mara_training.storage.progress import progress_bar
@@ -28,7 +28,7 @@ Job = TypeVar("Job")
 
 def label_shards(
     jobs: Sequence[Job],
-    compute: Callable[[Job], LabelledTokens],
+    compute: Callable[[Job], LabeledTokens],
     *,
     sizes: Sequence[int],
     identity: Mapping[str, Any],
@@ -36,16 +36,16 @@ def label_shards(
     seed: int,
     description: str,
 ) -> TokenLabels:
-    """Computes the shards that are missing and gives all of them.
+    """Computes the missing shards and returns the labels of all shards.
 
     Args:
-        jobs: One for each shard.
-        compute: Labels a job's tokens, as a function of the job alone.
-        sizes: Of each job, for the progress bar, in tokens.
-        identity: Whatever the labels depend on; a folder of another identity is refused.
+        jobs: Job of each shard.
+        compute: Function that labels a job's tokens and depends only on the job.
+        sizes: Size of each job in tokens, for the progress bar.
+        identity: Everything the labels depend on, by name; a folder with another identity is refused.
         output: Folder of the shards; by default they stay in memory.
-        seed: Of the order of rows within a shard.
-        description: Of the progress bar.
+        seed: Seed of the order of rows within a shard.
+        description: Text of the progress bar.
 
     Raises:
         TrainingError: If the folder holds other labels.
@@ -53,13 +53,13 @@ def label_shards(
     """
     state = processes()
     if output is None and state.num_processes > 1:
-        raise DataError("Several processes share their labels through a folder: give output=.")
+        raise DataError("Several processes share their labels through a folder. Give output=.")
     folder = None if output is None else Path(output).expanduser()
     if folder is not None:
         _claim(folder, {**identity, "shards": len(jobs), "seed": seed})
-    mine = range(state.process_index, len(jobs), state.num_processes)
+    own_numbers = range(state.process_index, len(jobs), state.num_processes)
     in_memory = []
-    missing = [i for i in mine if folder is None or not (folder / SHARD_NAME.format(i)).exists()]
+    missing = [i for i in own_numbers if folder is None or not (folder / SHARD_NAME.format(i)).exists()]
     with progress_bar("tokens", transient=True) as progress:
         bar = progress.add_task(description, total=sum(sizes[i] for i in missing))
         for i in missing:
@@ -76,13 +76,13 @@ def label_shards(
 
 
 def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Takes a folder for these labels, or goes on in it."""
+    """Writes the identity of the labels to their folder, or checks that the folder holds the same one."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / MANIFEST_NAME
     if manifest.exists():
         with suppress(ValueError):
-            known = json.loads(manifest.read_text(encoding="utf-8"))
-            differing = sorted(name for name in {*known, *identity} if known.get(name) != identity.get(name))
+            written = json.loads(manifest.read_text(encoding="utf-8"))
+            differing = sorted(name for name in {*written, *identity} if written.get(name) != identity.get(name))
             if not differing:
                 return
             raise TrainingError(
@@ -91,12 +91,12 @@ def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
     write_atomically(manifest, json.dumps(identity, indent=2).encode())
 
 
-def _shuffled(shard: LabelledTokens, seed: int) -> LabelledTokens:
+def _shuffled(shard: LabeledTokens, seed: int) -> LabeledTokens:
     generator = torch.Generator().manual_seed(seed)
     return shard.where(torch.randperm(len(shard.labels), generator=generator))
 
 
 def _wait_for(files: Sequence[Path]) -> None:
-    # The other processes' shards: torchrun ends this process, too, where one of them fails.
+    # These are the other processes' shards. If one of them fails, torchrun ends this process too.
     while not all(file.exists() for file in files):
         time.sleep(_POLL_SECONDS)

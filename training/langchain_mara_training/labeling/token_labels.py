@@ -1,4 +1,4 @@
-"""Labelled states of tokens: what the labelers give, in memory or larger than it, on disk in shards."""
+"""Labeled states of tokens, the result of a labeler: in memory, or in shards on disk if they do not fit."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -19,17 +19,17 @@ SHARD_NAME = "shard-{:05d}.safetensors"
 _OPEN_SHARDS = 4
 
 
-class LabelledTokens(NamedTuple):
-    """The rows of one shard; row i of all belongs to the same token.
+class LabeledTokens(NamedTuple):
+    """The rows of one shard. Row i of every column belongs to the same token.
 
     Attributes:
-        states: (n, d) float16, the state each token produces.
-        labels: (n,) int8, 1 accept and 0 reject.
-        weights: (n,) float32.
-        groups: (n,) int32, number of the prompt.
-        token_ids: (n,) int32.
-        positions: (n,) int32, place in the sequence of prompt and answer.
-        ranks: (n,) int16, place in the candidate set by probability; -1 outside.
+        states: (n, d) float16 states that the tokens produce.
+        labels: (n,) int8 labels: 1 accept, 0 reject.
+        weights: (n,) float32 sample weights.
+        groups: (n,) int32 numbers of the prompts.
+        token_ids: (n,) int32 token ids.
+        positions: (n,) int32 positions in the sequence of prompt and answer, from 0.
+        ranks: (n,) int16 ranks in the candidate set by probability, from 0; -1 outside the set.
     """
 
     states: Tensor
@@ -41,17 +41,25 @@ class LabelledTokens(NamedTuple):
     ranks: Tensor
 
     @classmethod
-    def join(cls, parts: Sequence["LabelledTokens"]) -> "LabelledTokens":
-        """All rows of some parts, in order."""
+    def join(cls, parts: Sequence["LabeledTokens"]) -> "LabeledTokens":
+        """The rows of all parts, in order."""
         return cls(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
-    def where(self, index: Tensor) -> "LabelledTokens":
-        """The rows of an index or mask, in its order."""
-        return LabelledTokens(*(column[index] for column in self))
+    def where(self, index: Tensor) -> "LabeledTokens":
+        """The rows that an index or mask selects, in its order."""
+        return LabeledTokens(*(column[index] for column in self))
 
 
 class _Shard(NamedTuple):
-    """Where the states of a shard stand in its file."""
+    """Location of a shard's states in its file.
+
+    Attributes:
+        file: The shard.
+        offset: Byte at which the states begin.
+        rows: Number of states.
+        size: Size d of a state.
+        modified: Modification time in nanoseconds, so that a rewritten file is mapped again.
+    """
 
     file: Path
     offset: int
@@ -61,16 +69,19 @@ class _Shard(NamedTuple):
 
 
 class ShardedStates:
-    """States in the shards of a folder, as one array that is read where it is indexed.
+    """States in the shards of a folder, as one float16 array that reads only the rows you index.
 
-    At most four shards are mapped at a time, so that data larger than memory can be gone through.
+    At most four shards are mapped at a time, so the data may be larger than memory.
 
     Args:
-        files: The shards, in order.
+        files: Shards, in order.
 
     Attributes:
         shape: (rows, d).
-        shard_starts: First row of every shard.
+        shard_starts: Number of the first row of each shard.
+
+    Raises:
+        DataError: If a shard is corrupt, or the shards hold states of different sizes.
     """
 
     ndim = 2
@@ -81,7 +92,9 @@ class ShardedStates:
         self._shards = [_read_header(file) for file in self.files]
         sizes = {shard.size for shard in self._shards}
         if len(sizes) != 1:
-            raise DataError(f"The shards hold states of the sizes {sorted(sizes)}; give shards of one policy model.")
+            raise DataError(
+                f"The shards hold states of different sizes: {sorted(sizes)}. Give shards of one policy model."
+            )
         bounds = np.cumsum([0, *(shard.rows for shard in self._shards)])
         self.shard_starts: list[int] = bounds[:-1].tolist()
         self.shape = (int(bounds[-1]), sizes.pop())
@@ -91,13 +104,13 @@ class ShardedStates:
 
     def __getitem__(self, key: Any) -> NDArray[np.float16]:
         rows, *rest = key if isinstance(key, tuple) else (key,)
-        found = self._rows(rows)
-        result: NDArray[np.float16] = found[(slice(None),) * (found.ndim - 1) + tuple(rest)] if rest else found
+        states = self._rows(rows)
+        result: NDArray[np.float16] = states[(slice(None),) * (states.ndim - 1) + tuple(rest)] if rest else states
         return result
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
-            raise ValueError("States in shards can only be copied into one array.")
+            raise ValueError("States in shards can only be copied into an array. Leave out copy=False.")
         return np.asarray(self._rows(slice(None)), dtype or self.dtype)
 
     def _rows(self, key: Any) -> Any:
@@ -111,12 +124,12 @@ class ShardedStates:
     def _gather(self, index: NDArray[np.int64]) -> NDArray[np.float16]:
         index = np.where(index < 0, index + len(self), index)
         if index.size and not 0 <= index.min() <= index.max() < len(self):
-            raise IndexError(f"Rows run from 0 to {len(self) - 1}.")
+            raise IndexError(f"An index is out of range: rows run from 0 to {len(self) - 1}.")
         result = np.empty((len(index), self.shape[1]), np.float16)
         shard_of = np.searchsorted(self.shard_starts, index, side="right") - 1
         for number in np.unique(shard_of):
-            here = shard_of == number
-            result[here] = _mapped(self._shards[number])[index[here] - self.shard_starts[number]]
+            in_shard = shard_of == number
+            result[in_shard] = _mapped(self._shards[number])[index[in_shard] - self.shard_starts[number]]
         return result
 
 
@@ -133,26 +146,26 @@ def _read_header(file: Path) -> _Shard:
             entry = json.loads(stream.read(length))["states"]
         rows, size = entry["shape"]
         status = file.stat()
-        whole = entry["dtype"] == "F16" and status.st_size >= 8 + length + entry["data_offsets"][1]
+        is_complete = entry["dtype"] == "F16" and status.st_size >= 8 + length + entry["data_offsets"][1]
     except (OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
-        raise DataError(f"{file} is no shard of states ({error}). Delete it and run the labeler again.") from None
-    if not whole:
-        raise DataError(f"{file} is truncated or not float16. Delete it and run the labeler again.")
+        raise DataError(f"{file} is not a shard of states ({error}). Delete it and run the labeler again.") from None
+    if not is_complete:
+        raise DataError(f"{file} is truncated, or its states are not float16. Delete it and run the labeler again.")
     return _Shard(file, 8 + length + entry["data_offsets"][0], rows, size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, eq=False)
 class TokenLabels:
-    """Labelled tokens, ready for `MaraClassifier.fit`; iterating gives `X, y, weight, groups`.
+    """Labeled tokens, ready for `MaraClassifier.fit`. Iterating yields `X, y, weight, groups`.
 
     Attributes:
-        X: (n, d) float16 states; a `ShardedStates` where they stand on disk.
-        y: (n,) int64, 1 accept and 0 reject.
+        X: (n, d) float16 states that the tokens produce; a `ShardedStates` if they are on disk.
+        y: (n,) int64 labels: 1 accept, 0 reject.
         weight: (n,) float32 sample weights.
-        groups: (n,) int64 prompt numbers, so that a split never divides a prompt.
-        token_ids: (n,) int64.
-        positions: (n,) int64 places in the sequence of prompt and answer, counted from 0.
-        ranks: (n,) int64 places in the candidate set by probability, -1 outside.
+        groups: (n,) int64 numbers of the prompts; a split by group never divides a prompt.
+        token_ids: (n,) int64 token ids.
+        positions: (n,) int64 positions in the sequence of prompt and answer, from 0.
+        ranks: (n,) int64 ranks in the candidate set by probability, from 0; -1 outside the set.
     """
 
     X: NDArray[np.float16] | ShardedStates
@@ -170,46 +183,46 @@ class TokenLabels:
         return len(self.y)
 
     def __add__(self, other: "TokenLabels") -> "TokenLabels":
-        """The union; groups of equal number stay one group."""
-        both = (self.X, other.X)
-        states: Any = (
-            ShardedStates([file for one in both for file in one.files])  # type: ignore[union-attr]
-            if all(isinstance(one, ShardedStates) for one in both)
-            else np.concatenate([np.asarray(one) for one in both])
-        )
-        names = [one.name for one in fields(self)][1:]
+        """The labels of both, in order. Groups with equal numbers become one group."""
+        states: Any
+        if isinstance(self.X, ShardedStates) and isinstance(other.X, ShardedStates):
+            states = ShardedStates([*self.X.files, *other.X.files])
+        else:
+            states = np.concatenate([np.asarray(self.X), np.asarray(other.X)])
+        names = [column.name for column in fields(self)][1:]
         return TokenLabels(states, *(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
 
     @classmethod
-    def of(cls, shards: Sequence[LabelledTokens]) -> Self:
-        """Labels in memory.
+    def of(cls, shards: Sequence[LabeledTokens]) -> Self:
+        """Labels in memory, from the columns of shards.
 
         Raises:
-            DataError: If there are none.
+            DataError: If no token has a label.
         """
-        joined = LabelledTokens.join(shards)
+        joined = LabeledTokens.join(shards)
         return cls._checked(joined.states.numpy(), [column.numpy() for column in joined[1:]])
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Labels a labeler wrote; the states stay on disk.
+        """Loads the labels that a labeler wrote. The states stay on disk.
 
         Raises:
-            DataError: If there are no shards, or one is corrupt.
+            DataError: If there are no shards, one is corrupt, or no token has a label.
         """
         files = sorted(Path(folder).expanduser().glob(SHARD_NAME.replace("{:05d}", "*")))
         if not files:
             raise DataError(f"There are no shards in {folder}. Give the folder that a labeler wrote.")
         states = ShardedStates(files)
         columns = [_read_columns(file) for file in files]
-        return cls._checked(states, [np.concatenate(one) for one in zip(*columns, strict=True)])
+        return cls._checked(states, [np.concatenate(parts) for parts in zip(*columns, strict=True)])
 
     @classmethod
     def _checked(cls, states: Any, columns: Sequence[ArrayLike]) -> Self:
         if not len(states):
             raise DataError(
-                "No token got a label: the answers of each pair are equal, or no differing token is in the model's "
-                "candidate set (candidate_filter=False keeps those, too), or all candidates scored the same."
+                "No token got a label. If the answers of each pair are equal, give answers that differ. If no token "
+                "after their first difference is in the model's candidate set, candidate_filter=False keeps such "
+                "tokens. If all candidates scored the same, give another reward function."
             )
         labels, weights, *rest = columns
         return cls(
@@ -221,9 +234,9 @@ class TokenLabels:
 
 
 def _read_columns(file: Path) -> list[NDArray[Any]]:
-    """All columns of a shard but the states, in the order of `LabelledTokens`."""
+    """All columns of a shard except the states, in the order of `LabeledTokens`."""
     try:
         with safe_open(file, "numpy") as opened:
-            return [opened.get_tensor(name) for name in LabelledTokens._fields[1:]]
+            return [opened.get_tensor(name) for name in LabeledTokens._fields[1:]]
     except SafetensorError as error:
         raise DataError(f"{file} is corrupt ({error}). Delete it and run the labeler again.") from None

@@ -1,6 +1,6 @@
-"""The paper's tables: what agents gain against the upstream model, against rivals, and on other models.
+"""Measures the paper's tables: agents against the upstream model, against rivals, and on other models.
 
-Every contest is a comparison in a folder of its own, so that an interrupted table goes on, and reports can be made.
+Every contest is a comparison in a separate folder, so an interrupted table can resume, and reports can be written.
 """
 
 import gc
@@ -15,6 +15,7 @@ from rich.console import Console
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import AgentMismatchError, MaraError, OptionsError
 from langchain_mara.loading.models import AgentSource
+from langchain_mara.options import BATCH_DEFAULTS
 from langchain_mara_training import run_folder
 from langchain_mara_training.evaluation.comparison import CHUNK_BATCHES, compare
 from langchain_mara_training.evaluation.preference_rate import Preference
@@ -33,10 +34,10 @@ class TableRow(NamedTuple):
     """A row of a table.
 
     Attributes:
-        model: Upstream model.
-        other: The rival it is compared with (table 2), or the model whose agent it has (table 3).
-        cells: How MARA fared, by the name of the data set.
-        problem: Why cells are missing.
+        model: Name of the upstream model.
+        other: The rival that MARA is compared with (table 2), or the model whose agent is used (table 3).
+        cells: Preference for MARA, by the name of the data set.
+        problem: Reason why cells are missing, if any are.
     """
 
     model: str
@@ -46,26 +47,31 @@ class TableRow(NamedTuple):
 
 
 _Systems = tuple[System, System]
-"""The baseline, and MARA."""
+"""The baseline and MARA."""
 
 
 class _Contest(NamedTuple):
-    """What a row compares: the `other` of `TableRow`, and how to have the two systems."""
+    """The comparison of one row.
+
+    Attributes:
+        other: See `TableRow.other`.
+        make_systems: Makes the baseline and MARA.
+    """
 
     other: str | None
-    systems: Callable[[], _Systems]
+    make_systems: Callable[[], _Systems]
 
 
 class Tables:
     """Measures the rows of tables.
 
     Args:
-        settings: Of the tables.
+        settings: Settings of the tables.
         output: Folder for the comparisons, each in `MODEL/DATA SET` or `MODEL/OTHER/DATA SET`.
-        device: Where to compute; by default CUDA where there is one.
-        limit: Most prompts of a data set.
-        batch_size: Most prompts in one pass.
-        verbose: Whether progress is shown.
+        device: Device to compute on; by default CUDA if available.
+        limit: Largest number of prompts per data set.
+        batch_size: Largest number of prompts in one pass.
+        verbose: Whether to show progress.
 
     Raises:
         DataError: If prompts cannot be read.
@@ -80,7 +86,7 @@ class Tables:
         *,
         device: str | None = None,
         limit: int | None = None,
-        batch_size: int = 8,
+        batch_size: int = BATCH_DEFAULTS.batch_size,
         verbose: bool = False,
     ) -> None:
         self.settings = settings
@@ -88,28 +94,28 @@ class Tables:
         self.device = device
         self.batch_size = batch_size
         self.verbose = verbose
-        self.prompts = {name: one.read(limit) for name, one in settings.prompts.items()}
+        self.prompts = {name: prompt_set.read(limit) for name, prompt_set in settings.prompts.items()}
         self.rewards = {name: reward_function(spec, device) for name, spec in settings.rewards.items()}
 
     def rows(self, number: TableNumber, models: Sequence[str] | None = None) -> list[TableRow]:
-        """Measures a table; what cannot be loaded leaves its row empty, and the others go on.
+        """Measures a table. If something cannot be loaded, its row stays empty and the next row follows.
 
         Args:
-            number: Of the paper's table.
-            models: Upstream models by name; by default all.
+            number: Number of the table in the paper.
+            models: Names of the upstream models; by default all.
 
         Raises:
             OptionsError: If there is no such model.
         """
-        names = [known_name(one, self.settings.models, "model") for one in models or self.settings.models]
-        found: list[TableRow] = []
-        for place, name in enumerate(names, 1):
-            self._say(f"{name}, model {place} of {len(names)}")
-            found += self._rows(number, name)
+        names = [known_name(name, self.settings.models, "model") for name in models or self.settings.models]
+        rows: list[TableRow] = []
+        for count, name in enumerate(names, 1):
+            self._say(f"{name}, model {count} of {len(names)}")
+            rows += self._model_rows(number, name)
             _free_memory()
-        return found
+        return rows
 
-    def _rows(self, number: TableNumber, name: str) -> Iterator[TableRow]:
+    def _model_rows(self, number: TableNumber, name: str) -> Iterator[TableRow]:
         try:
             contests = self._contests(number, name)
         except _FAILURES as error:
@@ -130,24 +136,26 @@ class Tables:
         return [_Contest(rival, partial(self._against, rival, name, llm, agent)) for rival in get_args(Rival)]
 
     def _transfers(self, name: str) -> list[_Contest]:
-        others = [other for other, one in self.settings.models.items() if other != name and one.agent is not None]
+        others = [other for other, model in self.settings.models.items() if other != name and model.agent is not None]
         if not others:
-            raise OptionsError("No agent of another model is known. Give some: --agents MODEL=AGENT.")
+            raise OptionsError("The settings have no agent of another model. Give agents: --agents MODEL=AGENT.")
         llm = self._load(self.settings.models[name].source)
-        found = [
+        contests = [
             _Contest(other, partial(self._with_agent_of, other, llm)) for other in others if self._fits(other, llm)
         ]
-        if not found:
-            raise OptionsError("Of the other models that have an agent, none has its hidden size.")
-        return found
+        if not contests:
+            raise OptionsError(
+                "No other model with an agent has the same hidden size. Give such an agent: --agents MODEL=AGENT."
+            )
+        return contests
 
     def _row(self, name: str, contest: _Contest) -> TableRow:
         cells: dict[str, Preference] = {}
         try:
-            baseline, mara = contest.systems()
+            baseline, mara = contest.make_systems()
             for data_set, rows in self.prompts.items():
                 self._say(" / ".join(filter(None, (name, contest.other, data_set))))
-                found = compare(
+                comparison = compare(
                     [baseline, mara],
                     rows,
                     self._weighted(name),
@@ -158,7 +166,7 @@ class Tables:
                     facts=self.settings.rewards,
                     verbose=self.verbose,
                 )
-                cells[data_set] = found.preference(mara.name, baseline.name)
+                cells[data_set] = comparison.preference(mara.name, baseline.name)
         except _FAILURES as error:
             return TableRow(name, contest.other, cells, _reason(error))
         return TableRow(name, contest.other, cells)
@@ -166,9 +174,9 @@ class Tables:
     def _against(self, rival: Rival, name: str, llm: MaraLLM, agent: AgentSource) -> _Systems:
         source = self.settings.models[name].rivals.get(rival)
         if source is None:
-            raise OptionsError(f"It is not known where its {rival} checkpoint is. Give it: --rivals {name}/{rival}=…")
-        other = self._load(source)
-        system = CorrectorBaseline(rival, llm, other) if rival == "Aligner" else Decoding(rival, other)
+            raise OptionsError(f"The settings do not say where its {rival} checkpoint is: --rivals {name}/{rival}=…")
+        rival_llm = self._load(source)
+        system = CorrectorBaseline(rival, llm, rival_llm) if rival == "Aligner" else Decoding(rival, rival_llm)
         return system, Decoding(_MARA, llm.with_agent(agent))
 
     def _with_agent_of(self, other: str, llm: MaraLLM) -> _Systems:
@@ -180,13 +188,13 @@ class Tables:
         except AgentMismatchError:
             return False
         except _FAILURES:
-            return True  # and its row says why it is empty
+            return True  # its row will name the problem
         return True
 
     def _agent(self, name: str) -> AgentSource:
         source = self.settings.models[name].agent
         if source is None:
-            raise OptionsError(f"It is not known where its agent is. Give it: --agents {name}=…")
+            raise OptionsError(f"The settings do not say where its agent is: --agents {name}=…")
         return run_folder.agent_source(source)
 
     def _load(self, source: str) -> MaraLLM:
@@ -195,7 +203,7 @@ class Tables:
 
     def _weighted(self, name: str) -> WeightedRewards:
         weights = self.settings.models[name].weights
-        return WeightedRewards(list(self.rewards.values()), [weights[one] for one in self.rewards])
+        return WeightedRewards(list(self.rewards.values()), [weights[reward] for reward in self.rewards])
 
     def _say(self, text: str) -> None:
         if self.verbose:
@@ -211,7 +219,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _free_memory() -> None:
-    """Of models that nothing refers to any more; their hooks and caches form cycles."""
+    """Frees the memory of models that are no longer used; their hooks and caches form reference cycles."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

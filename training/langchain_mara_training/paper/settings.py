@@ -1,4 +1,4 @@
-"""Settings of the paper's tables: models with agents and rivals, prompts, rewards, and the figures it reports."""
+"""Settings of the paper's tables: models with agents and rivals, prompts, rewards, and the paper's figures."""
 
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -14,59 +14,62 @@ from langchain_mara_training.storage.settings import Count, DecodingSettings, Se
 _SHIPPED = files("langchain_mara_training") / "recipes" / "tables" / "paper.yaml"
 
 Rival = Literal["RLHF", "DPO", "Aligner"]
-"""What the second table compares with: two tuned models, and a corrector that rewrites plain answers."""
+"""Rivals in the second table: two fine-tuned models, and a corrector that rewrites plain answers."""
 Figures = dict[str, float]
 """Preference rates in percentage points, by the name of the data set."""
 
 
 class PromptSet(Settings):
-    """A data set's prompts."""
+    """The prompts of a data set."""
 
     source: str
-    """A .json, .jsonl or .parquet file, or a data set's name on the hub."""
+    """A .json, .jsonl or .parquet file, or the name of a data set on the Hugging Face Hub."""
     split: str = "test"
-    """Which split of a data set on the hub."""
+    """Split of a data set on the hub."""
     prompt_column: str | None = None
     """Column that holds the prompts; by default prompt, instruction or question."""
     limit: Count | None = None
-    """Most prompts to take, the first ones; all by default."""
+    """Number of prompts to use, from the first on; by default all."""
 
     def read(self, limit: int | None = None) -> list[Row]:
-        """The prompts, at most `limit`.
+        """Reads the prompts.
+
+        Args:
+            limit: Largest number of prompts, in addition to `self.limit`.
 
         Raises:
             DataError: If they cannot be read.
         """
         rows = read_prompts(self.source, self.split, self.prompt_column)
-        return rows[: min(one or len(rows) for one in (limit, self.limit))]
+        return rows[: min(bound or len(rows) for bound in (limit, self.limit))]
 
 
 class TableModel(Settings):
-    """An upstream model, and what is compared on it."""
+    """An upstream model, its agent and its rivals."""
 
     source: str
     """Hub id or folder."""
     agent: str | None = None
-    """Its agent: a run folder, folder, hub id, .pth, or repo:file; null where it has to be given."""
+    """Agent of the model: a run folder, folder, hub id, .pth, or repo:file; null if the user must give it."""
     weights: dict[str, float]
-    """How much each reward counts."""
+    """Weight of each reward."""
     rivals: dict[Rival, str | None] = Field(default_factory=dict)
-    """Checkpoints of the rivals; null where they have to be given."""
+    """Checkpoints of the rivals; null if the user must give them."""
 
 
 class PaperFigures(Settings):
-    """What the paper reports."""
+    """Figures that the paper reports."""
 
     upstream: dict[str, Figures] = Field(default_factory=dict)
-    """Table 1: of each model, against itself without agent."""
+    """Table 1: each model with its agent, against the same model without it."""
     rivals: dict[Rival, Figures] = Field(default_factory=dict)
-    """Table 2: against each rival, on average over the models."""
+    """Table 2: against each rival, averaged over the models."""
     transfer: Figures = Field(default_factory=dict)
-    """Table 3: with agents of other models, on average."""
+    """Table 3: with agents of other models, averaged."""
 
 
 class TableSettings(Settings):
-    """All that `mara table` measures.
+    """All settings of `mara table`.
 
     Example:
         >>> TableSettings.load().models["mistral-v0.3"].source
@@ -74,37 +77,40 @@ class TableSettings(Settings):
     """
 
     models: dict[str, TableModel] = Field(min_length=1)
-    """Upstream models, by the names that tables give them."""
+    """Upstream models, by their names in the tables."""
     prompts: dict[str, PromptSet] = Field(min_length=1)
-    """Data sets, by the names that tables give them."""
+    """Data sets, by their names in the tables."""
     rewards: dict[str, str] = Field(min_length=1)
-    """What answers are scored by, as `reward_specs.reward_function` reads it, by the names that weights use."""
+    """Reward functions, as `rewards.specs.reward_function` reads them, by the names that `weights` use."""
     decoding: DecodingSettings = DecodingSettings()
-    """Candidates and length of the answers, the same for all systems."""
+    """Candidate sets and length of the answers, the same for all systems."""
     paper: PaperFigures = PaperFigures()
-    """Figures that are printed beside the measured ones."""
+    """Figures of the paper, printed next to the measured ones."""
     seed: int = Field(default=0, ge=0)
-    """Of the intervals; no system draws."""
+    """Seed of the intervals; the systems decode deterministically."""
 
     @model_validator(mode="after")
     def _weights_have_rewards(self) -> Self:
         for name, model in self.models.items():
             if set(model.weights) != set(self.rewards):
-                raise ValueError(f"must weigh {', '.join(self.rewards)} in models.{name}, no more and no less")
+                raise ValueError(f"must give weights for exactly {', '.join(self.rewards)} in models.{name}")
         return self
 
     @classmethod
     def load(cls, file: str | Path | None = None) -> Self:
-        """Reads settings; by default the shipped ones.
+        """Reads settings.
+
+        Args:
+            file: YAML file; by default the shipped settings.
 
         Raises:
-            OptionsError: If there is no such file, or it holds something else.
+            OptionsError: If there is no such file, or it holds anything but these settings.
         """
         if file is None:
             return read_settings(cls, _SHIPPED, "paper's tables")
         path = Path(file).expanduser()
         if not path.is_file():
-            raise OptionsError(f"There is no file {path}. Give the settings of tables as YAML.")
+            raise OptionsError(f"There is no file {path}. Give a YAML file with the settings of tables.")
         return read_settings(cls, path, f"file {file}")
 
     def with_sources(
@@ -116,18 +122,18 @@ class TableSettings(Settings):
         prompts: Sequence[str] = (),
         rewards: Sequence[str] = (),
     ) -> Self:
-        """The same with other sources.
+        """A copy of the settings with other sources.
 
         Args:
-            models: Each `NAME=SOURCE`; a `NAME` alone keeps its source.
-            agents: Each `MODEL=AGENT`.
-            rivals: Each `MODEL/RIVAL=SOURCE`.
-            prompts: Each `NAME=FILE`; all of it is read. Once one is given, the data sets that are not named are left
-                out; a `NAME` alone keeps its source.
-            rewards: Each `NAME=SPEC`.
+            models: Items `NAME=SOURCE`; a `NAME` alone keeps its source.
+            agents: Items `MODEL=AGENT`.
+            rivals: Items `MODEL/RIVAL=SOURCE`.
+            prompts: Items `NAME=FILE`; the whole file is read. A `NAME` alone keeps its source. If there are any
+                items, data sets without one are left out.
+            rewards: Items `NAME=SPEC`.
 
         Raises:
-            OptionsError: If something is named that is not there.
+            OptionsError: If a name is unknown, or a source is missing.
         """
         values = self.model_dump()
         for name, source in _chosen(models, self.models, "model").items():
@@ -140,36 +146,42 @@ class TableSettings(Settings):
             values["models"][model]["rivals"][rival] = source
         values["rewards"] |= _pairs(rewards, self.rewards, "reward")
         chosen = _chosen(prompts, self.prompts, "data set")
-        given = {name: {"source": source} for name, source in chosen.items() if source}
+        replaced = {name: {"source": source} for name, source in chosen.items() if source}
         if chosen:
-            values["prompts"] = {name: given.get(name, values["prompts"][name]) for name in chosen}
+            values["prompts"] = {name: replaced.get(name, values["prompts"][name]) for name in chosen}
         return type(self)(**values)
 
 
-def _pairs(given: Iterable[str], known: Iterable[str], what: str) -> dict[str, str]:
-    found = _chosen(given, known, what)
-    for name, source in found.items():
+def _pairs(items: Iterable[str], known: Iterable[str], what: str) -> dict[str, str]:
+    """Source of each name, for items that must have one."""
+    sources = _chosen(items, known, what)
+    for name, source in sources.items():
         if not source:
             raise OptionsError(f"Say where {name} is: {name}=SOURCE.")
-    return found
+    return sources
 
 
-def _chosen(given: Iterable[str], known: Iterable[str], what: str) -> dict[str, str]:
-    """Source of each name, empty where none is given."""
-    found = {name: source for name, _, source in (one.partition("=") for one in given)}
-    for name in found:
+def _chosen(items: Iterable[str], known: Iterable[str], what: str) -> dict[str, str]:
+    """Source of each name; empty if an item has none."""
+    sources = {name: source for name, _, source in (item.partition("=") for item in items)}
+    for name in sources:
         known_name(name, known, what)
-    return found
+    return sources
 
 
 def known_name(name: str, known: Iterable[str], what: str) -> str:
-    """A name that is known.
+    """Returns a name if it is known.
+
+    Args:
+        name: Name to check.
+        known: Known names.
+        what: Kind of thing named, for the error message.
 
     Raises:
-        OptionsError: If it is not, with the nearest that is.
+        OptionsError: If the name is unknown; the message suggests the nearest known name.
     """
     names = sorted(known)
     if name not in names:
-        meant = did_you_mean(name, names)
-        raise OptionsError(f"There is no {what} {name!r} in this table.{meant} Give one of {', '.join(names)}.")
+        hint = did_you_mean(name, names)
+        raise OptionsError(f"There is no {what} {name!r} in this table.{hint} Give one of {', '.join(names)}.")
     return name

@@ -1,1 +1,1 @@
-"""Trains an agent by discrete soft actor-critic."""
+"""Reinforcement learning: trains an agent by discrete soft actor-critic."""

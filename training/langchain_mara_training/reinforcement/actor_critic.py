@@ -1,6 +1,6 @@
-"""The update of discrete soft actor-critic: twin critics, their targets, actor, temperature (ALGORITHM.md section 4).
+"""The update step of discrete soft actor-critic: twin critics, target critics, actor, temperature (paper section 4).
 
-Expectations over the two actions are exact, so nothing is sampled here.
+There are only two actions, so expectations over them are exact and nothing is sampled here.
 """
 
 import copy
@@ -20,14 +20,14 @@ _ACTIONS = 2
 
 
 class Transitions(NamedTuple):
-    """Steps of episodes; row i of all belongs to the same step.
+    """Steps of episodes; row i of every tensor belongs to the same step.
 
     Attributes:
-        states: (n, d) float, of the candidate that was judged.
-        actions: (n,) int64, 1 accept and 0 reject.
+        states: (n, d) float, the state of the candidate that was judged.
+        actions: (n,) int64, 1 for accept and 0 for reject.
         rewards: (n,) float32.
-        next_states: (n, d) float, of the candidate judged next; means nothing where done.
-        done: (n,) bool, whether the episode ended.
+        next_states: (n, d) float, the state of the candidate judged next; meaningless where `done`.
+        done: (n,) bool, True where the episode ended.
     """
 
     states: Tensor
@@ -37,43 +37,43 @@ class Transitions(NamedTuple):
     done: Tensor
 
     def to(self, device: torch.device) -> "Transitions":
-        """The same on a device, states in float32."""
-        moved = Transitions(*(one.to(device) for one in self))
+        """A copy on `device`, with the states in float32."""
+        moved = Transitions(*(column.to(device) for column in self))
         return moved._replace(states=moved.states.float(), next_states=moved.next_states.float())
 
 
 class UpdateOptions(BaseModel):
-    """How the networks learn; the defaults are the paper's."""
+    """How the networks learn. The defaults are the paper's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     discount: float = Field(default=0.99, ge=0, le=1)
-    """Factor of what comes a step later."""
+    """Discount factor per step."""
     learning_rate_actor: float = Field(default=3e-4, gt=0)
-    """Adam's, of the agent."""
+    """Adam learning rate of the agent."""
     learning_rate_critic: float = Field(default=3e-4, gt=0)
-    """Adam's, of the critics."""
+    """Adam learning rate of the critics."""
     learning_rate_temperature: float = Field(default=3e-4, gt=0)
-    """Adam's, of the temperature's logarithm."""
+    """Adam learning rate of the temperature's logarithm."""
     max_gradient_norm: float = Field(default=0.5, gt=0)
-    """Of actor and critics, each; longer gradients are shortened to it."""
+    """Largest gradient norm, for the actor and for the critics; longer gradients are scaled down to it."""
     target_entropy: float = Field(default=0.6 * math.log(_ACTIONS), ge=0, le=math.log(_ACTIONS))
-    """Of the actor, in nats; the temperature is learnt to hold it."""
+    """Entropy of the actor, in nats, that the learned temperature aims at."""
     target_rate: float = Field(default=0.005, gt=0, le=1)
-    """How far the target critics follow the critics in an update."""
+    """How far the target critics move toward the critics in one update."""
     initial_temperature: float = Field(default=0.01, gt=0)
-    """Weight of the entropy before anything is learnt."""
+    """Weight of the entropy at the start of training."""
 
 
 class StepLosses(NamedTuple):
-    """Of one gradient step.
+    """Losses and statistics of one gradient step.
 
     Attributes:
-        critic: Half the mean squared error of each critic, summed.
-        actor: Mean over states of the expected temperature times log-probability minus value.
-        temperature_loss: Of the temperature's logarithm.
-        temperature: After the step.
-        values: Mean value of the actions taken, by each critic.
+        critic: Sum over both critics of half the mean squared error.
+        actor: Mean over states of the expected (temperature * log-probability - value).
+        temperature_loss: Loss of the temperature's logarithm.
+        temperature: Temperature after the step.
+        values: Each critic's mean value of the actions taken.
     """
 
     critic: float
@@ -84,14 +84,14 @@ class StepLosses(NamedTuple):
 
 
 class TwinCritics(nn.Module):
-    """Two networks of the agent's shape behind one LayerNorm, which say what each action is worth.
+    """Two networks of the agent's shape after one shared LayerNorm. Each estimates the value of both actions.
 
     Args:
-        hidden_size: d of a state.
-        width: Units of each first hidden layer; the second has a quarter.
+        hidden_size: Size d of a state.
+        width: Units of each first hidden layer; the second has a quarter as many.
     """
 
-    def __init__(self, hidden_size: int, width: int = 1024) -> None:
+    def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
         self.ln = nn.LayerNorm(hidden_size)
         self.first, self.second = (
@@ -106,18 +106,18 @@ class TwinCritics(nn.Module):
         )
 
     def forward(self, states: Tensor) -> Tensor:
-        """Values (2 critics, n, 2 actions) of (n, d) states."""
+        """Values, (2 critics, n, 2 actions), of (n, d) states."""
         normed = self.ln(states)
         return torch.stack([self.first(normed), self.second(normed)])
 
 
 class ActorCritic:
-    """The networks of soft actor-critic and their optimisers.
+    """The networks of soft actor-critic and their optimizers.
 
     Args:
-        actor: The agent that is trained, in place, on its device.
-        critics: Of the same hidden size, on the same device; their targets begin as a copy.
-        options: See `UpdateOptions`.
+        actor: Agent to train, in place, on its device.
+        critics: Critics of the same hidden size on the same device. The target critics start as their copy.
+        options: How the networks learn.
     """
 
     def __init__(self, actor: MaraAgent, critics: TwinCritics, options: UpdateOptions) -> None:
@@ -133,25 +133,25 @@ class ActorCritic:
 
     @property
     def temperature(self) -> float:
-        """Weight of the entropy."""
+        """Current weight of the entropy."""
         return float(self.log_temperature.detach().exp())
 
     def update(self, batches: Iterable[Transitions]) -> list[StepLosses]:
-        """Takes a gradient step on each batch, then lets the target critics follow once."""
+        """Takes a gradient step on each batch, then moves the target critics toward the critics once."""
         steps = [self._step(batch.to(self.log_temperature.device)) for batch in batches]
         with torch.no_grad():
-            for target, own in zip(self.targets.parameters(), self.critics.parameters(), strict=True):
-                target.lerp_(own, self.options.target_rate)
+            for target, learned in zip(self.targets.parameters(), self.critics.parameters(), strict=True):
+                target.lerp_(learned, self.options.target_rate)
         return steps
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a later `load_state_dict` needs to go on exactly."""
-        parts = {name: getattr(self, name).state_dict() for name in ("actor", "critics", "targets")}
-        optimizers = {name: one.state_dict() for name, one in self.optimizers.items()}
-        return {**parts, "log_temperature": self.log_temperature.detach(), "optimizers": optimizers}
+        """Everything `load_state_dict` needs to resume exactly from here."""
+        networks = {name: getattr(self, name).state_dict() for name in ("actor", "critics", "targets")}
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        return {**networks, "log_temperature": self.log_temperature.detach(), "optimizers": optimizers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to where `state_dict` was called."""
+        """Returns to the point at which `state_dict` was called."""
         for name in ("actor", "critics", "targets"):
             getattr(self, name).load_state_dict(state[name])
         with torch.no_grad():
@@ -163,7 +163,7 @@ class ActorCritic:
         temperature = self.log_temperature.detach().exp()
         critic_loss, values = self._critic_loss(batch, temperature)
         self._descend("critics", critic_loss, self.critics.parameters())
-        # With the critics as they are now: the reference steps them first.
+        # Uses the critics after their step, as the reference does.
         actor_loss, entropy = self._actor_loss(batch.states, temperature)
         self._descend("actor", actor_loss, self.actor.parameters())
         temperature_loss = ((entropy - self.options.target_entropy) * self.log_temperature.exp()).mean()
@@ -174,26 +174,26 @@ class ActorCritic:
         )
 
     def _critic_loss(self, batch: Transitions, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss, and the mean value of the actions taken by each critic."""
+        """The loss, and each critic's mean value of the actions taken, (2,)."""
         with torch.no_grad():
             logs = self.actor(batch.next_states).log_softmax(-1)
             values = self.targets(batch.next_states).amin(0)
-            following = (logs.exp() * (values - temperature * logs)).sum(-1)
-            # Behind the end there is no state; what stands there may even be NaN.
-            following = torch.where(batch.done, 0.0, following)
-            aims = batch.rewards + self.options.discount * following
+            next_values = (logs.exp() * (values - temperature * logs)).sum(-1)
+            # There is no state after the end; the row may even hold NaN.
+            next_values = torch.where(batch.done, 0.0, next_values)
+            goals = batch.rewards + self.options.discount * next_values
         taken = self.critics(batch.states).gather(-1, batch.actions.expand(2, -1).unsqueeze(-1)).squeeze(-1)
-        loss = 0.5 * functional.mse_loss(taken, aims.expand(2, -1), reduction="none").mean(1).sum()
+        loss = 0.5 * functional.mse_loss(taken, goals.expand(2, -1), reduction="none").mean(1).sum()
         return loss, taken.detach().mean(1)
 
     def _actor_loss(self, states: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss, and the actor's entropy (n,) in each state."""
+        """The loss, and the actor's entropy in each state, (n,)."""
         logs = self.actor(states).log_softmax(-1)
-        shares = logs.exp()
+        probabilities = logs.exp()
         with torch.no_grad():
             values = self.critics(states).amin(0)
-        loss = (shares * (temperature * logs - values)).sum(-1).mean()
-        return loss, -(shares * logs).sum(-1).detach()
+        loss = (probabilities * (temperature * logs - values)).sum(-1).mean()
+        return loss, -(probabilities * logs).sum(-1).detach()
 
     def _descend(self, name: str, loss: Tensor, clipped: Iterator[nn.Parameter] | None = None) -> None:
         optimizer = self.optimizers[name]

@@ -1,6 +1,6 @@
 """The replay buffer: a ring of states on disk, each stored once, from which transitions are drawn.
 
-A state's successor is the row behind it, since episodes are written whole; where one ends nothing is looked up.
+Episodes are written whole, so the next state of a row is the row after it. At the end of an episode nothing is read.
 """
 
 from collections.abc import Mapping
@@ -20,20 +20,21 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 class ReplayBuffer:
-    """The last transitions of training, in memory maps of a folder; states in float16.
+    """The latest transitions of training, in memory-mapped files of a folder; states are float16.
 
-    A checkpoint is `state_dict()` alone: the rows stay where they are. Behind it `slack` rows can be added before
-    the next one without overwriting what it counts on, so that going on from a checkpoint is exact.
+    A checkpoint consists of `state_dict()` alone; the rows stay in their files. After a checkpoint, up to `slack` rows
+    can be added without overwriting a row it needs, so training resumes from it exactly.
 
     Args:
-        folder: Made if it is missing; a buffer that is there is used further.
-        hidden_size: d of a state. A row takes 2 d + 6 bytes.
-        capacity: Most transitions to draw from; the oldest give way.
-        slack: Most rows to add between two checkpoints, at least those of one episode.
+        folder: Folder of the files. It is created if missing; a buffer it already holds is reused.
+        hidden_size: Size d of a state. A row takes 2 d + 6 bytes.
+        capacity: Largest number of transitions to draw from; the oldest are overwritten.
+        slack: Largest number of rows added between two checkpoints; at least the rows of one episode.
 
     Raises:
         OptionsError: If a size is below 1.
         TrainingError: If the folder holds a buffer of other sizes.
+        CheckpointError: If a file is corrupt.
     """
 
     def __init__(self, folder: str | Path, hidden_size: int, capacity: int, slack: int) -> None:
@@ -46,25 +47,25 @@ class ReplayBuffer:
         self.capacity, self.slack = capacity, slack
         self._rows = capacity + slack
         self._states: NDArray[np.float16] = self._map("states", np.float16, (self._rows, hidden_size))
-        self._columns = {name: self._map(name, kind, (self._rows,)) for name, kind in _COLUMNS.items()}
+        self._columns = {name: self._map(name, dtype, (self._rows,)) for name, dtype in _COLUMNS.items()}
         self._written = self._kept = 0
 
     def __len__(self) -> int:
-        """Transitions that can be drawn."""
+        """Number of transitions that can be drawn."""
         return min(self._written, self.capacity)
 
     @property
     def room(self) -> int:
-        """Rows that may still be added before the next checkpoint."""
+        """Number of rows that can still be added before the next checkpoint."""
         return self.slack - (self._written - self._kept)
 
     def add_episode(self, states: Tensor, actions: Tensor, rewards: Tensor) -> None:
-        """Adds a whole episode; its last transition is its end.
+        """Adds a whole episode; its last transition ends it.
 
         Args:
-            states: (n, d) float, finite; beyond float16 they are cut to its largest number.
-            actions: (n,) 0 or 1.
-            rewards: (n,) float.
+            states: (n, d) float, finite; values outside float16's range are clamped to it.
+            actions: (n,), 0 or 1.
+            rewards: (n,) float, finite.
 
         Raises:
             TrainingError: If there is no room before the next checkpoint, or a number is not finite.
@@ -74,11 +75,11 @@ class ReplayBuffer:
             return
         if count > self.room:
             raise TrainingError(
-                f"An episode of {count} transitions does not fit into the {self.room} rows that are left until the "
-                f"next checkpoint. Take a checkpoint first, or give a slack above {self.slack}."
+                f"An episode of {count} transitions does not fit into the {self.room} rows left before the next "
+                f"checkpoint. Take a checkpoint first, or set slack above {self.slack}."
             )
         if not (states.isfinite().all() and rewards.isfinite().all()):
-            raise TrainingError("An episode holds numbers that are not finite. Leave it out.")
+            raise TrainingError("An episode holds numbers that are not finite. Skip this episode.")
         rows = (self._written + np.arange(count)) % self._rows
         self._states[rows] = states.float().clamp(-_LARGEST, _LARGEST).to("cpu", torch.float16).numpy()
         self._columns["actions"][rows] = actions.cpu().numpy()
@@ -86,36 +87,36 @@ class ReplayBuffer:
         self._columns["done"][rows] = np.arange(count) == count - 1
         self._written += count
 
-    def sample(self, count: int, draw: np.random.Generator) -> Transitions:
+    def sample(self, count: int, generator: np.random.Generator) -> Transitions:
         """Draws transitions with replacement, all equally likely.
 
         Args:
-            count: How many.
-            draw: Source of randomness.
+            count: Number of transitions.
+            generator: Source of randomness.
 
         Returns:
-            Tensors on the CPU, states in float16; where an episode ends, the next state is zero.
+            Tensors on the CPU, states in float16; the next state is zero where an episode ends.
 
         Raises:
             TrainingError: If the buffer is empty.
         """
         if not len(self):
             raise TrainingError("The replay buffer is empty. Add an episode first.")
-        rows = (self._written - len(self) + draw.integers(len(self), size=count)) % self._rows
+        rows = (self._written - len(self) + generator.integers(len(self), size=count)) % self._rows
         done = self._columns["done"][rows]
-        following = self._states[(rows + 1) % self._rows]
-        # Behind the last episode stand rows of long ago, or none.
-        following[done] = 0
+        next_states = self._states[(rows + 1) % self._rows]
+        # The row after the latest episode is outdated or was never written.
+        next_states[done] = 0
         return Transitions(
             torch.from_numpy(self._states[rows]),
             torch.from_numpy(self._columns["actions"][rows].astype(np.int64)),
             torch.from_numpy(self._columns["rewards"][rows]),
-            torch.from_numpy(following),
+            torch.from_numpy(next_states),
             torch.from_numpy(done),
         )
 
     def state_dict(self) -> dict[str, int]:
-        """What a checkpoint keeps; the rows it counts on are on disk when it returns."""
+        """State for a checkpoint. The rows it needs are on disk when this returns."""
         for array in (self._states, *self._columns.values()):
             if isinstance(array, np.memmap):
                 array.flush()
@@ -123,22 +124,22 @@ class ReplayBuffer:
         return {"written": self._written}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes back to a checkpoint, from which no more than `slack` rows were added since."""
+        """Returns to a checkpoint after which at most `slack` rows were added."""
         self._written = self._kept = int(state["written"])
 
-    def _map(self, name: str, kind: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    def _map(self, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
         file = self.folder / f"{name}.npy"
         if not file.exists():
-            return np.lib.format.open_memmap(file, "w+", kind, shape)
+            return np.lib.format.open_memmap(file, "w+", dtype, shape)
         try:
             array: NDArray[Any] = np.lib.format.open_memmap(file, "r+")
         except (ValueError, OSError) as error:
             raise CheckpointError(
-                f"{file} is corrupt ({error}). Delete the folder {self.folder} to start anew."
+                f"{file} is corrupt ({error}). Delete the folder {self.folder} to start over."
             ) from None
-        if array.shape != shape or array.dtype != kind:
+        if array.shape != shape or array.dtype != dtype:
             raise TrainingError(
-                f"{file} holds {array.shape} {array.dtype}, not {shape} {np.dtype(kind)}: a buffer of other sizes. "
-                "Give another folder, or the sizes it began with."
+                f"{file} holds {array.shape} {array.dtype}, not {shape} {np.dtype(dtype)}: it belongs to a buffer of "
+                "other sizes. Use another folder, or the original sizes."
             )
         return array

@@ -1,7 +1,7 @@
-"""Who plays the episodes of reinforcement: this process, or workers that Ray keeps alive.
+"""Workers that play the episodes of reinforcement learning: this process, or Ray processes.
 
-A worker holds a policy model of its own and nothing else that lasts: each round it is told what to play and with
-which agent. If it dies, another one plays the same again, so that nothing is lost and nothing changes.
+A Ray worker keeps only its own copy of the policy model. Each round, it receives the prompts, the seeds and the agent's
+weights. If it dies, a new worker plays the same round again, so nothing is lost and the result does not change.
 """
 
 import os
@@ -23,17 +23,17 @@ from langchain_mara_training.generation.costs import count_passes
 from langchain_mara_training.generation.generate import GeneratedAnswer
 from langchain_mara_training.reinforcement.environment import EnvironmentOptions, Steps, take_steps
 
-_DEATHS = 3  # of a worker in one round, until the fault is taken for the round's own
+_RETRIES = 3  # how often a round is played again after its worker died
 
 Weights = Mapping[str, Tensor]
 
 
 class PlayedRound(NamedTuple):
-    """What was played.
+    """The result of a round.
 
     Attributes:
-        steps: One for each prompt.
-        passes: Of the policy models, those of all workers together.
+        steps: Steps of each prompt's episode.
+        passes: Passes of the policy model, summed over all workers.
     """
 
     steps: list[Steps]
@@ -41,37 +41,37 @@ class PlayedRound(NamedTuple):
 
 
 class RolloutWorkers(Protocol):
-    """Play episodes.
+    """Workers that play episodes.
 
     Attributes:
-        ahead: Whether a round is played while the learner learns from the one before.
+        plays_ahead: Whether a round is played while the learner learns from the one before.
     """
 
-    ahead: bool
+    plays_ahead: bool
 
     def begin(self, prompts: Sequence[list[int]], seeds: Sequence[int], weights: Weights) -> Callable[[], PlayedRound]:
-        """Begins a round; what is returned waits for it.
+        """Begins a round and returns a function that waits for its result.
 
         Args:
-            prompts: Token ids, one prompt for each episode.
-            seeds: Of each episode.
-            weights: Of the agent to play with; they may change once this returns.
+            prompts: Token ids of each episode's prompt.
+            seeds: Seed of each episode.
+            weights: Weights of the agent to play with; the caller may change them once this returns.
         """
 
     def close(self) -> None:
-        """Lets go of the workers."""
+        """Releases the workers."""
 
 
 class InProcessWorkers:
-    """This process: plays when it is asked for the result.
+    """Plays in this process, when the result is asked for.
 
     Args:
-        llm: The policy model; its agent is the one in training, and plays with the weights it has.
-        options: Of the environment.
-        batch_size: Most episodes at a time.
+        llm: Policy model and decoding options. Its agent is the one in training; it plays with its current weights.
+        options: How episodes are played.
+        batch_size: Largest number of episodes at the same time.
     """
 
-    ahead = False
+    plays_ahead = False
 
     def __init__(self, llm: MaraLLM, options: EnvironmentOptions, batch_size: int) -> None:
         self.llm, self.options, self.batch_size = llm, options, batch_size
@@ -81,27 +81,27 @@ class InProcessWorkers:
         return partial(_play, self.llm, prompts, seeds, self.options, self.batch_size)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to release."""
 
 
 class RayWorkers:
-    """Workers of Ray, each with a policy model of its own, loaded by the name of the LLM's.
+    """Ray workers. Each loads its own copy of the policy model, by the name of the LLM's model.
 
-    A Ray that is running already is used; otherwise one is started on this machine, and stopped by `close`.
+    If Ray is already running, it is used. Otherwise it is started on this machine, and `close` stops it.
 
     Args:
-        llm: Whose model and options the workers take.
-        options: Of the environment.
-        workers: How many.
-        resources: Of each worker, as Ray's `options` takes them; by default a processor, and a GPU where the LLM is
-            on one.
+        llm: LLM whose model and decoding options the workers use.
+        options: How episodes are played.
+        workers: Number of workers.
+        resources: Resources of each worker, as Ray's `options` takes them; by default one CPU, and one GPU if the LLM
+            is on a GPU.
 
     Raises:
-        OptionsError: If Ray is not installed, or has not the resources.
-        TrainingError: If the workers cannot load the LLM's model by its name.
+        OptionsError: If Ray is not installed, or does not have the resources.
+        TrainingError: If the model that the workers load by its name is not the LLM's model.
     """
 
-    ahead = True
+    plays_ahead = True
 
     def __init__(
         self, llm: MaraLLM, options: EnvironmentOptions, workers: int, resources: Mapping[str, Any] | None = None
@@ -111,21 +111,21 @@ class RayWorkers:
         if self._started:
             cpus = max(workers, os.cpu_count() or 1)
             self.ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        own = {"num_cpus": 1, "num_gpus": int(llm.model.device.type == "cuda"), **(resources or {})}
-        self._require(workers, own)
-        actor = self.ray.remote(_Worker).options(**own, max_restarts=-1, max_task_retries=_DEATHS)
-        self.workers = [actor.remote(_loading(llm), _shape(llm), options) for _ in range(workers)]
-        fingerprint = model_fingerprint(llm.model)
-        if any(one != fingerprint for one in self._get([one.fingerprint.remote() for one in self.workers])):
+        needs = {"num_cpus": 1, "num_gpus": int(llm.model.device.type == "cuda"), **(resources or {})}
+        self._require(workers, needs)
+        actor = self.ray.remote(_Worker).options(**needs, max_restarts=-1, max_task_retries=_RETRIES)
+        self.workers = [actor.remote(_loading_arguments(llm), _agent_shape(llm), options) for _ in range(workers)]
+        fingerprints = self._get([worker.fingerprint.remote() for worker in self.workers])
+        if set(fingerprints) != {model_fingerprint(llm.model)}:
             self.close()
             raise TrainingError(
-                f"The workers loaded another model by the name {llm.model_id!r} than the LLM holds. Give an LLM made "
-                "by from_model_id from files that all machines have, not changed since; or workers=0."
+                f"The model that the workers loaded by the name {llm.model_id!r} is not the LLM's model. Make the LLM "
+                "with from_model_id, from files that every machine has and that did not change since; or set workers=0."
             )
 
     def begin(self, prompts: Sequence[list[int]], seeds: Sequence[int], weights: Weights) -> Callable[[], PlayedRound]:
         """See `RolloutWorkers.begin`."""
-        shared = self.ray.put({name: one.detach().cpu().numpy() for name, one in weights.items()})
+        shared = self.ray.put({name: tensor.detach().cpu().numpy() for name, tensor in weights.items()})
         count = len(self.workers)
         tasks = [
             worker.play.remote(prompts[i::count], seeds[i::count], shared)
@@ -134,27 +134,27 @@ class RayWorkers:
         ]
 
         def collect() -> PlayedRound:
-            played = self._get(tasks)
+            results = self._get(tasks)
             steps: list[Steps | None] = [None] * len(prompts)
-            for i, (packed, _) in enumerate(played):
-                steps[i::count] = [one.unpacked() for one in packed]
-            return PlayedRound(steps, sum(passes for _, passes in played))  # type: ignore[arg-type]
+            for i, (packed_steps, _) in enumerate(results):
+                steps[i::count] = [packed.unpacked() for packed in packed_steps]
+            return PlayedRound(steps, sum(passes for _, passes in results))  # type: ignore[arg-type]
 
         return collect
 
     def _require(self, workers: int, resources: Mapping[str, Any]) -> None:
-        # Ray would wait for them forever.
-        there = self.ray.cluster_resources()
+        # Ray would wait for missing resources forever.
+        available = self.ray.cluster_resources()
         for name, kind in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
-            if workers * resources[name] > there.get(kind, 0):
+            if workers * resources[name] > available.get(kind, 0):
                 self._stop()
                 raise OptionsError(
-                    f"{workers} workers with {name}={resources[name]} need more than the {there.get(kind, 0):g} that "
-                    f"Ray has. Take fewer workers, or give each a share: worker_options={{{name!r}: …}}."
+                    f"{workers} workers with {name}={resources[name]} need more than the {available.get(kind, 0):g} "
+                    f"that Ray has. Use fewer workers, or give each a fraction: worker_options={{{name!r}: …}}."
                 )
 
     def close(self) -> None:
-        """Ends the workers, and the Ray that was started for them."""
+        """Ends the workers, and Ray if it was started for them."""
         for worker in self.workers:
             self.ray.kill(worker)
         self._stop()
@@ -165,20 +165,30 @@ class RayWorkers:
 
     def _get(self, tasks: Sequence[Any]) -> list[Any]:
         try:
-            found: list[Any] = self.ray.get(list(tasks))
+            results: list[Any] = self.ray.get(list(tasks))
         except self.ray.exceptions.RayTaskError as error:
-            # The worker's own error, without Ray's account of where it happened.
+            # The worker's error itself, without Ray's report around it.
             raise error.cause from None
         except self.ray.exceptions.RayError as error:
             raise TrainingError(
-                f"A worker died {_DEATHS + 1} times in the same round ({type(error).__name__}). If its memory did not "
-                "suffice, take fewer workers, lower parallel, or give each more by worker_options."
+                f"A worker died {_RETRIES + 1} times in the same round ({type(error).__name__}). If it ran out of "
+                "memory, use fewer workers, lower parallel, or give each worker more through worker_options."
             ) from error
-        return found
+        return results
 
 
 class _Packed(NamedTuple):
-    """Steps as they travel between processes: arrays, and no decisions, which hold whole requests."""
+    """Steps as they are sent between processes.
+
+    They leave out the decisions, which refer to whole requests.
+
+    Attributes:
+        text: Text of the answer.
+        token_ids: Token ids of the answer.
+        states: (n, d) float32.
+        actions: (n,) int64.
+        penalties: (n,) float64.
+    """
 
     text: str
     token_ids: list[int]
@@ -192,13 +202,13 @@ class _Packed(NamedTuple):
         return cls(answer.text, answer.token_ids, steps.states.numpy(), steps.actions.numpy(), steps.penalties)
 
     def unpacked(self) -> Steps:
-        # Arrays that come out of Ray's shared memory cannot be written to, which tensors could.
+        # Copies: arrays in Ray's shared memory are read-only, and tensors must be writable.
         states, actions = torch.tensor(self.states), torch.tensor(self.actions)
         return Steps(GeneratedAnswer(self.text, self.token_ids, []), states, actions, self.penalties)
 
 
 class _Worker:
-    """What a worker holds; Ray makes it, and makes it again where its process died."""
+    """State of a worker process. Ray makes it, and makes it again if the process dies."""
 
     def __init__(self, loading: dict[str, Any], agent_shape: tuple[int, int], options: EnvironmentOptions) -> None:
         self.agent, self.options = MaraAgent(*agent_shape).eval(), options
@@ -210,9 +220,9 @@ class _Worker:
     def play(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], weights: Mapping[str, NDArray[Any]]
     ) -> tuple[list[_Packed], int]:
-        self.agent.load_state_dict({name: torch.tensor(one) for name, one in weights.items()})
+        self.agent.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
         played = _play(self.llm, prompts, seeds, self.options, len(prompts))
-        return [_Packed.of(one) for one in played.steps], played.passes
+        return [_Packed.of(steps) for steps in played.steps], played.passes
 
 
 def _play(
@@ -223,8 +233,8 @@ def _play(
     return PlayedRound(steps, count.passes)
 
 
-def _loading(llm: MaraLLM) -> dict[str, Any]:
-    """Arguments of `from_model_id` that load the same model with the same decoding."""
+def _loading_arguments(llm: MaraLLM) -> dict[str, Any]:
+    """Arguments with which `from_model_id` loads the same model with the same options."""
     left_out = {"model", "tokenizer", "agent"}
     fields = {name: getattr(llm, name) for name in LocalModel.model_fields if name not in left_out}
     implementation = llm.model.config._attn_implementation  # noqa: SLF001
@@ -232,9 +242,10 @@ def _loading(llm: MaraLLM) -> dict[str, Any]:
     return {**fields, **loaded}
 
 
-def _shape(llm: MaraLLM) -> tuple[int, int]:
+def _agent_shape(llm: MaraLLM) -> tuple[int, int]:
+    """Hidden size and width of the LLM's agent."""
     if llm.agent is None:
-        raise ValueError("Episodes need an agent.")
+        raise ValueError("Episodes need an agent. Give the LLM one with with_agent.")
     return llm.agent.hidden_size, llm.agent.width
 
 

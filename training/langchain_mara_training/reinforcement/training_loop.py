@@ -1,9 +1,9 @@
-"""The course of reinforcement: play episodes, learn from the replay buffer, look at the result, keep it all."""
+"""The loop of reinforcement learning: play episodes, learn from the replay buffer, evaluate, write a checkpoint."""
 
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -17,14 +17,38 @@ from langchain_mara_training.reinforcement.rollout_workers import PlayedRound, R
 from langchain_mara_training.rewards.weighted import WeightedRewards
 from langchain_mara_training.storage.job_checkpoint import JobCheckpoint
 
-HistoryEntry = dict[str, float]
-"""What the history says of a period."""
+HistoryEntry: TypeAlias = dict[str, float]
+"""Counts and means of one period, by name; see `MaraSAC.history_`."""
 
-_ORDER, _PLAY, _DRAW = range(3)  # what a seed is for
+_ORDER, _PLAY, _DRAW = range(3)  # purposes of seeds: order of the prompts, playing, drawing from the buffer
+
+
+class _Round(NamedTuple):
+    """A round of episodes that has begun.
+
+    Attributes:
+        numbers: Numbers of its episodes.
+        rows: Row of each episode's prompt.
+        collect: Waits for the round and returns what was played.
+    """
+
+    numbers: range
+    rows: list[Row]
+    collect: Callable[[], PlayedRound]
 
 
 class TrainingOptions(NamedTuple):
-    """What stays the same while an agent is trained; see `MaraSAC`."""
+    """Settings that stay the same throughout a training.
+
+    Attributes:
+        environment: How episodes are played and rewarded.
+        parallel: Episodes per round.
+        batch_size: Transitions per gradient step.
+        updates: Gradient steps per episode.
+        warm_up: Batches the buffer must hold before learning begins.
+        evaluate_every: Episodes per period, that is, between two history entries.
+        seed: Seed of all randomness.
+    """
 
     environment: EnvironmentOptions
     parallel: int
@@ -36,23 +60,24 @@ class TrainingOptions(NamedTuple):
 
 
 class Training:
-    """Training as far as it is.
+    """A training and its state.
 
-    Every draw has a seed of its own number, so that nothing has to be replayed after a restart.
+    Every draw derives its seed from its own number, so a resumed training replays nothing.
 
     Args:
-        llm: The policy model; its agent is replaced by the learner's actor.
-        rewards: Score the answers.
-        learner: The networks.
-        buffer: What was played; it must have room for the longest round of episodes.
-        options: See `TrainingOptions`.
-        checkpoint: Where to keep all of it, if anywhere.
+        llm: Policy model and decoding options; the learner's actor replaces its agent.
+        rewards: Rewards that score the answers.
+        learner: The networks and their optimizers.
+        buffer: Replay buffer; it must have room for the longest possible round.
+        options: Settings of the training.
+        checkpoint: Checkpoint to resume from and to write to, if any.
 
     Attributes:
-        episodes: Played so far.
-        passes: Of the policy model in playing them.
-        history: What was noted at the end of each period.
-        best: Weights of the actor that did best on the evaluation prompts so far, and its reward there.
+        episodes: Number of episodes played so far.
+        updates: Number of episodes after which the networks were updated.
+        passes: Passes of the policy model for playing these episodes.
+        history: One entry for each period.
+        best: The best `reward` on the evaluation prompts so far, and the `weights` of the actor that got it.
     """
 
     def __init__(
@@ -69,7 +94,7 @@ class Training:
         self.episodes = self.updates = self.passes = 0
         self.history: list[HistoryEntry] = []
         self.best: dict[str, Any] | None = None
-        # With this, the actor as it was a round ago, players that are ahead play the next round.
+        # The actor one round ago. Workers that play ahead use it after a restart, as they would have without one.
         self._before = copy.deepcopy(learner.actor.state_dict())
         self._period: dict[str, list[float]] = {}
         self._resume()
@@ -79,65 +104,63 @@ class Training:
         rows: Sequence[Row],
         until: int,
         held_out: Sequence[Row] | None,
-        players: RolloutWorkers,
-        tell: Callable[[HistoryEntry], None],
+        workers: RolloutWorkers,
+        on_round: Callable[[HistoryEntry], None],
         first: int = 0,
-        note: Callable[[Sequence[HistoryEntry]], None] = lambda _: None,
+        on_history: Callable[[Sequence[HistoryEntry]], None] = lambda _: None,
     ) -> None:
         """Plays and learns.
 
         Args:
-            rows: Prompts, gone through in random order, again and again.
-            until: Number of episodes to stop at, counted from the very first.
-            held_out: Prompts to measure on at the end of each period.
-            players: Play the episodes.
-            tell: Is told after every round how many `episodes` there were, and with what `score`.
-            first: Number of the episode whose prompt is the first one drawn.
-            note: Is given the whole history whenever a checkpoint holds it.
+            rows: Prompts. All are used in random order, then all again in another order, and so on.
+            until: Number of episodes to stop at, counted from the start of the training.
+            held_out: Prompts to evaluate on at the end of each period.
+            workers: Workers that play the episodes.
+            on_round: Called after every round with the number of `episodes` so far and the round's mean `score`.
+            first: Number of the episode that starts the order of the prompts.
+            on_history: Called with the whole history after each checkpoint.
         """
-        longest = self.buffer.slack // 2
-        for numbers, some, collect in self._rounds(rows, until, players, first):
-            score = self._learn_from(some, collect())
-            tell({"episodes": self.episodes, "score": score})
+        longest_round = self.buffer.slack // 2
+        for numbers, round_rows, collect in self._rounds(rows, until, workers, first):
+            score = self._learn_from(round_rows, collect())
+            on_round({"episodes": self.episodes, "score": score})
             period = self.options.evaluate_every
-            due = self.episodes // period > numbers.start // period or self.episodes == until
-            if due:
-                self._note(held_out)
-            if due or self.buffer.room < longest:
+            period_ends = self.episodes // period > numbers.start // period or self.episodes == until
+            if period_ends:
+                self._close_period(held_out)
+            if period_ends or self.buffer.room < longest_round:
                 self._save()
-                note(self.history)
+                on_history(self.history)
 
-    def _rounds(
-        self, rows: Sequence[Row], until: int, players: RolloutWorkers, first: int
-    ) -> Iterator[tuple[range, list[Row], Callable[[], PlayedRound]]]:
-        """Numbers of the episodes of each round, their rows, and how to get what was played; begun when it is due.
+    def _rounds(self, rows: Sequence[Row], until: int, workers: RolloutWorkers, first: int) -> Iterator[_Round]:
+        """The rounds in order; each begins as late as it can.
 
-        Workers that are ahead play a round while this process learns from the one before, with the actor as it was
-        when learning from that one began.
+        Workers that play ahead play a round while this process learns from the one before. They use the actor as it
+        was when that learning began.
         """
-        begun: deque[tuple[range, list[Row], Callable[[], PlayedRound]]] = deque()
-        starts = range(self.episodes, until, self.options.parallel)
-        weights = self._before if players.ahead else self.learner.actor.state_dict()
-        for start in starts:
+        begun: deque[_Round] = deque()
+        weights = self._before if workers.plays_ahead else self.learner.actor.state_dict()
+        for start in range(self.episodes, until, self.options.parallel):
             numbers = range(start, min(start + self.options.parallel, until))
-            some = [rows[self._place(n - first, len(rows))] for n in numbers]
-            prompts = [self.llm.encode(row["prompt"]) for row in some]
-            begun.append((numbers, some, players.begin(prompts, [self._seed(n) for n in numbers], weights)))
-            if len(begun) > players.ahead:
+            round_rows = [rows[self._row_number(number - first, len(rows))] for number in numbers]
+            prompts = [self.llm.encode(row["prompt"]) for row in round_rows]
+            collect = workers.begin(prompts, [self._seed(number) for number in numbers], weights)
+            begun.append(_Round(numbers, round_rows, collect))
+            if len(begun) > workers.plays_ahead:
                 yield begun.popleft()
             weights = self.learner.actor.state_dict()
         yield from begun
 
-    def _place(self, number: int, rows: int) -> int:
-        """Which row the prompt of an episode is."""
-        order = np.random.default_rng([self.options.seed, _ORDER, number // rows]).permutation(rows)
-        return int(order[number % rows])
+    def _row_number(self, episode: int, rows: int) -> int:
+        """Number of the row that holds an episode's prompt."""
+        order = np.random.default_rng([self.options.seed, _ORDER, episode // rows]).permutation(rows)
+        return int(order[episode % rows])
 
-    def _seed(self, number: int) -> int:
-        return int(np.random.SeedSequence([self.options.seed, _PLAY, number]).generate_state(1)[0])
+    def _seed(self, episode: int) -> int:
+        return int(np.random.SeedSequence([self.options.seed, _PLAY, episode]).generate_state(1)[0])
 
     def _learn_from(self, rows: Sequence[Row], played: PlayedRound) -> float:
-        """Scores a round and learns after each of its episodes; mean score."""
+        """Scores a round, learns after each of its episodes, and returns the mean score."""
         self._before = copy.deepcopy(self.learner.actor.state_dict())
         self.passes += played.passes
         self.episodes += len(rows)
@@ -149,40 +172,42 @@ class Training:
             if episode.usable:
                 self.buffer.add_episode(episode.states, episode.actions, episode.rewards)
                 self._learn()
-        return _mean([one.score for one in episodes])
+        return _mean([episode.score for episode in episodes])
 
     def _learn(self) -> None:
         options = self.options
         if len(self.buffer) < options.warm_up * options.batch_size:
             return
-        draw = np.random.default_rng([options.seed, _DRAW, self.updates])
-        steps = self.learner.update(self.buffer.sample(options.batch_size, draw) for _ in range(options.updates))
+        generator = np.random.default_rng([options.seed, _DRAW, self.updates])
+        losses = self.learner.update(self.buffer.sample(options.batch_size, generator) for _ in range(options.updates))
         self.updates += 1
-        for step in steps:
+        for step in losses:
             self._add("critic_loss", step.critic)
             self._add("actor_loss", step.actor)
 
     def _add(self, name: str, value: float) -> None:
         self._period.setdefault(name, []).append(value)
 
-    def _note(self, held_out: Sequence[Row] | None) -> None:
+    def _close_period(self, held_out: Sequence[Row] | None) -> None:
+        """Adds the period's entry to the history, and keeps the actor if it is the best so far."""
         means = {name: _mean(values) for name, values in self._period.items()}
-        noted: HistoryEntry = {"episodes": self.episodes, "passes": self.passes, "updates": self.updates, **means}
-        noted["temperature"] = self.learner.temperature
+        entry: HistoryEntry = {"episodes": self.episodes, "passes": self.passes, "updates": self.updates, **means}
+        entry["temperature"] = self.learner.temperature
         if held_out is not None:
-            noted["evaluation"] = decode_system(self.llm, list(held_out), self.rewards, "MARA").mean_reward
-            if self.best is None or noted["evaluation"] > self.best["reward"]:
+            entry["evaluation"] = decode_system(self.llm, list(held_out), self.rewards, "MARA").mean_reward
+            if self.best is None or entry["evaluation"] > self.best["reward"]:
                 weights = copy.deepcopy(self.learner.actor.state_dict())
-                self.best = {"reward": noted["evaluation"], "weights": weights}
-        self.history.append(noted)
+                self.best = {"reward": entry["evaluation"], "weights": weights}
+        self.history.append(entry)
         self._period = {}
 
     def _save(self) -> None:
         buffer = self.buffer.state_dict()
         if self.checkpoint is not None:
+            # These names, and the keys below, are the file format of checkpoints.
             names = ("episodes", "updates", "passes", "history", "best", "_before", "_period")
-            own = {name: getattr(self, name) for name in names}
-            self.checkpoint.write({"own": own, "buffer": buffer, "learner": self.learner.state_dict()})
+            attributes = {name: getattr(self, name) for name in names}
+            self.checkpoint.write({"own": attributes, "buffer": buffer, "learner": self.learner.state_dict()})
 
     def _resume(self) -> None:
         saved = None if self.checkpoint is None else self.checkpoint.read()
@@ -194,6 +219,6 @@ class Training:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Over what is known; NaN where nothing is."""
-    known = [one for one in values if not np.isnan(one)]
-    return float(np.mean(known)) if known else float("nan")
+    """Mean of the values that are not NaN; NaN if there are none."""
+    numbers = [value for value in values if not np.isnan(value)]
+    return float(np.mean(numbers)) if numbers else float("nan")

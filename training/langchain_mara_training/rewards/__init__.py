@@ -1,1 +1,1 @@
-"""Reward functions: weighted sums, published reward models, rewards by name."""
+"""Reward functions: weighted sums, published reward models, and rewards by name."""

@@ -1,4 +1,4 @@
-"""Calls of reward functions: each gets what it asks for, is awaited where it is asynchronous, and checked."""
+"""Calls reward functions: passes each the arguments it names, awaits asynchronous ones, and checks the results."""
 
 import asyncio
 import inspect
@@ -18,11 +18,11 @@ from langchain_mara.exceptions import MaraError, RewardError
 from langchain_mara_training.data.readers import Prompt
 
 RewardFunction = Callable[..., Any]
-"""`f(prompts=[…], completions=[…], completion_ids=[…] or None, **columns)`, a number or None for each completion."""
+"""`f(prompts=[…], completions=[…], completion_ids=[…] or None, **columns)` -> a number or None per completion."""
 
 
 class TextReward(ABC):
-    """A reward function that reads prompts and completions, and nothing else that it is given."""
+    """A reward function that reads prompts and completions and ignores all other arguments."""
 
     def __call__(
         self,
@@ -34,13 +34,13 @@ class TextReward(ABC):
         """The reward of each completion.
 
         Args:
-            prompts: n texts, a user's message each, or lists of messages.
-            completions: n texts or lists of messages, the assistant's answers.
-            completion_ids: Not used.
-            columns: Not used.
+            prompts: n prompts: texts (a user's message each) or lists of messages.
+            completions: n answers of the assistant: texts or lists of messages.
+            completion_ids: Ignored.
+            columns: Ignored.
 
         Raises:
-            RewardError: If they cannot be scored.
+            RewardError: If the completions cannot be scored.
         """
         return self.rewards(list(zip(prompts, completions, strict=True)))
 
@@ -49,70 +49,71 @@ class TextReward(ABC):
         """The reward of each pair of a prompt and its completion."""
 
 
-def call(functions: Sequence[RewardFunction], names: Sequence[str], given: dict[str, Any]) -> list[Any]:
-    """What each function returns; what is to be awaited is awaited concurrently.
+def call(functions: Sequence[RewardFunction], names: Sequence[str], arguments: dict[str, Any]) -> list[Any]:
+    """Calls reward functions and returns what each returned. Awaitable results are awaited concurrently.
 
     Args:
-        functions: Called one by one, by keyword, with what they name of `given`.
-        names: Of the functions, for messages.
-        given: Prompts, completions and columns.
+        functions: Reward functions, called one after the other with the keyword arguments they name.
+        names: Names of the functions, for error messages.
+        arguments: Prompts, completions and columns, by name.
 
     Raises:
-        RewardError: If a function asks for more than there is, or fails.
+        RewardError: If a function needs an argument that does not exist, or fails.
     """
     results: list[Any] = []
     try:
         for function, name in zip(functions, names, strict=True):
-            results.append(_called(function, name, given))
+            results.append(_called(function, name, arguments))
         return _awaited(results, names)
     finally:
-        # Where a later function failed, those made before were never awaited.
+        # If a later function failed, the coroutines of the earlier ones were never awaited.
         for result in results:
             if inspect.iscoroutine(result):
                 result.close()
 
 
 def name_of(function: RewardFunction) -> str:
-    """The `name` or `__name__` of a function or of what a partial calls, or its class."""
-    for owner in (function, getattr(function, "func", None)):  # that of a functools.partial
+    """The name of a reward function: its `name` or `__name__`, that of a partial's function, or its class."""
+    for named in (function, getattr(function, "func", None)):  # `func` is the function of a functools.partial
         for attribute in ("name", "__name__"):
-            name = getattr(owner, attribute, None)
+            name = getattr(named, attribute, None)
             if isinstance(name, str):
                 return name.strip("<>")
     return type(function).__name__
 
 
-def _called(function: RewardFunction, name: str, given: dict[str, Any]) -> Any:
+def _called(function: RewardFunction, name: str, arguments: dict[str, Any]) -> Any:
     try:
-        return function(**_asked(function, name, given))
+        return function(**_accepted_arguments(function, name, arguments))
     except MaraError:
         raise
     except Exception as error:
         raise RewardError(f"The reward function {name} failed with {type(error).__name__}: {error}") from error
 
 
-def _asked(function: RewardFunction, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Of what there is, that which a function takes."""
+def _accepted_arguments(function: RewardFunction, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that a function accepts."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # functions written in C need not tell
-        return given
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
-        return given
-    named = [one for one in parameters if one.kind is not one.VAR_POSITIONAL]
-    missing = [one.name for one in named if one.default is one.empty and one.name not in given]
+    except (TypeError, ValueError):  # functions written in C may have no signature
+        return arguments
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return arguments
+    named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
+    required = [parameter.name for parameter in named if parameter.default is parameter.empty]
+    missing = [required_name for required_name in required if required_name not in arguments]
     if missing:
         raise RewardError(
-            f"The reward function {name} needs {', '.join(missing)}, but there is {', '.join(given)}. Name its "
-            "parameters so, add the column to the dataset, or give the parameter a default."
+            f"The reward function {name} needs {', '.join(missing)}, but only {', '.join(arguments)} exist. Rename its "
+            "parameters, add the column to the data set, or give the parameter a default."
         )
-    return {one.name: given[one.name] for one in named if one.name in given}
+    return {parameter.name: arguments[parameter.name] for parameter in named if parameter.name in arguments}
 
 
 def _awaited(results: list[Any], names: Sequence[str]) -> list[Any]:
     if not any(inspect.isawaitable(result) for result in results):
         return results
-    future = asyncio.run_coroutine_threadsafe(_together(results, names), _event_loop(os.getpid()))
+    future = asyncio.run_coroutine_threadsafe(_gathered(results, names), _event_loop(os.getpid()))
     try:
         return future.result()
     except BaseException:
@@ -120,8 +121,8 @@ def _awaited(results: list[Any], names: Sequence[str]) -> list[Any]:
         raise
 
 
-async def _together(results: list[Any], names: Sequence[str]) -> list[Any]:
-    async def finished(awaitable: Awaitable[Any], name: str) -> Any:
+async def _gathered(results: list[Any], names: Sequence[str]) -> list[Any]:
+    async def awaited(awaitable: Awaitable[Any], name: str) -> Any:
         try:
             return await awaitable
         except MaraError:
@@ -129,31 +130,37 @@ async def _together(results: list[Any], names: Sequence[str]) -> list[Any]:
         except Exception as error:
             raise RewardError(f"The reward function {name} failed with {type(error).__name__}: {error}") from error
 
-    async def known(result: Any) -> Any:
+    async def unchanged(result: Any) -> Any:
         return result
 
     pairs = zip(results, names, strict=True)
-    return await asyncio.gather(*(finished(r, name) if inspect.isawaitable(r) else known(r) for r, name in pairs))
+    return await asyncio.gather(
+        *(awaited(result, name) if inspect.isawaitable(result) else unchanged(result) for result, name in pairs)
+    )
 
 
 @lru_cache(maxsize=1)
 def _event_loop(process: int) -> asyncio.AbstractEventLoop:
-    """The loop of a process, which threads do not survive the forking of; clients that are bound to it stay usable."""
+    """The event loop of a process, in a thread of its own.
+
+    A single loop for all calls keeps clients usable that are bound to their loop. A forked process needs its own,
+    because threads do not survive a fork.
+    """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name=f"mara-rewards-{process}", daemon=True).start()
     return loop
 
 
 def scores_of(result: Any, name: str, count: int) -> NDArray[np.float64]:
-    """Rewards (n,) from what a function returned: NaN where it did not score.
+    """Rewards (n,) from a function's result; NaN for completions it did not score.
 
     Args:
-        result: A list, tuple, array or tensor of numbers and None.
-        name: Of the function.
-        count: n.
+        result: List, tuple, array or tensor of numbers and None.
+        name: Name of the function, for error messages.
+        count: Number n of completions.
 
     Raises:
-        RewardError: If it is something else, of another length, or infinite.
+        RewardError: If the result has another type or length, or holds an infinite number.
     """
     values = result.tolist() if hasattr(result, "tolist") else result
     if not isinstance(values, list | tuple):
@@ -161,7 +168,7 @@ def scores_of(result: Any, name: str, count: int) -> NDArray[np.float64]:
     if len(values) != count:
         raise RewardError(
             f"The reward function {name} returned {len(values)} rewards for {count} completions; "
-            "return one for each, None where there is nothing to say."
+            "return one for each, None for a completion that is not scored."
         )
     return np.array([_score(value, name) for value in values], dtype=np.float64)
 

@@ -1,4 +1,4 @@
-"""Reward models from checkpoints: tokenizer, weights and score head, by key and without remote code."""
+"""Loads reward models from checkpoints: tokenizer, weights and score head, without remote code."""
 
 import json
 import logging
@@ -20,6 +20,7 @@ from langchain_mara.loading.models import resolve_device
 
 _SAFETENSORS = ("model.safetensors.index.json", "model.safetensors")
 _TORCH = ("pytorch_model.bin.index.json", "pytorch_model.bin")
+_KEYS_SHOWN = 4
 
 
 def checkpoint_folder(
@@ -29,16 +30,16 @@ def checkpoint_folder(
     token: str | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The local folder of a checkpoint, downloaded where it is a hub id: safetensors, or else PyTorch's files.
+    """The local folder of a checkpoint. A hub id is downloaded: its safetensors, or else its PyTorch files.
 
     Args:
         model_id: Hub id or folder.
         revision: Branch, tag or commit on the hub.
         token: Hub token for gated models.
-        local_files_only: Never touch the network.
+        local_files_only: Whether to use only files on this machine and never the network.
 
     Raises:
-        LoadingError: If there is no such checkpoint.
+        LoadingError: If the checkpoint does not exist or cannot be downloaded.
     """
     source = os.path.expanduser(model_id)  # noqa: PTH111 - a hub id must not become a path
     if Path(source).is_dir():
@@ -52,12 +53,12 @@ def checkpoint_folder(
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(source, allow_patterns=[*small, "*.bin"], **hub))
     except Exception as error:
-        raise LoadingError(f"Cannot get the reward model {source}: {_reason(error)}") from error
+        raise LoadingError(f"Cannot find or download the reward model {source}: {_reason(error)}") from error
     return folder
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
+    """Loads the tokenizer of a checkpoint.
 
     Raises:
         LoadingError: If it cannot be loaded.
@@ -77,13 +78,13 @@ def load_weights(
     dtype: str | torch.dtype | None = None,
     **options: Any,
 ) -> tuple[PreTrainedModel, set[str]]:
-    """A model with its weights, and the keys of the checkpoint that it has no place for.
+    """Loads a model in eval mode with frozen weights, and names the checkpoint's keys that it does not use.
 
     Args:
         kind: A class with `from_pretrained`.
-        folder: Of the checkpoint.
-        device: Such as `cuda:1`; by default CUDA where there is one. Not with `device_map`.
-        dtype: `torch.bfloat16`, `"float32"`, …; by default the checkpoint's own, but float32 in place of float16 on
+        folder: Folder of the checkpoint.
+        device: Device of the model, such as `cuda:1`; by default CUDA if available. Ignored with `device_map`.
+        dtype: `torch.bfloat16`, `"float32"`, …; by default the checkpoint's own, but float32 instead of float16 on
             the CPU.
         options: Further arguments of `from_pretrained`, such as `quantization_config` or `device_map`.
 
@@ -105,8 +106,8 @@ def load_weights(
         raise LoadingError(f"Cannot load the reward model {folder}: {_reason(error)}") from error
     if report["missing_keys"]:
         raise CheckpointError(
-            f"{folder} lacks weights of a {type(model).__name__} ({_some(report['missing_keys'])}); they would be "
-            "random. Download it again, and check that this class of reward model is the checkpoint's."
+            f"{folder} lacks weights of a {type(model).__name__} ({_abbreviated(report['missing_keys'])}), which would "
+            "be random. Download it again, and check that this class of reward model fits the checkpoint."
         )
     if dtype is None and model.dtype is torch.float16 and model.device.type == "cpu":
         model = model.float()
@@ -115,7 +116,7 @@ def load_weights(
 
 
 def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """Those of the named tensors that a checkpoint holds, on the CPU; of several files only theirs are opened.
+    """Reads named tensors of a checkpoint onto the CPU; those it does not hold are left out. Opens only their files.
 
     Raises:
         CheckpointError: If the folder holds no weights.
@@ -123,14 +124,14 @@ def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
     wanted = set(names)
     for index, single in (_SAFETENSORS, _TORCH):
         if (folder / index).is_file():
-            places: dict[str, str] = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
-            files = {file for name, file in places.items() if name in wanted}
+            weight_map: dict[str, str] = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+            files = {file for name, file in weight_map.items() if name in wanted}
         elif (folder / single).is_file():
             files = {single}
         else:
             continue
-        found = [_read(folder / file, wanted) for file in sorted(files)]
-        return {name: tensor for tensors in found for name, tensor in tensors.items()}
+        per_file = [_read(folder / file, wanted) for file in sorted(files)]
+        return {name: tensor for tensors in per_file for name, tensor in tensors.items()}
     raise CheckpointError(
         f"{folder} holds no weights. Expected one of {', '.join((*_SAFETENSORS, *_TORCH))}; download it again."
     )
@@ -139,20 +140,25 @@ def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
 def refuse(keys: Iterable[str], folder: Path, model: str) -> None:
     """Refuses a checkpoint with weights that the model would ignore.
 
+    Args:
+        keys: Keys of the checkpoint that the model does not use.
+        folder: Folder of the checkpoint.
+        model: Class name of the model.
+
     Raises:
-        CheckpointError: If there are any.
+        CheckpointError: If there are such keys.
     """
-    left = set(keys)
-    if left:
+    unused = set(keys)
+    if unused:
         raise CheckpointError(
-            f"{folder} holds weights that {model} has no place for ({_some(left)}), and without them its scores "
+            f"{folder} holds weights that {model} does not use ({_abbreviated(unused)}), and without them its scores "
             "would be wrong. Use the class of reward model that the checkpoint belongs to."
         )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # transformers warns of keys it has no place for; the score head is one of them, and others are refused here.
+    # transformers warns of keys it does not use. The score head is one of them, and all others are refused here.
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -166,22 +172,23 @@ def _read(file: Path, wanted: set[str]) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as tensors:
             return {name: tensors.get_tensor(name) for name in wanted & set(tensors.keys())}
-    held: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return {name: held[name].clone() for name in wanted & set(held)}
+    stored: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return {name: stored[name].clone() for name in wanted & set(stored)}
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype or "auto"
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
+    named = getattr(torch, dtype, None)
+    if not isinstance(named, torch.dtype):
         raise LoadingError(f"There is no dtype {dtype!r}; try bfloat16, float16 or float32.")
-    return found
+    return named
 
 
-def _some(keys: Iterable[str]) -> str:
+def _abbreviated(keys: Iterable[str]) -> str:
     ordered = sorted(keys)
-    return ", ".join(ordered[:4]) + (f" and {len(ordered) - 4} more" if len(ordered) > 4 else "")  # noqa: PLR2004
+    hidden = len(ordered) - _KEYS_SHOWN
+    return ", ".join(ordered[:_KEYS_SHOWN]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
 def _reason(error: Exception) -> str:

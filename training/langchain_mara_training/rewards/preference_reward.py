@@ -1,4 +1,4 @@
-"""PreferenceReward: the words of chosen and rejected answers as a reward function."""
+"""PreferenceReward: a reward function learned from the words of chosen and rejected answers."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -13,21 +13,22 @@ from langchain_mara_training.data.readers import Prompt, Source, read_pairs, tex
 from langchain_mara_training.rewards.calling import TextReward
 
 _WORD = r"\b\w+\b|[^\w\s]"
-
-
-_COMMON = 100  # pairs from which on words that occur once are left out
+# With at least this many pairs, words that occur only once are left out.
+_MANY_PAIRS = 100
 
 
 class PreferenceReward(TextReward):
-    """Reward of a text by its words: the log-odds that it is a chosen answer, learnt from preference pairs.
+    """Reward of a text by its words: the log-odds that it is a chosen answer, learned from preference pairs.
 
-    TF-IDF of words and pairs of words, and a logistic regression. It knows nothing of meaning, and is there to make
-    the first run possible without a reward model. Languages written without spaces are poorly served: a run of letters
-    counts as one word. Fitted in about a second, it has no file format: scikit-learn's
-    would be pickle, which can run code. Fit it again where it is needed.
+    It is a logistic regression on TF-IDF of words and word pairs. It knows nothing of meaning; it lets you make a
+    first run without a reward model. It serves languages written without spaces poorly, because an unbroken run of
+    letters counts as one word.
+
+    Fitting takes about a second. There is no file format, because scikit-learn's would be pickle, which can run code;
+    fit it again where you need it.
 
     Args:
-        with_prompt: Whether the prompt's words count, too; by default those of the completion only.
+        with_prompt: Whether the prompt's words count too; by default only the completion's do.
         inverse_regularization: `C` of the logistic regression.
 
     Example:
@@ -46,8 +47,8 @@ class PreferenceReward(TextReward):
         """Learns from preference pairs.
 
         Args:
-            pairs: With the columns `prompt`, `chosen` and `rejected` (text or messages): rows, a `datasets.Dataset`,
-                a file's path or a dataset's name on the hub.
+            pairs: Rows with the columns `prompt`, `chosen` and `rejected` (texts or messages), a `datasets.Dataset`,
+                the path of a file, or the name of a data set on the hub.
 
         Raises:
             DataError: If the pairs cannot be read, or hold no words.
@@ -56,7 +57,7 @@ class PreferenceReward(TextReward):
         texts = [self._text(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in rows]
         pipeline = make_pipeline(
             TfidfVectorizer(
-                ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(rows) >= _COMMON else 1, token_pattern=_WORD
+                ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(rows) >= _MANY_PAIRS else 1, token_pattern=_WORD
             ),
             LogisticRegression(C=self.inverse_regularization, max_iter=1000),
         )
@@ -64,21 +65,22 @@ class PreferenceReward(TextReward):
             self._pipeline = pipeline.fit(texts, np.repeat([1, 0], len(rows)))
         except ValueError as error:
             raise DataError(
-                f"The words of the preference pairs cannot be learnt from ({error}). Give pairs of texts with words."
+                f"Nothing can be learned from the words of the preference pairs ({error}). "
+                "Give pairs of texts with words."
             ) from error
         return self
 
     def rewards(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[float]:
-        """Log-odds, above 0 for what reads like a chosen answer.
+        """Log-odds of each completion; above 0 if it reads like a chosen answer.
 
         Raises:
-            RewardError: If it was not fitted.
+            RewardError: If the reward was not fitted.
         """
         if self._pipeline is None:
-            raise RewardError("This PreferenceReward was not fitted. Call fit(pairs) first.")
+            raise RewardError("This PreferenceReward is not fitted. Call fit(pairs) first.")
         texts = [self._text(*pair) for pair in pairs]
-        found: list[float] = self._pipeline.decision_function(texts).tolist() if texts else []
-        return found
+        log_odds: list[float] = self._pipeline.decision_function(texts).tolist() if texts else []
+        return log_odds
 
     def _text(self, prompt: Prompt, completion: Prompt) -> str:
         return f"{text_of(prompt)}\n{text_of(completion)}" if self.with_prompt else text_of(completion)

@@ -1,4 +1,4 @@
-"""Reward models as reward functions: conversations become tokens, batches by length, and a reward each."""
+"""Reward models as reward functions: tokenizes conversations, batches them by length, and scores each."""
 
 import warnings
 from abc import abstractmethod
@@ -18,35 +18,35 @@ from langchain_mara_training.rewards.calling import TextReward
 from langchain_mara_training.rewards.checkpoint_loading import checkpoint_folder, load_tokenizer
 
 Encoding = dict[str, list[int]]
-"""What a tokenizer gives for one text: `input_ids`, and what else the model reads for each token."""
+"""A tokenized text: `input_ids`, and whatever else the model reads for each token, as lists of equal length."""
 
 
 class RewardModel(TextReward):
     """A reward model with the signature of a reward function.
 
-    A batch holds conversations of similar length, padded on the right and masked; the rewards are those of one by
-    one, up to rounding. A conversation longer than the model reads loses its beginning (not the token that begins the
-    sequence), with a warning: of several answers to one prompt the ends still differ.
+    A batch holds conversations of similar length, padded on the right and masked. Up to rounding, rewards do not
+    depend on the batch. A conversation that is too long for the model loses its beginning (but keeps the
+    beginning-of-sequence token), with a warning. So several answers to one prompt still differ in what the model reads.
 
     Args:
         model_id: Hub id or folder of the checkpoint.
-        device: Such as `cuda:1` or `cpu`; by default CUDA where there is one.
-        dtype: `torch.bfloat16`, `"float32"`, …; by default the checkpoint's own, but float32 in place of float16 on
+        device: Device of the model, such as `cuda:1` or `cpu`; by default CUDA if available.
+        dtype: `torch.bfloat16`, `"float32"`, …; by default the checkpoint's own, but float32 instead of float16 on
             the CPU.
         batch_size: Most conversations in one pass.
-        max_length: Most tokens of a conversation; by default what the model was made for.
+        max_length: Most tokens of a conversation; by default the length the model was made for.
         verbose: Whether to show progress on standard error.
         revision: Branch, tag or commit on the hub.
         token: Hub token for gated models.
-        local_files_only: Never touch the network.
+        local_files_only: Whether to use only files on this machine and never the network.
         options: Further arguments of transformers' `from_pretrained`, such as `quantization_config` or `device_map`.
 
     Attributes:
-        name: Last part of `model_id`; `WeightedRewards` names the function so.
+        name: Last part of `model_id`, used by `WeightedRewards` as the function's name.
 
     Raises:
-        LoadingError: If the device is unknown, or model or tokenizer cannot be loaded.
-        CheckpointError: If the checkpoint does not hold such a reward model.
+        LoadingError: If the device is unknown, or the model or its tokenizer cannot be loaded.
+        CheckpointError: If the checkpoint holds another kind of model.
     """
 
     model: PreTrainedModel
@@ -71,8 +71,8 @@ class RewardModel(TextReward):
         self.verbose = verbose
         self.tokenizer = load_tokenizer(folder)
         self._load(folder, device=device, dtype=dtype, **options)
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        limits = [max_length or longest, self.tokenizer.model_max_length]
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limits = [max_length or context, self.tokenizer.model_max_length]
         self.max_length = int(min(limit for limit in limits if limit is not None))
 
     def rewards(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[float]:
@@ -82,30 +82,37 @@ class RewardModel(TextReward):
             RewardError: If the conversations do not fit the model's template, or a reward is not finite.
         """
         encodings = [self.encode(conversation(*pair)) for pair in pairs]
-        cut = sum(len(one["input_ids"]) > self.max_length for one in encodings)
-        if cut:
+        too_long = sum(len(encoding["input_ids"]) > self.max_length for encoding in encodings)
+        if too_long:
             warnings.warn(
-                f"{cut} of {len(encodings)} conversations are longer than the {self.max_length} tokens that "
+                f"{too_long} of {len(encodings)} conversations are longer than the {self.max_length} tokens that "
                 f"{self.name} reads; their beginnings were left out.",
                 stacklevel=2,
             )
-        return self._scored([self._shortened(one) for one in encodings])
+        return self._scored([self._shortened(encoding) for encoding in encodings])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Itself: scikit-learn's clone copies what it is given, and frozen weights need no second copy."""
+        """Itself: scikit-learn's `clone` copies its arguments, and frozen weights need no second copy."""
         return self
 
     @abstractmethod
     def encode(self, messages: list[Message]) -> Encoding:
-        """Tokens of a conversation that ends with the answer, not shortened."""
+        """The tokenized conversation, which ends with the answer; not shortened."""
 
     @abstractmethod
     def score(self, batch: dict[str, Tensor]) -> Tensor:
-        """Rewards (rows,) of a batch: `input_ids`, `attention_mask` and others, (rows, tokens) each."""
+        """Rewards of a batch.
+
+        Args:
+            batch: `input_ids`, `attention_mask` and whatever else the model reads; each (conversations, tokens).
+
+        Returns:
+            (conversations,) rewards.
+        """
 
     @abstractmethod
     def _load(self, folder: Path, **options: Any) -> None:
-        """Sets `model`, and whatever else is in the checkpoint."""
+        """Sets `model` and whatever else the checkpoint holds."""
 
     def _shortened(self, encoding: Encoding) -> Encoding:
         ids = encoding["input_ids"]
@@ -116,12 +123,12 @@ class RewardModel(TextReward):
 
     @torch.inference_mode()
     def _scored(self, encodings: Sequence[Encoding]) -> list[float]:
-        order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i]["input_ids"]))
+        order = sorted(range(len(encodings)), key=lambda number: -len(encodings[number]["input_ids"]))
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         rewards = torch.zeros(len(encodings), dtype=torch.float64)
         console = Console(stderr=True)
-        for rows in track(batches, self.name, console=console, transient=True, disable=not self.verbose):
-            rewards[rows] = self.score(self._padded([encodings[i] for i in rows])).to("cpu", torch.float64)
+        for batch in track(batches, self.name, console=console, transient=True, disable=not self.verbose):
+            rewards[batch] = self.score(self._padded([encodings[i] for i in batch])).to("cpu", torch.float64)
         if not rewards.isfinite().all():
             raise RewardError(
                 f"{self.name} overflows in {self.model.dtype}. Load it with dtype='bfloat16' or 'float32'."
@@ -129,23 +136,26 @@ class RewardModel(TextReward):
         return rewards.tolist()
 
     def _padded(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
-        width = max(len(one["input_ids"]) for one in encodings)
-        filler = {"input_ids": self._padding(encodings)}
-        rows = [{**one, "attention_mask": [1] * len(one["input_ids"])} for one in encodings]
+        longest = max(len(encoding["input_ids"]) for encoding in encodings)
+        padding = {"input_ids": self._padding(encodings)}
+        rows = [{**encoding, "attention_mask": [1] * len(encoding["input_ids"])} for encoding in encodings]
         return {
             key: torch.tensor(
-                [row[key] + [filler.get(key, 0)] * (width - len(row[key])) for row in rows], device=self.model.device
+                [row[key] + [padding.get(key, 0)] * (longest - len(row[key])) for row in rows], device=self.model.device
             )
             for key in rows[0]
         }
 
-    def _padding(self, encodings: Sequence[Encoding]) -> int:  # noqa: ARG002 - where the model looks for it
-        """The token to pad with; masked, so any will do."""
+    def _padding(self, encodings: Sequence[Encoding]) -> int:  # noqa: ARG002 - overridden where the model looks for padding
+        """The token to pad with. It is masked, so any token will do."""
         return 0
 
 
 def conversation(prompt: Prompt, completion: Prompt) -> list[Message]:
-    """The messages of a prompt and its answer; a text is a user's, or the assistant's."""
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    answered = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
-    return [*asked, *answered]
+    """The messages of a prompt and its completion.
+
+    A text is one message: a prompt is the user's, a completion the assistant's.
+    """
+    question = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+    return [*question, *answer]

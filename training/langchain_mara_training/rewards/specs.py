@@ -1,6 +1,8 @@
-"""Rewards as the command line names them: a file of pairs, a reward model, or a function of the user's own."""
+"""Rewards as the command line names them: a file of pairs, a reward model, or a function of your own."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -15,18 +17,21 @@ from langchain_mara_training.rewards.published import (
 )
 
 PAIRS = "pairs:"
-"""What a reward begins with that is fitted on preference pairs."""
+"""Prefix of a reward that is fitted on preference pairs."""
 _ADAPTERS = {"beaver:": BeaverReward, "ultrarm:": UltraRMReward, "ziya:": ZiyaReward}
 
 
 def reward_function(spec: str, device: str | None = None) -> RewardFunction:
     """The reward function that a text names.
 
+    `sys.path` is as before when this returns. If your function itself imports modules of the current folder when it
+    is called, call it inside `current_folder_first`.
+
     Args:
-        spec: `pairs:SOURCE` fits a `PreferenceReward`; `beaver:`, `ultrarm:` and `ziya:` before a hub id or folder load
-            these reward models; `module:name` imports whatever can be called, from the current folder or installed;
-            anything else is a sequence classifier, by hub id or folder.
-        device: Where a reward model computes.
+        spec: `pairs:SOURCE` fits a `PreferenceReward`. `beaver:`, `ultrarm:` and `ziya:` followed by a hub id or
+            folder load these reward models. `module:name` imports a callable from the current folder or an installed
+            package. Anything else is the hub id or folder of a sequence classifier.
+        device: Device of a reward model.
 
     Raises:
         RewardError: If the module or its function cannot be imported.
@@ -34,7 +39,7 @@ def reward_function(spec: str, device: str | None = None) -> RewardFunction:
         LoadingError: If the reward model cannot be loaded.
         CheckpointError: If the checkpoint holds another kind of reward model.
     """
-    prefix, source = parted(spec)
+    prefix, source = split_prefix(spec)
     if prefix == PAIRS:
         return PreferenceReward().fit(source)
     if prefix:
@@ -44,26 +49,40 @@ def reward_function(spec: str, device: str | None = None) -> RewardFunction:
     return _imported(spec)
 
 
-def parted(spec: str) -> tuple[str, str]:
-    """`pairs:`, `beaver:` and the like, and what follows; or nothing and the text."""
-    prefix = next((one for one in (PAIRS, *_ADAPTERS) if spec.startswith(one)), "")
+def split_prefix(spec: str) -> tuple[str, str]:
+    """Splits a reward's name into its prefix, such as `pairs:` or `beaver:`, and the rest; the prefix may be empty."""
+    prefix = next((known for known in (PAIRS, *_ADAPTERS) if spec.startswith(known)), "")
     return prefix, spec.removeprefix(prefix)
+
+
+@contextmanager
+def current_folder_first() -> Iterator[None]:
+    """Puts the current folder first on `sys.path` while the context is open, and takes it off afterwards.
+
+    A console script such as `mara`, unlike `python -m`, does not look for modules in the current folder. Paths that
+    an imported module adds itself are left alone.
+    """
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        # Removes the first occurrence: the entry made here, even if the folder was on the path before.
+        with suppress(ValueError):
+            sys.path.remove(folder)
 
 
 def _imported(spec: str) -> RewardFunction:
     module, _, name = spec.partition(":")
-    # A console script, unlike `python -m`, does not look for modules in the folder it is called in.
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
     try:
-        found = getattr(import_module(module), name)
-    except Exception as error:  # whatever a user's module does when it is imported
+        with current_folder_first():
+            function = getattr(import_module(module), name)
+    except Exception as error:  # a user's module may raise anything on import
         raise RewardError(
             f"Cannot import the reward function {spec}: {type(error).__name__}: {error}. "
-            "Give module:function, of the current folder or installed."
+            "Give module:function, from the current folder or an installed package."
         ) from error
-    if not callable(found):
-        raise RewardError(f"{spec} is no function but a {type(found).__name__}. Give module:function.")
-    function: RewardFunction = found
-    return function
+    if not callable(function):
+        raise RewardError(f"{spec} is not a function but a {type(function).__name__}. Give module:function.")
+    imported: RewardFunction = function
+    return imported

@@ -1,4 +1,4 @@
-"""Reward functions in TRL's signature: called by name, awaited where they are asynchronous, weighted and summed."""
+"""WeightedRewards: the weighted sum of reward functions in TRL's signature, synchronous or asynchronous."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,15 +15,17 @@ class WeightedRewards:
     """The weighted sum of reward functions, as a reward function.
 
     Functions have TRL's signature and are called by keyword: `prompts`, `completions`, `completion_ids` and the
-    columns of the dataset, a list each. Prompts and completions are texts or lists of messages. A function that takes
-    no `**kwargs` gets only what it names. It returns one number for each completion, None (or NaN) for one that it
-    does not score, or an awaitable of that. Asynchronous functions run concurrently, on an event loop that this
-    process keeps in a thread of its own, so a running loop (a notebook's) is no obstacle. An asynchronous function
-    must not call a `WeightedRewards` with asynchronous functions itself.
+    columns of the data set, each a list. Prompts and completions are texts or lists of messages. A function without
+    `**kwargs` gets only the arguments it names. It returns one number per completion, None (or NaN) for a completion
+    it does not score, or an awaitable of such a list.
+
+    Asynchronous functions run concurrently, on an event loop that this process keeps in a thread of its own. So you
+    can use them under a running loop, such as a notebook's. An asynchronous function must not itself call a
+    `WeightedRewards` that has asynchronous functions.
 
     Args:
-        functions: One reward function, or several.
-        weights: One for each function; by default 1.
+        functions: One or several reward functions.
+        weights: Weight of each function; by default 1.
 
     Raises:
         RewardError: If there is no function, one cannot be called, or the weights do not fit.
@@ -38,7 +40,7 @@ class WeightedRewards:
         self, functions: RewardFunction | Sequence[RewardFunction], weights: Sequence[float] | None = None
     ) -> None:
         self.functions = [functions] if callable(functions) else list(functions)
-        if not self.functions or not all(callable(one) for one in self.functions):
+        if not self.functions or not all(callable(function) for function in self.functions):
             raise RewardError("Give one reward function or several, called as f(prompts=…, completions=…).")
         self.weights = np.ones(len(self.functions)) if weights is None else np.asarray(weights, dtype=np.float64)
         if self.weights.shape != (len(self.functions),) or not np.isfinite(self.weights).all():
@@ -49,12 +51,12 @@ class WeightedRewards:
 
     @property
     def names(self) -> list[str]:
-        """A name for each function: its `name` or `__name__`, or its class; those met again are numbered."""
+        """A distinct name for each function: its `name`, `__name__` or class, with a number if it is taken."""
         names: list[str] = []
         for function in self.functions:
-            own = name_of(function)
-            again = (f"{own}_{number}" for number in range(2, len(self.functions) + 2))
-            names.append(own if own not in names else next(name for name in again if name not in names))
+            name = name_of(function)
+            numbered = (f"{name}_{number}" for number in range(2, len(self.functions) + 2))
+            names.append(name if name not in names else next(free for free in numbered if free not in names))
         return names
 
     def __call__(
@@ -64,35 +66,40 @@ class WeightedRewards:
         completion_ids: Sequence[Sequence[int]] | None = None,
         **columns: Any,
     ) -> NDArray[np.float64]:
-        """Rewards (n,) of n completions: the weighted sum over the functions that scored, NaN where none did.
+        """Rewards (n,) of n completions: the weighted sum over the functions that scored, NaN if none did.
 
         Args:
             prompts: n texts or lists of messages.
-            completions: n texts, or lists of messages where the prompts are.
-            completion_ids: Tokens of each completion, for functions that ask for them.
-            columns: Of the dataset; a list of n values each.
+            completions: n texts, or lists of messages if the prompts are such lists.
+            completion_ids: Token ids of each completion, for functions that name them.
+            columns: Columns of the data set, each a list of n values.
 
         Raises:
             RewardError: If a function fails, or does not return a finite number or None for each completion.
         """
-        table = np.stack(list(self.each(prompts, completions, completion_ids=completion_ids, **columns).values()))
-        scored = ~np.isnan(table)
-        total = np.where(scored, table * self.weights[:, None], 0.0).sum(axis=0)
-        rewards: NDArray[np.float64] = np.where(scored.any(axis=0), total, np.nan)
+        scores = self.each(prompts, completions, completion_ids=completion_ids, **columns)
+        table = np.stack(list(scores.values()))
+        is_scored = ~np.isnan(table)
+        total = np.where(is_scored, table * self.weights[:, None], 0.0).sum(axis=0)
+        rewards: NDArray[np.float64] = np.where(is_scored.any(axis=0), total, np.nan)
         return rewards
 
     def each(
         self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any
     ) -> dict[str, NDArray[np.float64]]:
-        """What each function says of a call's arguments, unweighted: (n,) by its name, NaN where it did not score.
+        """The unweighted rewards (n,) of each function, by its name; NaN for completions it did not score.
+
+        Takes the arguments of a call.
 
         Raises:
-            RewardError: As in a call.
+            RewardError: As for a call.
         """
         if len(prompts) != len(completions):
             raise RewardError(f"{len(prompts)} prompts but {len(completions)} completions; give one prompt for each.")
         if not len(completions):
             return {name: np.zeros(0) for name in self.names}
-        given = {"prompts": prompts, "completions": completions, "completion_ids": None, **columns}
-        results = call(self.functions, self.names, given)
-        return {name: scores_of(one, name, len(completions)) for name, one in zip(self.names, results, strict=True)}
+        arguments = {"prompts": prompts, "completions": completions, "completion_ids": None, **columns}
+        results = call(self.functions, self.names, arguments)
+        return {
+            name: scores_of(result, name, len(completions)) for name, result in zip(self.names, results, strict=True)
+        }

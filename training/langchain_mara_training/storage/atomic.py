@@ -1,11 +1,16 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Atomic writes: a file is complete or absent, whatever happens while it is written."""
 
 import os
 from pathlib import Path
 
 
 def write_atomically(file: Path, *parts: bytes | memoryview) -> None:
-    """Replaces a file's content; whoever is killed meanwhile leaves the old file or the new one, never a part."""
+    """Replaces a file's content. A process killed on the way leaves the old file or the new one, never a part.
+
+    Args:
+        file: File to replace, in an existing folder.
+        *parts: New content, written one after the other.
+    """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as stream:
         for part in parts:
@@ -17,7 +22,7 @@ def write_atomically(file: Path, *parts: bytes | memoryview) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Has the new name on disk, too; where folders cannot be opened, as on Windows, the system sees to it."""
+    """Flushes the new file name to disk. Windows cannot open folders and does this by itself."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""Keeps a fitting job on disk: written in one piece after every epoch, read back without unpickling code."""
+"""The checkpoint of a fitting job: written atomically after every epoch, read back without unpickling code."""
 
 import hashlib
 import io
@@ -18,14 +18,14 @@ _DIGEST_BYTES = 32
 
 
 class JobCheckpoint:
-    """The one checkpoint of a fitting job, in a folder of its own.
+    """The only checkpoint of a fitting job, in a folder of its own.
 
-    The file is a SHA-256 digest followed by what `torch.save` wrote, tensors and primitives only; PyTorch itself does
-    not notice flipped bytes.
+    The file is a SHA-256 digest followed by the output of `torch.save`: tensors and primitives only. The digest is
+    there because PyTorch itself does not notice flipped bytes.
 
     Args:
-        folder: Made if it is missing.
-        job: What makes the job this one and no other: names and values of parameters, digests of the data.
+        folder: Folder of the checkpoint, created if it is missing.
+        job: Names and values that identify the job: parameters and digests of the data.
     """
 
     def __init__(self, folder: str | os.PathLike[str], job: dict[str, str]) -> None:
@@ -35,32 +35,33 @@ class JobCheckpoint:
         self.job = job
 
     def write(self, content: dict[str, Any]) -> None:
-        """Replaces the checkpoint; whoever is killed meanwhile leaves the old one or the new one, never a part."""
+        """Replaces the checkpoint. A process killed on the way leaves the old one or the new one, never a part."""
         buffer = io.BytesIO()
         torch.save({"format": _FORMAT, "job": self.job, "content": content}, buffer)
         payload = buffer.getbuffer()
         write_atomically(self.file, hashlib.sha256(payload).digest(), payload)
 
     def read(self) -> dict[str, Any] | None:
-        """The content last written, or None before the first epoch's end.
+        """The content last written, or None before the first epoch has ended.
 
         Raises:
             CheckpointError: If the file is truncated or corrupt.
-            TrainingError: If it belongs to another job.
+            TrainingError: If the file belongs to another job.
         """
         if not self.file.exists():
             return None
         saved = self._load()
         if saved.get("format") != _FORMAT:
             raise CheckpointError(
-                f"{self.file} has format {saved.get('format')!r}, this version of langchain-mara reads {_FORMAT}. "
-                "Delete the file to start from the beginning, or finish the job with the version that started it."
+                f"{self.file} has format {saved.get('format')!r}, but this version of langchain-mara reads {_FORMAT}. "
+                "Delete the file to start over, or finish the job with the version that started it."
             )
-        job: dict[str, str] = saved["job"]
-        if differing := sorted(key for key in self.job.keys() | job.keys() if self.job.get(key) != job.get(key)):
+        saved_job: dict[str, str] = saved["job"]
+        names = self.job.keys() | saved_job.keys()
+        if differing := sorted(name for name in names if self.job.get(name) != saved_job.get(name)):
             raise TrainingError(
                 f"{self.folder} holds the checkpoint of another job; different: {', '.join(differing)}. Give another "
-                f"checkpoint_dir, or delete {self.file} to start from the beginning."
+                f"checkpoint_dir, or delete {self.file} to start over."
             )
         content: dict[str, Any] = saved["content"]
         return content
@@ -70,12 +71,13 @@ class JobCheckpoint:
         digest, payload = written[:_DIGEST_BYTES], memoryview(written)[_DIGEST_BYTES:]
         if hashlib.sha256(payload).digest() != digest:
             raise CheckpointError(
-                f"{self.file} is truncated or corrupt, or no checkpoint of a fit. "
-                "Delete it to start the job from the beginning."
+                f"{self.file} is truncated or corrupt, or is not a checkpoint of a fit. Delete it to start over."
             )
         try:
             saved: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
             reason = str(error).partition("\n")[0]
-            raise CheckpointError(f"{self.file} is no checkpoint of a fit ({reason}). Delete it.") from None
+            raise CheckpointError(
+                f"{self.file} is not a checkpoint of a fit ({reason}). Delete it to start over."
+            ) from None
         return saved

@@ -1,4 +1,4 @@
-"""Saves agents with a model card that says how they came to be."""
+"""Saves agents with a model card that says how they were trained."""
 
 import re
 import shutil
@@ -11,18 +11,18 @@ from langchain_mara import MaraAgent
 _ABSOLUTE_PATH = re.compile(r"^(?P<prefix>[a-z]+:)?(?P<path>/.*|[A-Za-z]:[\\/].*)$", re.DOTALL)
 
 Sections = Mapping[str, Mapping[str, Any]]
-"""Tables of a card by their titles."""
+"""Tables of a model card by title; each table maps names to values."""
 
 
 def save_agent(agent: MaraAgent, folder: Path, sections: Sections) -> None:
-    """Saves an agent, whole or not at all, in place of the one that may be there.
+    """Saves an agent completely or not at all, and replaces the agent that was there.
 
     Args:
-        agent: What was fitted.
-        folder: Made, with those above it.
-        sections: For its card; values that are None are left out, and of paths all but the name.
+        agent: Agent to save.
+        folder: Folder of the agent; it and its parents are created.
+        sections: Tables of the model card. Values of None are left out, and paths are cut to the file name.
     """
-    new, old = (folder.with_name(f".{folder.name}.{one}") for one in ("new", "old"))
+    new, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     agent.save_pretrained(new)
@@ -45,14 +45,14 @@ def _cell(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value on one line of a text that may be published; of paths the name alone."""
+    """A value on one line, fit for publication: paths are cut to the file name."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name.replace('_', ' ')} {shown(one)}" for name, one in value.items() if one is not None)
+        return ", ".join(f"{name.replace('_', ' ')} {shown(item)}" for name, item in value.items() if item is not None)
     if isinstance(value, list):
         return ", ".join(map(shown, value))
     if isinstance(value, float):
         return f"{value:.4g}"
-    # A path tells of its author's machine, also after a prefix such as "pairs:".
+    # A full path reveals the author's machine, also after a prefix such as "pairs:".
     return " ".join(
         _ABSOLUTE_PATH.sub(lambda match: (match["prefix"] or "") + Path(match["path"]).name, str(value)).split()
     )

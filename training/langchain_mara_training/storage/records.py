@@ -1,4 +1,4 @@
-"""JSON files and logs, and where a result came from: command line and library versions."""
+"""JSON files and logs, and the origin of a result: command line and library versions."""
 
 import json
 import math
@@ -25,59 +25,68 @@ LIBRARIES = (
 
 
 def append_record(folder: str | Path, command: str, event: str, /, **values: Any) -> None:
-    """Appends a record to a run's `log.jsonl`, with the time, and has it on disk when it returns."""
+    """Appends a record with the current time to a run's `log.jsonl`. It is on disk when the function returns.
+
+    Args:
+        folder: Run folder.
+        command: Command that reports, such as `label`.
+        event: What happened, such as `started`.
+        **values: Further plain values of the record.
+    """
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = dump({"time": time, "command": command, "event": event, **values})
     with (Path(folder).expanduser() / "log.jsonl").open("a+b") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - 1))
         # A crash may have left half a line.
-        cut = stream.read(1) not in (b"", b"\n")
-        stream.write(("\n" * cut + line + "\n").encode())
+        is_cut = stream.read(1) not in (b"", b"\n")
+        stream.write(("\n" * is_cut + line + "\n").encode())
         stream.flush()
         os.fsync(stream.fileno())
 
 
 def command_line() -> str:
-    """What this process was called by, as a shell takes it; of the program its name alone."""
+    """The command line of this process, quoted for a shell. The program's path is cut to its name."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that results depend on."""
-    found = {"langchain-mara": __version__, "python": platform.python_version()}
+    """Versions of Python and of the libraries that results depend on, by name."""
+    versions = {"langchain-mara": __version__, "python": platform.python_version()}
     for library in LIBRARIES:
         try:
-            found[library] = version(library)
+            versions[library] = version(library)
         except PackageNotFoundError:
-            found[library] = "not installed"
-    return found
+            versions[library] = "not installed"
+    return versions
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Writes plain values to a file, whole or not at all."""
+    """Writes plain values to a file, completely or not at all."""
     write_atomically(file, (dump(value, indent=2) + "\n").encode())
 
 
 def dump(value: Any, indent: int | None = None) -> str:
-    """JSON of plain values; numbers that are not finite become null, which JSON has no word for."""
+    """JSON of plain values. NaN and infinity become null, because JSON cannot express them."""
     return json.dumps(_plain(value), ensure_ascii=False, indent=indent, allow_nan=False)
 
 
 def flat(config: Mapping[str, Any]) -> Config:
     """A configuration without inner mappings: their values are named `outer.inner`."""
-    found: Config = {}
+    flattened: Config = {}
     for name, value in config.items():
-        inner = flat(value) if isinstance(value, Mapping) else None
-        found |= {name: value} if inner is None else {f"{name}.{key}": one for key, one in inner.items()}
-    return found
+        if isinstance(value, Mapping):
+            flattened |= {f"{name}.{key}": inner for key, inner in flat(value).items()}
+        else:
+            flattened[name] = value
+    return flattened
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)

@@ -134,7 +134,7 @@ def test_a_row_cancelled_before_its_first_pass_makes_way(policy: PolicyModel) ->
     batch.admit(requests)
     requests[0].cancel()
     emitted: dict[Request, list[int | None]] = {requests[1]: [], requests[2]: []}
-    while batch.rows:
+    while batch.sequences:
         for decision in batch.step():
             emitted[decision.request].append(decision.token_id)
     for request, ids in emitted.items():
@@ -145,7 +145,7 @@ def test_a_huge_top_k_costs_states_of_examined_candidates_only(policy: PolicyMod
     batch = Batch(policy, width=4)
     batch.admit([Request([5], DecodingOptions(top_k=10_000, top_p=1.0), tiny_agent(bias=100.0))])
     batch.step()
-    assert batch.table.token_ids.shape == (1, 97)
+    assert batch.candidate_table.token_ids.shape == (1, 97)
     assert batch._states.shape[1] == 4
 
 
@@ -188,7 +188,7 @@ def test_a_prompt_with_only_nonfinite_logits_ends_by_itself() -> None:
 def test_memory_grows_with_need_not_with_the_context(policy: PolicyModel) -> None:
     batch = Batch(policy, width=4)
     batch.admit([Request([5] * 10, options(20), AGENT)])
-    while batch.rows:
+    while batch.sequences:
         capacity = batch.cache.positions.shape[1]
         assert capacity <= 10 + GROWTH_SLOTS
         batch.step()

@@ -312,16 +312,16 @@ def test_sampled_strategy_accepts_each_candidate_with_its_probability(policy: Po
 @pytest.mark.parametrize("width", [1, 2, 5])
 def test_kept_states_and_log_probabilities_are_the_model_s(policy: PolicyModel, width: int) -> None:
     options = DecodingOptions(top_k=6, top_p=0.999, strategy="sampled", temperature=0.7, max_new_tokens=8, seed=3)
-    requests = [Request(prompt, options, AGENTS[0], keep=n != 1) for n, prompt in enumerate(PROMPTS[:3])]
+    requests = [Request(prompt, options, AGENTS[0], keep_states=n != 1) for n, prompt in enumerate(PROMPTS[:3])]
     answers = run(policy, requests, width=width)
     whole = run(policy, requests, width=6)
     assert [[d.token_id for d in ds] for ds in answers] == [[d.token_id for d in ds] for ds in whole]
-    assert all(d.kept is None for d in answers[1])
+    assert all(d.candidate_states is None for d in answers[1])
     for request, decisions in zip(requests[::2], answers[::2], strict=True):
         ids = [*request.prompt_ids]
         for decision in decisions:
-            assert decision.kept is not None
-            states, logs = decision.kept
+            assert decision.candidate_states is not None
+            states, logs = decision.candidate_states
             examined = len(decision.accept_probabilities)
             assert examined <= len(states) <= len(decision.candidates) == len(logs)
             assert len(states) < examined + width

@@ -35,7 +35,9 @@ def options(new_tokens: int = 30, **more: Any) -> DecodingOptions:
 
 def run(policy: PolicyModel, requests: list[Request], draft: int = 6, **how: Any) -> list[list[Decision]]:
     """The decisions of new requests like these."""
-    fresh = [Request(r.prompt_ids, r.options, r.agent, r.eos_token_ids, r.logits_processor, r.keep) for r in requests]
+    fresh = [
+        Request(r.prompt_ids, r.options, r.agent, r.eos_token_ids, r.logits_processor, r.keep_states) for r in requests
+    ]
     decisions: dict[Request, list[Decision]] = {request: [] for request in fresh}
     for decision in decode(policy, fresh, draft=draft, **{"width": 3, **how}):
         decisions[decision.request].append(decision)
@@ -72,7 +74,7 @@ def test_drafts_what_followed_the_last_occurrence() -> None:
 
 def test_a_draft_that_reaches_into_itself_repeats() -> None:
     drafter = NgramProposer([1, 2, 1, 2])
-    drafter.learn(4, 4)
+    drafter.record_draft(4, 4)
     assert drafter.draft(first=1, most=6) == [2, 1, 2, 1, 2, 1]
 
 
@@ -86,7 +88,7 @@ def test_drafts_grow_while_they_are_right_and_shrink_to_what_was() -> None:
     for right in (2, 4, 8, 3, 3, 0, 1):
         found = drafter.draft(first=0, most=16)
         lengths.append(len(found))
-        drafter.learn(len(found), right)
+        drafter.record_draft(len(found), right)
     assert lengths == [2, 4, 8, 16, 3, 6, 1]
 
 
@@ -217,14 +219,14 @@ def test_prefixes_hold_what_drafts_brought(policy: PolicyModel) -> None:
 
 
 def test_kept_states_come_without_drafts(policy: PolicyModel) -> None:
-    request = Request(PROMPTS[0], options(30), AGENTS[0], keep=True)
+    request = Request(PROMPTS[0], options(30), AGENTS[0], keep_states=True)
     got, expected = run(policy, [request]), run(policy, [request], draft=0)
     assert_same(got, expected)
     assert drafted(got) == 0
     for one, other in zip(got[0], expected[0], strict=True):
-        assert one.kept is not None
-        assert other.kept is not None
-        torch.testing.assert_close(one.kept.states, other.kept.states)
+        assert one.candidate_states is not None
+        assert other.candidate_states is not None
+        torch.testing.assert_close(one.candidate_states.states, other.candidate_states.states)
 
 
 def test_logits_processors_see_every_answer_grow_token_by_token(policy: PolicyModel) -> None:

@@ -149,20 +149,20 @@ def test_parked_rows_come_before_those_that_have_not_begun(policy: PolicyModel) 
     batch.admit(first)
     with Memory(policy, rows=2), pytest.warns(RuntimeWarning, match="with 4 rows: going on with 2"):
         batch.step()
-    assert [row.request for row in batch.rows] == first[:2]
-    assert [row.request for row in batch.parked] == first[2:]
+    assert [row.request for row in batch.sequences] == first[:2]
+    assert [row.request for row in batch.preempted] == first[2:]
     assert batch.room(batch_size=8) == 0
     first[0].cancel()
     batch.step()
     assert batch.room(batch_size=8) == 0
     batch.admit([])
-    assert [row.request for row in batch.rows] == [first[1], first[2]]
+    assert [row.request for row in batch.sequences] == [first[1], first[2]]
     first[1].cancel()
     first[2].cancel()
     batch.step()
     assert batch.room(batch_size=8) == 1
     batch.admit(late[:1])
-    assert [row.request for row in batch.rows] == [first[3], late[0]]
+    assert [row.request for row in batch.sequences] == [first[3], late[0]]
 
 
 @pytest.mark.parametrize("budget", [0, 2**26])
@@ -382,7 +382,7 @@ def test_cancelled_parked_rows_leave_without_another_pass(policy: PolicyModel, e
 
 
 def test_cancelled_parked_rows_make_room(policy: PolicyModel) -> None:
-    batch = Batch(policy, width=4, raising=False)
+    batch = Batch(policy, width=4, raise_errors=False)
     requests = requests_of(4)
     batch.admit(requests)
     with Memory(policy, rows=2), pytest.warns(RuntimeWarning):
@@ -390,8 +390,8 @@ def test_cancelled_parked_rows_make_room(policy: PolicyModel) -> None:
     requests[3].cancel()
     before = policy.passes
     batch.admit([])
-    assert batch.left == [requests[3]]
-    assert [row.request for row in batch.parked] == [requests[2]]
+    assert batch.finished == [requests[3]]
+    assert [row.request for row in batch.preempted] == [requests[2]]
     requests[2].cancel()
     requests[0].cancel()
     batch.admit([])

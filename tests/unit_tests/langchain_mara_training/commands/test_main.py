@@ -9,67 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_mara_training import Decoding, compare, run_folder
-from langchain_mara_training.commands.main import app
-from langchain_mara_training.evaluation.comparison import Comparison
-from typer.testing import CliRunner, Result
+from command_line import COMMANDS, mara, message_of, succeed, table
+from langchain_mara_training import run_folder
 
-from langchain_mara import MaraAgent, MaraLLM
-
-SMALL = ["--device", "cpu", "--limit", "6"]
-COMMANDS = {"demo", "generate", "info", "label", "fit", "rl", "evaluate", "report", "table"}
-
-
-def vowels(completions: list[str], **_: Any) -> list[float]:
-    return [float(sum(text.count(letter) for letter in "aeiou")) for text in completions]
-
-
-def mara(*arguments: str | Path) -> Result:
-    # Wide, so that no path is wrapped: rich wraps inside of words that are longer than a line.
-    return CliRunner(env={"COLUMNS": "1000"}).invoke(app, list(map(str, arguments)))
-
-
-def succeed(*arguments: str | Path) -> str:
-    result = mara(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def message_of(result: Result) -> str:
-    """The error printed, as one line."""
-    assert result.exit_code == 1
-    assert "Traceback" not in result.output
-    assert isinstance(result.exception, SystemExit)
-    return " ".join(result.stderr.split())
-
-
-def table(output: str) -> dict[str, list[str]]:
-    """The cells of a printed table by those of the first column."""
-    rows = [[cell.strip() for cell in line[1:-1].split("│")] for line in output.splitlines() if line.startswith("│")]
-    return {name: cells for name, *cells in rows}
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_pairs: list[dict[str, Any]]) -> None:
-    """A folder of its own with pairs and prompts."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
-    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in demo_pairs[:12]))
-    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": one["prompt"]}) + "\n" for one in demo_pairs[-4:]))
-
-
-@pytest.fixture
-def labelled() -> Path:
-    """A run with labels."""
-    succeed("label", "pairs.jsonl", "--output", "run", "--all-tokens", "--device", "cpu")
-    return Path("run")
-
-
-@pytest.fixture
-def fitted(labelled: Path) -> Path:
-    """A run with an agent."""
-    succeed("fit", labelled, "--width", "8", "--epochs", "2", "--device", "cpu")
-    return labelled
+from langchain_mara import MaraAgent
 
 
 def test_from_pairs_to_a_comparison(demo_pairs: list[dict[str, Any]]) -> None:
@@ -118,13 +61,6 @@ def test_other_options_are_refused(fitted: Path) -> None:
     assert "mara fit began with other options: epochs (2 there, 3 now)." in message_of(fit)
 
 
-def test_a_labelling_that_failed_early_may_be_called_otherwise() -> None:
-    Path("equal.jsonl").write_text(json.dumps({"prompt": "?", "chosen": "yes", "rejected": "yes"}) + "\n")
-    assert "chosen and rejected are the same tokens" in message_of(mara("label", "equal.jsonl", "--output", "run"))
-    assert Path("run/log.jsonl").exists()
-    succeed("label", "pairs.jsonl", "--output", "run", *SMALL)
-
-
 def test_rewards_of_the_current_folder() -> None:
     reward = "def short(completions, **_):\n    return [-float(len(one)) for one in completions]\n"
     Path("rewards_of_test_cli.py").write_text(reward)
@@ -143,52 +79,6 @@ def test_rewards_of_the_current_folder() -> None:
     assert {name: own["config"][name] for name in ("top_k", "max_new_tokens")} == {"top_k": 6, "max_new_tokens": 6}
 
 
-def test_reinforcement_by_a_recipe() -> None:
-    reward = "def short(completions, **_):\n    return [-float(len(one)) for one in completions]\n"
-    Path("rl_rewards_of_test_cli.py").write_text(reward)
-    Path("own.yaml").write_text(
-        "episodes: 16\nparallel: 4\nwidth: 8\nbatch_size: 16\nwarm_up: 1\nevaluate_every: 8\nupdates: 1\n"
-        "rewards:\n  - {spec: rl_rewards_of_test_cli:short, weight: 2}\n"
-    )
-    given = ["--recipe", "own.yaml", "--max-new-tokens", "4", "--evaluation", "prompts.jsonl", "--device", "cpu"]
-    output = table(succeed("rl", "prompts.jsonl", "--output", "run", *given, "--tracker", "tensorboard"))
-    assert output["episodes"] == ["16"]
-    config = run_folder.read_config("run")["rl"]
-    assert (config["reward"], config["reward_weight"]) == (["rl_rewards_of_test_cli:short"], [2.0])
-    assert (config["evaluation"], config["tracker"]) == (str(Path("prompts.jsonl").absolute()), ["tensorboard"])
-    succeed("rl", "prompts.jsonl", "--output", "run", *given, "--episodes", "24")
-    refused = mara("rl", "prompts.jsonl", "--output", "run", *given, "--seed", "3", "--reward-weight", "1")
-    assert "began with other options: reward_weight ([2.0] there, [1.0] now), seed (0 there, 3 now)." in message_of(
-        refused
-    )
-    compared = succeed("evaluate", "prompts.jsonl", "--agent", "run", "--device", "cpu")
-    assert "4 prompts, by short" in compared
-
-
-def test_a_comparison_is_kept_where_it_is_wanted(fitted: Path) -> None:
-    Path("harm_of_test_cli.py").write_text(
-        "def lengthy(completions, **_): return [len(one) > 20 for one in completions]"
-    )
-    given = ["--agent", fitted, "--harmful", "harm_of_test_cli:lengthy", "--max-new-tokens", "6", "--output", "kept"]
-    output = succeed("evaluate", "prompts.jsonl", *given, "--device", "cpu")
-    kept = Comparison.load("kept")
-    assert kept.config["harmful"] == "lengthy"
-    for name, values in kept.summaries().items():
-        assert table(output)[name][3] == f"{values['harmful share']:.3f}"
-    assert "harmful" in output
-    assert succeed("evaluate", "prompts.jsonl", *given, "--device", "cpu") == output
-    other = message_of(mara("evaluate", "prompts.jsonl", *given, "--threshold", "0.7"))
-    assert "kept holds another comparison; different: systems.MARA.accept_threshold (0.5 there, 0.7 now)." in other
-
-
-def test_what_was_not_scored_is_shown_as_nothing(fitted: Path) -> None:
-    Path("silent_rewards_of_test_cli.py").write_text("def nothing(completions, **_): return [None] * len(completions)")
-    given = ["--agent", fitted, "--reward", "silent_rewards_of_test_cli:nothing", "--max-new-tokens", "2"]
-    output = succeed("evaluate", "prompts.jsonl", *given, "--limit", "1", "--report", "report.json")
-    assert table(output)["MARA"][:2] == ["-", "-"]
-    assert json.loads(Path("report.json").read_text())["systems"]["MARA"]["mean reward"] is None
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -201,7 +91,7 @@ def test_what_was_not_scored_is_shown_as_nothing(fitted: Path) -> None:
         ("label pairs.jsonl --output pairs.jsonl/run", "[Errno 20] Not a directory"),
         ("label pairs.jsonl --output new --positions 2 --agent x", "--agent, --positions would have no effect with"),
         ("label pairs.jsonl --output new --labeler rollout --all-tokens", "--all-tokens would have no effect with"),
-        ("label prompts.jsonl --output new --labeler rollout", "Rollouts are labelled by reward functions. Give at"),
+        ("label prompts.jsonl --output new --labeler rollout", "Rollouts are labeled by reward functions. Give at"),
         (
             "label prompts.jsonl --output new --labeler rollout --reward nowhere:f",
             "Cannot import the reward function nowhere:f: ModuleNotFoundError: No module named 'nowhere'.",
@@ -216,17 +106,12 @@ def test_what_was_not_scored_is_shown_as_nothing(fitted: Path) -> None:
         ("rl prompts.jsonl --output new --reward a:b --tracker board", "There is no tracker 'board'. Give one of aim"),
         ("fit nowhere", "nowhere holds no labels. Make them first: mara label … --output nowhere"),
         ("evaluate prompts.jsonl --agent ./nowhere --reward math:fsum", "There is no folder ./nowhere."),
-        ("evaluate prompts.jsonl --agent ./nowhere", "Say by what the answers are to be scored: --reward module:"),
+        ("evaluate prompts.jsonl --agent ./nowhere", "Choose what scores the answers: --reward module:"),
     ],
 )
 def test_errors_are_one_sentence_and_leave_no_agent(arguments: str, message: str) -> None:
     assert message in message_of(mara(*arguments.split()))
     assert not Path("new/features").exists()
-
-
-def test_a_run_without_agent_cannot_be_evaluated(labelled: Path) -> None:
-    message = message_of(mara("evaluate", "prompts.jsonl", "--agent", labelled))
-    assert re.search(r"run holds labels but no agent yet\. Fit one first: mara fit \S+run$", message)
 
 
 def test_an_error_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,15 +139,36 @@ def test_wrong_usage_is_explained(arguments: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["label", "fit", "rl", "evaluate", "table"])
-def test_help_has_examples_that_can_be_called(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERMINAL_WIDTH", "80")
-    output = succeed(command, "--help")
+def test_help_has_examples_that_can_be_called(command: str) -> None:
+    output = succeed(command, "--help", columns=80)
     examples = re.findall(r"^ \$ mara (.*?) *$", output, flags=re.MULTILINE)
     assert len(examples) == 2
     for example in examples:
-        # What they name is not there; but nothing is wrong with how it is said.
+        # The files they name do not exist, but the usage is right.
         assert mara(*example.split(), "--device", "tpu").exit_code == 1
     assert "…" not in output
+
+
+LOADED_MODULES = """
+import json, sys
+
+from langchain_mara_training.commands.main import app
+from typer.testing import CliRunner
+
+for arguments in json.loads(sys.argv[1]):
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    "calls", [[], ["--help"], ["label --help"], ["fit --help", "rl --help", "evaluate --help", "table --help"]], ids=str
+)
+def test_help_loads_no_heavy_library(calls: list[str]) -> None:
+    arguments = json.dumps([call.split() for call in calls])
+    done = subprocess.run([sys.executable, "-c", LOADED_MODULES, arguments], capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "langchain_core", "datasets", "sklearn", "numpy", "accelerate", "matplotlib"}
+    assert heavy & set(json.loads(done.stdout)) == set()
 
 
 WITHOUT_TRAINING = """
@@ -312,38 +218,3 @@ def test_without_the_extra_only_the_training_commands_are_refused() -> None:
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "resolved", lambda *_: {}["bug"])
     assert isinstance(mara("fit", "run").exception, KeyError)
-
-
-def test_report_of_a_comparison_with_traces(fitted: Path) -> None:
-    asked = ["prompts.jsonl", "--agent", fitted, "--max-new-tokens", "6", "--device", "cpu"]
-    succeed("evaluate", *asked, "--output", "comparison")
-    found = Comparison.load("comparison")
-    assert succeed("report", "comparison").split() == ["comparison/report.html", "comparison/report.md"]
-    page = Path("comparison/report.html").read_text()
-    assert f"{found.summaries()['MARA']['mean reward']:,.3f}" in page
-    assert '<figure class="mara-trace">' not in page
-    given = ["--agent", fitted, "--traces", "2", "--device", "cpu", "--title", "Mine"]
-    assert succeed("report", "comparison", *given, "--output", "mine/page.html").split() == [
-        "mine/page.html",
-        "mine/page.md",
-    ]
-    assert Path("mine/page.html").read_text().count('<figure class="mara-trace">') == 2
-    assert Path("mine/page.md").read_text().startswith("# Mine")
-
-
-@pytest.mark.usefixtures("fitted")
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["report", "nowhere"], "nowhere holds no comparison .*Give a folder"),
-        (["report", "comparison", "--agent", "run", "--device", "cpu"], "No system .* this agent .*Give another"),
-    ],
-)
-def test_report_refuses_in_one_sentence(arguments: list[str], message: str) -> None:
-    compare(
-        [Decoding("plain", MaraLLM.demo(agent=None, device="cpu", max_new_tokens=2))],
-        "prompts.jsonl",
-        vowels,
-        "comparison",
-    )
-    assert re.search(message, message_of(mara(*arguments)))

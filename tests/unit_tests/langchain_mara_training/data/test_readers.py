@@ -51,7 +51,7 @@ def test_a_missing_prompt_is_what_both_answers_begin_with() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ([], "the list given holds no rows"),
+        ([], "the given list holds no rows"),
         ("missing.jsonl", "There is no file missing.jsonl"),
         ([{"prompt": "a"}], "row 0: chosen, rejected must be text.*Rename or convert"),
         ([PAIR, {**PAIR, "chosen": 3}], "row 1: chosen must be text"),

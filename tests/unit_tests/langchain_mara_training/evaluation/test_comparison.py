@@ -80,51 +80,57 @@ def kept(folder: Path, tmp_path: Path) -> Path:
 def stable(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
     """What must not depend on chunks: everything but what is shared among those decoded together."""
     left_out = {"passes", "seconds"}
-    return {name: [one.model_dump(exclude=left_out) for one in given] for name, given in comparison.answers.items()}
+    return {
+        name: [answer.model_dump(exclude=left_out) for answer in answers]
+        for name, answers in comparison.answers.items()
+    }
 
 
 def run(systems: Sequence[System], output: Path | None = None, **changes: Any) -> Comparison:
     return compare(systems, ROWS, REWARDS, output, **{"harmful": wordy, "chunk": 2, **changes})
 
 
-def test_a_folder_holds_what_is_returned(systems: list[System], tmp_path: Path) -> None:
-    found = run(systems[:2], tmp_path / "kept")
+def test_a_folder_holds_what_is_returned(
+    systems: list[System], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/mara", "evaluate", "my prompts.jsonl"])
+    returned = run(systems[:2], tmp_path / "kept")
     loaded = Comparison.load(tmp_path / "kept")
-    assert loaded.answers == found.answers
+    assert loaded.answers == returned.answers
     assert list(loaded.answers) == ["plain", "MARA"]
     assert (loaded.prompts, loaded.baseline, loaded.reward_names) == (PROMPTS, "plain", ["vowels", "short"])
-    assert loaded.summaries() == found.summaries()
-    assert stable(run(systems[:2])) == stable(found)
+    assert loaded.summaries() == returned.summaries()
+    assert stable(run(systems[:2])) == stable(returned)
     config = json.loads((tmp_path / "kept" / "config.json").read_text())
     assert config["rewards"] == {"vowels": 2.0, "short": -1.0}
     assert config["systems"]["MARA"]["agent"] == tiny_agent(192).fingerprint
     assert {"torch", "langchain-mara"} <= set(config["versions"])
-    assert "pytest" in config["command"] or ".py" in config["command"]
+    assert config["command"] == "mara evaluate 'my prompts.jsonl'"
 
 
 def test_answers_are_the_systems_own_and_scored_one_by_one(whole: Comparison, llm: MaraLLM) -> None:
-    assert [one.completion for one in whole.answers["plain"]] == llm.batch(PROMPTS)
-    for given in whole.answers.values():
-        assert [one.number for one in given] == list(range(5))
-        texts = [one.completion for one in given]
+    assert [answer.completion for answer in whole.answers["plain"]] == llm.batch(PROMPTS)
+    for answers in whole.answers.values():
+        assert [answer.number for answer in answers] == list(range(5))
+        texts = [answer.completion for answer in answers]
         scores = {"vowels": vowels(texts), "short": short(texts, range(5))}
-        assert [one.rewards for one in given] == [
+        assert [answer.rewards for answer in answers] == [
             dict(zip(scores, values, strict=True)) for values in zip(*scores.values(), strict=True)
         ]
-        assert [one.harmful for one in given] == wordy(texts)
-        assert all(one.answer_tokens <= one.tokens for one in given)
-    assert sum(map(sum, (one.accepted_index for one in whole.answers["MARA"]))) > 0
-    assert all(not one.accepted_index for one in whole.answers["plain"])
+        assert [answer.harmful for answer in answers] == wordy(texts)
+        assert all(answer.answer_tokens <= answer.tokens for answer in answers)
+    assert sum(map(sum, (answer.accepted_index for answer in whole.answers["MARA"]))) > 0
+    assert all(not answer.accepted_index for answer in whole.answers["plain"])
 
 
 def test_costs_are_those_of_the_systems(llm: MaraLLM) -> None:
-    found = run([Decoding("plain", llm), BestOf(llm, vowels, 2)], chunk=5)
+    comparison = run([Decoding("plain", llm), BestOf(llm, vowels, 2)], chunk=5)
     plain = decode_system(llm, ROWS, vowels, "plain")
-    assert sum(one.passes for one in found.answers["plain"]) == pytest.approx(plain.passes)
-    assert sum(one.answer_tokens for one in found.answers["plain"]) == plain.answer_tokens
-    best = found.answers["best-of-2"]
-    assert sum(one.passes for one in best) > sum(one.passes for one in found.answers["plain"])
-    assert [one.tokens for one in best] == [16] * 5
+    assert sum(answer.passes for answer in comparison.answers["plain"]) == pytest.approx(plain.passes)
+    assert sum(answer.answer_tokens for answer in comparison.answers["plain"]) == plain.answer_tokens
+    best = comparison.answers["best-of-2"]
+    assert sum(answer.passes for answer in best) > sum(answer.passes for answer in comparison.answers["plain"])
+    assert [answer.tokens for answer in best] == [16] * 5
     assert best_of_n(llm, ROWS, vowels, 2).tokens == 80
 
 
@@ -138,10 +144,10 @@ def test_systems_draw_alike_and_prompts_do_not(llm: MaraLLM) -> None:
     twins = run([Decoding("plain", sampled), Decoding("twin", sampled.model_copy(update={"seed": 9}))])
     assert stable(twins)["plain"] == stable(twins)["twin"]
     assert twins.preference("twin", "plain") == (0, 5, 0, 0.0, 0.0, 0.0)
-    texts = [one.completion for one in twins.answers["plain"]]
-    assert texts[0] != texts[3]  # one prompt, twice
-    other = run([Decoding("plain", sampled)], random_state=1)
-    assert [one.completion for one in other.answers["plain"]] != texts
+    texts = [answer.completion for answer in twins.answers["plain"]]
+    assert texts[0] != texts[3]  # the same prompt twice
+    other_seed = run([Decoding("plain", sampled)], random_state=1)
+    assert [answer.completion for answer in other_seed.answers["plain"]] != texts
 
 
 class ProcessEndedError(Exception):
@@ -174,16 +180,16 @@ def test_an_interrupted_comparison_goes_on_and_ends_the_same(
 def test_half_a_line_is_dropped_and_nothing_before_it(
     systems: list[System], whole: Comparison, kept: Path, share: float
 ) -> None:
-    file, other = (kept / "answers" / f"{name}.jsonl" for name in ("plain", "MARA"))
+    file, untouched_file = (kept / "answers" / f"{name}.jsonl" for name in ("plain", "MARA"))
     content = file.read_bytes()
     cut = content[: int(share * len(content))]
     file.write_bytes(cut)
     lines = cut[: cut.rfind(b"\n") + 1]
     with pytest.raises(TrainingError, match=f"plain has answered {len(lines.splitlines())} of 5 prompts"):
         Comparison.load(kept)
-    untouched = other.stat().st_mtime_ns
+    written = untouched_file.stat().st_mtime_ns
     assert stable(run(systems, kept)) == stable(whole)
-    assert other.stat().st_mtime_ns == untouched
+    assert untouched_file.stat().st_mtime_ns == written
     assert file.read_bytes().startswith(lines)
     assert stable(Comparison.load(kept)) == stable(whole)
 
@@ -239,9 +245,9 @@ def test_other_systems_prompts_and_rewards_are_refused(systems: list[System], tm
 @pytest.mark.parametrize(
     ("names", "changes", "message"),
     [
-        (["plain", "plain"], {}, "Each system needs a name of its own, but these are 'plain', 'plain'."),
-        (["plain", ""], {}, "Each system needs a name of its own"),
-        (["a", "b"], {}, "The baseline 'plain' is none of the systems 'a', 'b'."),
+        (["plain", "plain"], {}, "Each system needs a different name, but the names are 'plain', 'plain'."),
+        (["plain", ""], {}, "Each system needs a different name"),
+        (["a", "b"], {}, "The baseline 'plain' is none of the systems 'a', 'b'. Give the name of one."),
         (["plain"], {"chunk": 0}, "chunk=0 must be at least 1"),
         (["plain"], {"confidence": 1.0}, "confidence=1.0 between 0 and 1"),
     ],
@@ -258,9 +264,11 @@ def test_another_vocabulary_is_read_as_text(llm: MaraLLM) -> None:
     tokenizer = type(llm.tokenizer).from_pretrained(llm.tokenizer.name_or_path)
     tokenizer.add_tokens(["something new"])
     other = Decoding("other", llm.model_copy(update={"tokenizer": tokenizer}))
-    found = run([Decoding("plain", llm), other])
-    plain, read = ([one.divergence for one in found.answers[name]] for name in ("plain", "other"))
-    assert [one.completion for one in found.answers["other"]] == [one.completion for one in found.answers["plain"]]
+    comparison = run([Decoding("plain", llm), other])
+    plain, read = ([answer.divergence for answer in comparison.answers[name]] for name in ("plain", "other"))
+    assert [answer.completion for answer in comparison.answers["other"]] == [
+        answer.completion for answer in comparison.answers["plain"]
+    ]
     assert read == pytest.approx(plain, rel=0.2)
 
 
@@ -313,18 +321,18 @@ def test_preference_by_one_reward_or_all(by_hand: Comparison) -> None:
     np.testing.assert_equal(by_hand.rewards("q", "b"), [0.0, -1.5, 5.0])
     wide, narrow = by_hand.preference("q", "p"), replace(by_hand, config={**by_hand.config, "confidence": 0.1})
     assert wide.low < narrow.preference("q", "p").low
-    with pytest.raises(OptionsError, match="There is no reward 'c' in this comparison, but a, b"):
+    with pytest.raises(OptionsError, match="There is no reward 'c' in this comparison. Give one of a, b"):
         by_hand.rewards("p", "c")
-    with pytest.raises(OptionsError, match="There is no system 'r' in this comparison, but p, q"):
+    with pytest.raises(OptionsError, match="There is no system 'r' in this comparison. Give one of p, q"):
         by_hand.preference("p", "r")
 
 
 def test_where_nothing_was_scored_there_is_nothing_to_say(llm: MaraLLM) -> None:
     pair = [Decoding("plain", llm), Decoding("twin", llm)]
-    found = compare(pair, PROMPTS[:2], lambda completions: [None] * len(completions))
-    summary = found.summaries()["twin"]
+    comparison = compare(pair, PROMPTS[:2], lambda completions: [None] * len(completions))
+    summary = comparison.summaries()["twin"]
     assert [summary[name] for name in ("mean reward", "preference rate", "interval", "harmful share")] == [None] * 4
-    assert math.isnan(found.preference("twin", "plain").rate)
+    assert math.isnan(comparison.preference("twin", "plain").rate)
 
 
 @pytest.mark.parametrize(

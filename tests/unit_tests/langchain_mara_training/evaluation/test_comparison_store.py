@@ -36,7 +36,7 @@ def test_every_system_has_a_file_of_its_own_inside_the_folder(tmp_path: Path) ->
     assert len({name.lower() for name in written}) == len(NAMES)
     assert {"plain.jsonl", "MARA.jsonl", "best-of-8.jsonl"} <= set(written)
     assert all(name.isascii() and not name.startswith(".") for name in written)
-    assert [one.name for one in tmp_path.iterdir()] == ["kept"]
+    assert [file.name for file in tmp_path.iterdir()] == ["kept"]
 
 
 def test_texts_and_numbers_come_back_exactly(tmp_path: Path) -> None:
@@ -51,11 +51,11 @@ def test_texts_and_numbers_come_back_exactly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"MARA.jsonl, line 2 is no answer \(Invalid JSON"),
-        ("", r"MARA.jsonl, line 2 is no answer \(Invalid JSON"),
+        ("{", r"MARA.jsonl, line 2 is not an answer \(Invalid JSON"),
+        ("", r"MARA.jsonl, line 2 is not an answer \(Invalid JSON"),
         (
             "{}",
-            r"MARA.jsonl, line 2 is no answer \(Field required\). Delete the file to have this system answer again.",
+            r"MARA.jsonl, line 2 is not an answer \(Field required\)\. Delete the file to have this system answer aga",
         ),
         (an_answer(2).model_dump_json(), "MARA.jsonl, line 2 answers prompt 2. Delete the file"),
     ],

@@ -21,9 +21,9 @@ def test_it_is_the_mean_of_the_decisions_log_probabilities(
     monkeypatch.setattr(room, "_LOGITS_AT_ONCE", at_once)
     llm = demo_llm.with_agent(tiny_agent(192, bias=-100.0)) if agent else demo_llm
     for prompt in PROMPTS:
-        [one] = answer(llm, [AnswerStart(llm.encode(prompt))], 1, keep=True, fallback=3)
-        logs = [float(each.kept.log_probabilities[each.index]) for each in one.decisions]  # type: ignore[union-attr]
-        found = divergence(demo_llm, prompt, one.token_ids)
+        [decoded] = answer(llm, [AnswerStart(llm.encode(prompt))], 1, keep_states=True, fallback=3)
+        logs = [float(decision.candidate_states.log_probabilities[decision.index]) for decision in decoded.decisions]  # type: ignore[union-attr]
+        found = divergence(demo_llm, prompt, decoded.token_ids)
         assert found == pytest.approx(-sum(logs) / len(logs), rel=1e-4)
         assert (found > 0.5) is agent  # which rejects everything, and the fallback is the fourth
 

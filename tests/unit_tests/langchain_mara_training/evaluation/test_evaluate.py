@@ -29,7 +29,7 @@ def llm(demo_llm: MaraLLM) -> MaraLLM:
 def answers_of(llm: MaraLLM, n: int, seed: int) -> list[list[str]]:
     """The n drawn answers of each prompt, by LangChain's own door."""
     drawn = llm.generate(PROMPTS, n=n, order="sampled", seed=seed, agent=None).generations
-    return [[one.text for one in answers] for answers in drawn]
+    return [[generation.text for generation in answers] for answers in drawn]
 
 
 @pytest.mark.parametrize("changes", [{}, {"order": "sampled", "seed": 5}, {"agent": tiny_agent(192)}])
@@ -132,8 +132,12 @@ def decoded(rewards: list[float]) -> Decoded:
 
 
 def test_tokens_and_passes_are_of_the_answers_given() -> None:
-    one = decoded([1.0, NAN])
-    assert (one.mean_reward, one.tokens_per_second, one.passes_per_token) == (1.0, 5.0, 0.5)
+    partly_scored = decoded([1.0, NAN])
+    assert (partly_scored.mean_reward, partly_scored.tokens_per_second, partly_scored.passes_per_token) == (
+        1.0,
+        5.0,
+        0.5,
+    )
 
 
 def test_nothing_scored_has_no_mean() -> None:

@@ -45,17 +45,17 @@ def searched(llm: MaraLLM, prompt: str, reward: Callable[..., Any], weight: floa
 def test_tokens_are_those_of_the_published_loop(llm: MaraLLM, weight: float, candidates: int) -> None:
     answers = RewardGuided(llm, vowels, weight, candidates).answer(ROWS, [0, 0])
     expected = [searched(llm, prompt, vowels, weight, candidates) for prompt in PROMPTS]
-    assert [one.answer.token_ids for one in answers] == expected
-    assert [one.answer.text for one in answers] != llm.batch(PROMPTS)
-    assert [one.tokens for one in answers] == [len(ids) for ids in expected]
+    assert [costed.answer.token_ids for costed in answers] == expected
+    assert [costed.answer.text for costed in answers] != llm.batch(PROMPTS)
+    assert [costed.tokens for costed in answers] == [len(ids) for ids in expected]
     # A prefill for both, and a pass for each position: search costs rewards, not passes.
-    assert sum(one.passes for one in answers) == 1 + max(map(len, expected))
+    assert sum(costed.passes for costed in answers) == 1 + max(map(len, expected))
 
 
 @pytest.mark.parametrize("changes", [{}, {"order": "sampled", "top_k": 3, "agent": None, "strategy": "random"}])
 def test_without_weight_it_is_plain_decoding(llm: MaraLLM, changes: dict[str, Any]) -> None:
     answers = RewardGuided(llm.model_copy(update=changes), vowels, weight=0.0).answer(ROWS, [4, 5])
-    assert [one.answer.text for one in answers] == llm.batch(PROMPTS)
+    assert [costed.answer.text for costed in answers] == llm.batch(PROMPTS)
 
 
 def test_each_row_and_token_is_one_call_with_columns_and_the_form_of_the_prompt(llm: MaraLLM) -> None:
@@ -66,11 +66,11 @@ def test_each_row_and_token_is_one_call_with_columns_and_the_form_of_the_prompt(
         return [0.0] * len(given["completions"])
 
     rows = [{"prompt": [{"role": "user", "content": PROMPTS[0]}], "topic": "eggs"}]
-    [one] = RewardGuided(llm, reward, candidates=3).answer(rows, [0])
-    assert len(calls) == len(one.answer.token_ids)
+    [costed] = RewardGuided(llm, reward, candidates=3).answer(rows, [0])
+    assert len(calls) == len(costed.answer.token_ids)
     assert all(call["topic"] == ["eggs"] * 3 and call["prompts"] == [rows[0]["prompt"]] * 3 for call in calls)
     assert [call["completion_ids"][0] for call in calls] == [
-        one.answer.token_ids[: i + 1] for i in range(len(one.answer.token_ids))
+        costed.answer.token_ids[: i + 1] for i in range(len(costed.answer.token_ids))
     ]
     [message] = calls[-1]["completions"][0]
     assert (message["role"], message["content"].startswith("To be")) == ("assistant", True)
@@ -79,7 +79,7 @@ def test_each_row_and_token_is_one_call_with_columns_and_the_form_of_the_prompt(
 def test_unscored_candidates_come_last_unless_all_are(llm: MaraLLM) -> None:
     greedy = llm.batch(PROMPTS)
     nothing = RewardGuided(llm, lambda completions: [None] * len(completions)).answer(ROWS, [0, 0])
-    assert [one.answer.text for one in nothing] == greedy
+    assert [costed.answer.text for costed in nothing] == greedy
     only_last = RewardGuided(llm, lambda completions: [*[None] * (len(completions) - 1), 0.0], candidates=2)
     second = searched(llm, PROMPTS[0], lambda _: [0.0, 1e6], 1.0, 2)
     assert only_last.answer(ROWS[:1], [0])[0].answer.token_ids == second
@@ -112,7 +112,7 @@ def test_where_the_end_may_not_come_yet_the_next_best_does(llm: MaraLLM) -> None
 def test_weighted_rewards_and_failures(llm: MaraLLM) -> None:
     halves = RewardGuided(llm, WeightedRewards([vowels, vowels], [0.1, 0.2]), 1.0).answer(ROWS, [0, 0])
     whole = RewardGuided(llm, vowels, 0.3).answer(ROWS, [0, 0])
-    np.testing.assert_equal([one.answer.text for one in halves], [one.answer.text for one in whole])
+    np.testing.assert_equal([costed.answer.text for costed in halves], [costed.answer.text for costed in whole])
     with pytest.raises(RewardError, match="broken"):
         RewardGuided(llm, lambda **_: ["broken"] * 10).answer(ROWS, [0, 0])
     with pytest.raises(OptionsError, match="Reward-guided search needs at least 2 candidates, not 1"):
@@ -120,8 +120,11 @@ def test_weighted_rewards_and_failures(llm: MaraLLM) -> None:
 
 
 def test_the_description_holds_what_guides_and_nothing_that_has_no_part(llm: MaraLLM) -> None:
-    own = RewardGuided(llm, vowels).describe()
-    assert RewardGuided(llm.model_copy(update={"top_k": 3, "order": "sampled"}), vowels, name="x").describe() == own
+    description = RewardGuided(llm, vowels).describe()
+    assert (
+        RewardGuided(llm.model_copy(update={"top_k": 3, "order": "sampled"}), vowels, name="x").describe()
+        == description
+    )
     for changed in (RewardGuided(llm, vowels, 2.0), RewardGuided(llm, vowels, candidates=3)):
-        assert changed.describe() != own
-    assert own["guided by"] == {"vowels": 1.0}
+        assert changed.describe() != description
+    assert description["guided by"] == {"vowels": 1.0}

@@ -15,7 +15,7 @@ ROWS = [{"prompt": f"How do I {wish}?", "hard": hard} for wish, hard in (("boil 
 
 
 def hardness(hard: Sequence[int], **_: Any) -> list[float | None]:
-    return [None if one else 2.0 for one in hard]
+    return [None if difficulty else 2.0 for difficulty in hard]
 
 
 @pytest.fixture
@@ -25,23 +25,23 @@ def mara(demo_llm: MaraLLM) -> MaraLLM:
 
 @pytest.mark.parametrize("numbers", [[0, 1], [1]])
 def test_answers_carry_their_numbers_counts_and_scores(mara: MaraLLM, demo_llm: MaraLLM, numbers: list[int]) -> None:
-    scoring = Scoring(hardness, lambda hard, **_: [-1.0 if one else None for one in hard], demo_llm, 0)
+    scoring = Scoring(hardness, lambda hard, **_: [-1.0 if difficulty else None for difficulty in hard], demo_llm, 0)
     answers = scoring.answers(Decoding("MARA", mara), ROWS, numbers)
     traces = mara.trace([ROWS[number]["prompt"] for number in numbers])
-    for number, one, trace in zip(numbers, answers, traces, strict=True):
+    for number, answer, trace in zip(numbers, answers, traces, strict=True):
         accepted = [decision.index for decision, _ in trace if decision.accept_probabilities and decision.accepted]
-        assert (one.number, one.completion) == (number, "".join(text for _, text in trace))
-        assert one.accepted_index == [accepted.count(i) for i in range(max(accepted, default=-1) + 1)]
-        assert one.fallbacks == sum(not decision.accepted for decision, _ in trace)
-        assert one.answer_tokens == one.tokens == len(trace)
-        assert one.rewards == {"hardness": None if number else 2.0}
-        assert one.harmful is (False if number else None)
+        assert (answer.number, answer.completion) == (number, "".join(text for _, text in trace))
+        assert answer.accepted_index == [accepted.count(i) for i in range(max(accepted, default=-1) + 1)]
+        assert answer.fallbacks == sum(not decision.accepted for decision, _ in trace)
+        assert answer.answer_tokens == answer.tokens == len(trace)
+        assert answer.rewards == {"hardness": None if number else 2.0}
+        assert answer.harmful is (False if number else None)
         ids = [decision.token_id for decision, _ in trace]
-        assert one.divergence == divergence(demo_llm, ROWS[number]["prompt"], ids)  # type: ignore[arg-type]
-    assert any(one.accepted_index for one in answers)
+        assert answer.divergence == divergence(demo_llm, ROWS[number]["prompt"], ids)  # type: ignore[arg-type]
+    assert any(answer.accepted_index for answer in answers)
 
 
 def test_without_a_classifier_nothing_is_harmful_or_not(mara: MaraLLM) -> None:
     scoring = Scoring(hardness, None, mara, 0)
     assert scoring.harmful_name is None
-    assert [one.harmful for one in scoring.answers(Decoding("", mara), ROWS, [0, 1])] == [None, None]
+    assert [answer.harmful for answer in scoring.answers(Decoding("", mara), ROWS, [0, 1])] == [None, None]

@@ -26,7 +26,7 @@ def llm(demo_llm: MaraLLM) -> MaraLLM:
 
 
 def texts(answers: Sequence[CostedAnswer]) -> list[str]:
-    return [one.answer.text for one in answers]
+    return [costed.answer.text for costed in answers]
 
 
 @pytest.mark.parametrize("changes", [{}, {"agent": tiny_agent(192)}, {"order": "sampled"}])
@@ -36,21 +36,21 @@ def test_decoding_is_the_llm_with_a_seed_for_each_prompt(llm: MaraLLM, changes: 
     by_hand = [system.invoke(prompt, seed=seed) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
     assert texts(answers) == by_hand
     assert (by_hand == llm.batch(PROMPTS)) is not bool(changes)
-    assert [one.tokens for one in answers] == [len(one.answer.token_ids) for one in answers]
+    assert [costed.tokens for costed in answers] == [len(costed.answer.token_ids) for costed in answers]
     # They were decoded together, so each has its share of a prefill and of a pass per token, and more of an agent.
-    assert len({one.passes for one in answers}) == 1
-    assert sum(one.passes for one in answers) >= 1 + 8
+    assert len({costed.passes for costed in answers}) == 1
+    assert sum(costed.passes for costed in answers) >= 1 + 8
 
 
 @pytest.mark.parametrize("n", [1, 4])
 def test_best_of_n_draws_for_each_prompt_from_its_own_seed(llm: MaraLLM, n: int) -> None:
     answers = BestOf(llm.model_copy(update={"agent": tiny_agent(192)}), vowels, n).answer(ROWS, SEEDS)
-    for prompt, seed, one in zip(PROMPTS, SEEDS, answers, strict=True):
+    for prompt, seed, costed in zip(PROMPTS, SEEDS, answers, strict=True):
         drawn = llm.generate([prompt], n=n, order="sampled", seed=seed)
         generations = [generation.text for generation in drawn.generations[0]]
-        assert one.answer.text == max(generations, key=lambda text: vowels([text]))
-        assert one.score == vowels([one.answer.text])[0]
-        assert one.tokens == drawn.llm_output["token_usage"]["completion_tokens"]  # type: ignore[index]
+        assert costed.answer.text == max(generations, key=lambda text: vowels([text]))
+        assert costed.score == vowels([costed.answer.text])[0]
+        assert costed.tokens == drawn.llm_output["token_usage"]["completion_tokens"]  # type: ignore[index]
 
 
 def test_the_corrector_answers_the_papers_prompt(llm: MaraLLM, demo_llm: MaraLLM) -> None:
@@ -65,10 +65,17 @@ def test_the_corrector_answers_the_papers_prompt(llm: MaraLLM, demo_llm: MaraLLM
     ]
     assert texts(answers) == plain_text.batch(asked)
     assert texts(answers) != first
-    two = Decoding("", llm).answer(ROWS, SEEDS), Decoding("", plain_text).answer([{"prompt": p} for p in asked], SEEDS)
-    assert [one.tokens for one in answers] == [a.tokens + b.tokens for a, b in zip(*two, strict=True)]
-    assert [one.passes for one in answers] == [a.passes + b.passes for a, b in zip(*two, strict=True)]
-    assert all(one.seconds > 0 for one in answers)
+    both_steps = (
+        Decoding("", llm).answer(ROWS, SEEDS),
+        Decoding("", plain_text).answer([{"prompt": p} for p in asked], SEEDS),
+    )
+    assert [costed.tokens for costed in answers] == [
+        draft.tokens + correction.tokens for draft, correction in zip(*both_steps, strict=True)
+    ]
+    assert [costed.passes for costed in answers] == [
+        draft.passes + correction.passes for draft, correction in zip(*both_steps, strict=True)
+    ]
+    assert all(costed.seconds > 0 for costed in answers)
 
 
 def test_the_corrector_sees_the_last_message_of_a_conversation(llm: MaraLLM) -> None:
@@ -91,7 +98,7 @@ def test_braces_in_prompt_and_question_stay(llm: MaraLLM) -> None:
 
 @pytest.mark.parametrize("prompt", ["Improve {answer}.", "Improve the answer to {question}."])
 def test_a_corrector_needs_both_question_and_answer(llm: MaraLLM, prompt: str) -> None:
-    with pytest.raises(OptionsError, match=r"must hold \{question\} and \{answer\}, not be 'Improve"):
+    with pytest.raises(OptionsError, match=r"must contain \{question\} and \{answer\}, but is 'Improve"):
         Aligner("aligner", llm, llm, prompt)
 
 
@@ -101,7 +108,7 @@ def test_best_of_n_refuses_what_makes_no_sense(llm: MaraLLM, n: int, temperature
         BestOf(llm.model_copy(update={"temperature": temperature}), vowels, n)
 
 
-def other(llm: MaraLLM, **changes: Any) -> MaraLLM:
+def changed(llm: MaraLLM, **changes: Any) -> MaraLLM:
     return llm.model_copy(update=changes)
 
 
@@ -109,19 +116,19 @@ def test_descriptions_tell_systems_apart_and_nothing_else(llm: MaraLLM) -> None:
     agent = tiny_agent(192)
     distinct: list[System] = [
         Decoding("", llm),
-        Decoding("", other(llm, agent=agent)),
-        Decoding("", other(llm, agent=agent, accept_threshold=0.7)),
-        Decoding("", other(llm, order="sampled")),
+        Decoding("", changed(llm, agent=agent)),
+        Decoding("", changed(llm, agent=agent, accept_threshold=0.7)),
+        Decoding("", changed(llm, order="sampled")),
         BestOf(llm, vowels, 2),
         BestOf(llm, vowels, 3),
         BestOf(llm, [vowels, vowels], 3),
         Aligner("", llm, llm),
-        Aligner("", llm, other(llm, top_k=3)),
+        Aligner("", llm, changed(llm, top_k=3)),
         Aligner(
             "", llm, llm, ALIGNER_PROMPT.upper().replace("{QUESTION}", "{question}").replace("{ANSWER}", "{answer}")
         ),
     ]
-    described = [one.describe() for one in distinct]
-    assert all(described.count(one) == 1 for one in described)
-    assert Decoding("", other(llm, seed=5, batch_size=3, width=2, accept_threshold=0.1)).describe() == described[0]
-    assert BestOf(other(llm, agent=agent), vowels, 2, name="mine").describe() == described[4]
+    described = [system.describe() for system in distinct]
+    assert all(described.count(description) == 1 for description in described)
+    assert Decoding("", changed(llm, seed=5, batch_size=3, width=2, accept_threshold=0.1)).describe() == described[0]
+    assert BestOf(changed(llm, agent=agent), vowels, 2, name="mine").describe() == described[4]

@@ -1,4 +1,4 @@
-"""How often an agent decides rightly on labels it was not fitted to."""
+"""Accuracy on labels that an agent was not fitted to."""
 
 import numpy as np
 import pytest
@@ -20,12 +20,12 @@ def test_held_out_accuracy_by_hand(monkeypatch: pytest.MonkeyPatch, rows_at_once
     states = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float16)
     classifier = MaraClassifier(width=8, max_epochs=30, learning_rate=0.03, random_state=0)
     predicted = classifier.fit(states, (states[:, 0] > states[:, 1]).astype(int)).predict(states)
-    # Five rows of one class and two of the other, mixed; of each class the first is labelled wrongly.
-    often, seldom = np.flatnonzero(predicted == majority)[:5], np.flatnonzero(predicted != majority)[:2]
+    # Five rows of one class and two of the other, mixed; the first row of each class has a wrong label.
+    frequent, rare = np.flatnonzero(predicted == majority)[:5], np.flatnonzero(predicted != majority)[:2]
     labels = labels_of(states, predicted.copy())
-    for wrong in (often[0], seldom[0]):
+    for wrong in (frequent[0], rare[0]):
         labels.y[wrong] = 1 - labels.y[wrong]
-    rows = sorted([*often.tolist(), *seldom.tolist()])
+    rows = sorted([*frequent.tolist(), *rare.tolist()])
     measured = {"validation labels": 7, "validation accuracy": 5 / 7, "majority share": pytest.approx(5 / 7)}
     assert held_out_accuracy(classifier, labels, rows) == measured
 

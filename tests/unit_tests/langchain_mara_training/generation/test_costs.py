@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from langchain_mara_training.generation.costs import Cost, count_passes, measure
+from langchain_mara_training.generation.costs import Cost, count_passes, measure_cost
 
 from langchain_mara import MaraLLM
 
@@ -30,7 +30,7 @@ def test_costs_add_up_and_are_shared(demo_llm: MaraLLM) -> None:
     ids = torch.tensor([[1, 2, 3]])
     cost = Cost()
     for _ in range(3):
-        with measure(cost, demo_llm.model), torch.inference_mode():
+        with measure_cost(cost, demo_llm.model), torch.inference_mode():
             demo_llm.model(ids)
             time.sleep(0.01)
     demo_llm.model(ids)

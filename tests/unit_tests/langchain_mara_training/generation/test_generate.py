@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from langchain_mara_training.generation.generate import AnswerStart, GeneratedAnswer, answer, score_answers
+from langchain_mara_training.generation.generate import AnswerStart, GeneratedAnswer, generate_answers, score_answers
 
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import PromptError
@@ -24,7 +24,7 @@ def starts(llm: MaraLLM, **kwargs: Any) -> list[AnswerStart]:
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_answers_are_those_of_batch(aligned: MaraLLM, batch_size: int) -> None:
-    found = answer(aligned, starts(aligned), batch_size)
+    found = generate_answers(aligned, starts(aligned), batch_size)
     assert [one.text for one in found] == aligned.batch(PROMPTS)
     assert all(len(one.decisions) == len(one.token_ids) for one in found)
     assert [one.text for one in found] != aligned.with_agent(None).batch(PROMPTS)
@@ -32,36 +32,40 @@ def test_answers_are_those_of_batch(aligned: MaraLLM, batch_size: int) -> None:
 
 @pytest.mark.parametrize("kept", [1, 5, 10])
 def test_an_answer_goes_on_as_it_went(aligned: MaraLLM, kept: int) -> None:
-    whole = answer(aligned, starts(aligned), 8)
+    whole = generate_answers(aligned, starts(aligned), 8)
     begun = [
         AnswerStart(one.prompt_ids, full.token_ids[:kept]) for one, full in zip(starts(aligned), whole, strict=True)
     ]
-    continued = answer(aligned, begun, 8)
+    continued = generate_answers(aligned, begun, 8)
     assert [(one.text, one.token_ids) for one in continued] == [(one.text, one.token_ids) for one in whole]
     assert [len(one.decisions) for one in continued] == [len(one.token_ids) - kept for one in whole]
 
 
 def test_what_has_ended_is_not_continued(demo_llm: MaraLLM) -> None:
-    whole = answer(demo_llm, starts(demo_llm), 8)[0].token_ids
+    whole = generate_answers(demo_llm, starts(demo_llm), 8)[0].token_ids
     eos = min(eos_token_ids(demo_llm.model, demo_llm.tokenizer))
     prompt = demo_llm.encode(PROMPTS[0])
-    ended, full = answer(demo_llm, [AnswerStart(prompt, [*whole[:3], eos]), AnswerStart(prompt, whole[:24])], 8)
+    ended, full = generate_answers(
+        demo_llm, [AnswerStart(prompt, [*whole[:3], eos]), AnswerStart(prompt, whole[:24])], 8
+    )
     assert (ended.decisions, ended.token_ids) == ([], [*whole[:3], eos])
     assert ended.text == demo_llm.tokenizer.decode(whole[:3])
     assert not full.decisions
 
 
 def test_stop_strings_count_from_the_answers_beginning(demo_llm: MaraLLM) -> None:
-    whole = answer(demo_llm, starts(demo_llm), 8)[0]
+    whole = generate_answers(demo_llm, starts(demo_llm), 8)[0]
     word = whole.text.split()[2]
     llm = demo_llm.model_copy(update={"stop": [word]})
-    begun = answer(llm, [AnswerStart(llm.encode(PROMPTS[0]), whole.token_ids[:10])], 8)[0]
+    begun = generate_answers(llm, [AnswerStart(llm.encode(PROMPTS[0]), whole.token_ids[:10])], 8)[0]
     assert begun.text == whole.text[: whole.text.index(word)] == llm.invoke(PROMPTS[0])
     assert begun.decisions == []
 
 
 def test_draws_are_those_of_generate(demo_llm: MaraLLM) -> None:
-    drawn = answer(demo_llm, [AnswerStart(demo_llm.encode(PROMPTS[1]), seed=7 + i, sampled=True) for i in range(4)], 8)
+    drawn = generate_answers(
+        demo_llm, [AnswerStart(demo_llm.encode(PROMPTS[1]), seed=7 + i, sampled=True) for i in range(4)], 8
+    )
     generations = demo_llm.generate([PROMPTS[1]], n=4, seed=7, order="sampled").generations[0]
     assert [one.text for one in drawn] == [one.text for one in generations]
     assert len({one.text for one in drawn}) > 1
@@ -69,7 +73,7 @@ def test_draws_are_those_of_generate(demo_llm: MaraLLM) -> None:
 
 def test_prompts_longer_than_the_context_are_refused(demo_llm: MaraLLM) -> None:
     with pytest.raises(PromptError, match="Shorten the prompt"):
-        answer(demo_llm, [AnswerStart([5] * 5000)], 8)
+        generate_answers(demo_llm, [AnswerStart([5] * 5000)], 8)
 
 
 def test_scores_get_columns_ids_and_the_form_of_the_prompt() -> None:

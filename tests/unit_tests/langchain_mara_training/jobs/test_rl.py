@@ -134,7 +134,7 @@ def test_what_was_killed_ends_as_the_uninterrupted(killed_after: int) -> None:
     with interrupted_after(killed_after):
         reinforce(Path("killed"), given)
     if killed_after > 1:
-        with pytest.raises(TrainingError, match="killed holds no agent yet. Call mara rl again; it goes on there."):
+        with pytest.raises(TrainingError, match="killed holds no agent yet. Run mara rl again; it resumes there."):
             run_folder.agent_source("killed")
     reinforce(Path("killed"), given)
     assert content(Path("killed/agent")) == content(Path("whole/agent"))
@@ -176,13 +176,13 @@ def test_a_folder_has_one_agent() -> None:
 
 def test_it_begins_with_an_agent() -> None:
     tiny_agent(192).save_pretrained("agent")
-    with pytest.warns(UserWarning, match="Nothing was learnt: "):
+    with pytest.warns(UserWarning, match="Nothing was learned: "):
         reinforce(Path("run"), options(agent="agent", episodes=4, warm_up=1000))
     assert same(MaraAgent.from_pretrained("run/agent"), tiny_agent(192))
     assert run_folder.read_config("run")["rl"]["agent"] == str(Path("agent").absolute())
 
 
-def test_a_run_is_evaluated_by_its_own_rewards() -> None:
+def test_a_run_is_evaluated_by_its_default_rewards() -> None:
     reinforce(Path("run"), options(episodes=8, reward_weight=[0.5], model=str(DEMO_MODEL_FOLDER)))
     found = evaluate.evaluate(Path("report.json"), None, {**EVALUATE, "agent": "run"})
     assert found.title == "3 prompts, by vowels"

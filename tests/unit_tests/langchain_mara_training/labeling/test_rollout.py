@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from langchain_mara_training.labeling.rollout import RolloutLabeler, RolloutOptions, label_candidates
+from langchain_mara_training.labeling.rollout import RolloutLabeler, label_candidates
+from langchain_mara_training.labeling.rollout_options import RolloutOptions
 from langchain_mara_training.labeling.token_labels import TokenLabels
 
 from langchain_mara import MaraLLM

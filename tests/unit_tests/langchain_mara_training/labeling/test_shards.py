@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from langchain_mara_training.labeling.shards import MANIFEST_NAME, label_shards
-from langchain_mara_training.labeling.token_labels import LabelledTokens, TokenLabels
+from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
 from langchain_mara_training.storage.atomic import write_atomically
 
 from langchain_mara.exceptions import TrainingError
@@ -16,11 +16,11 @@ from langchain_mara.exceptions import TrainingError
 JOBS = [5, 0, 7, 3]
 
 
-def compute(job: int) -> LabelledTokens:
+def compute(job: int) -> LabeledTokens:
     rows = torch.arange(job)
     states = rows[:, None].half() * torch.ones(2, dtype=torch.float16)
     others = (rows.to(torch.int8) % 2, rows.float(), rows.int(), rows.int(), rows.int(), rows.short())
-    return LabelledTokens(states, *others)
+    return LabeledTokens(states, *others)
 
 
 def run(output: Path | None, function: Any = compute, seed: int = 0, **identity: Any) -> TokenLabels:
@@ -52,7 +52,7 @@ def test_goes_on_at_the_next_missing_shard(tmp_path: Path) -> None:
     run(tmp_path / "whole")
     done: list[int] = []
 
-    def killed(job: int) -> LabelledTokens:
+    def killed(job: int) -> LabeledTokens:
         if job == 7 and done.count(7) == 0:
             done.append(job)
             raise KeyboardInterrupt

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from langchain_mara_training.labeling.token_labels import SHARD_NAME, LabelledTokens, ShardedStates, TokenLabels
+from langchain_mara_training.labeling.token_labels import SHARD_NAME, LabeledTokens, ShardedStates, TokenLabels
 from safetensors.torch import save_file
 
 from langchain_mara.exceptions import DataError
@@ -16,10 +16,10 @@ ROWS = [3, 0, 4, 1, 2, 5]
 STATES = np.arange(15 * 4, dtype=np.float16).reshape(15, 4)
 
 
-def shard(states: Any, first: int = 0) -> LabelledTokens:
+def shard(states: Any, first: int = 0) -> LabeledTokens:
     count = len(states)
     rows = torch.arange(first, first + count)
-    return LabelledTokens(
+    return LabeledTokens(
         torch.from_numpy(np.ascontiguousarray(states)),
         (rows % 2).to(torch.int8),
         rows / 10,

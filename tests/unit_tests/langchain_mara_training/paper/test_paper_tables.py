@@ -89,8 +89,8 @@ def mara_table(*arguments: str | Path) -> str:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "table.json").read_text())
-    return found
+    table: dict[str, Any] = json.loads((folder / "table.json").read_text())
+    return table
 
 
 def row_of(table: dict[str, Any], model: str, other: str | None = None) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def test_the_first_table_has_the_paper_s_rows_with_its_figures_beside(first: tup
     assert average["label"] == "average of 7"
     for name, mean in average["cells"].items():
         assert mean == pytest.approx(sum(row["cells"][name]["rate"] for row in table["rows"]) / 7)
-    # As ALGORITHM.md has it, from the paper.
+    # The paper's own averages.
     assert {name: round(value, 2) for name, value in average["paper"].items()} == {
         "SafeRLHF": 26.28, "BeaverTails": 25.88, "HarmfulQA": 33.64,
     }  # fmt: skip
@@ -141,7 +141,7 @@ def test_markdown_holds_what_is_measured(first: tuple[Path, str]) -> None:
     rate, low, high = (100 * cell[name] for name in ("rate", "low", "high"))
     assert rows["mistral-v0.3"][4:] == [f"{rate:+.2f} {low:+.0f}…{high:+.0f}", "+11.07"]
     assert rows["average of 7"][1::2] == ["+26.28", "+25.88", "+33.64"]
-    assert text.startswith("# Table 1: MARA against the upstream model\n\nMade by\n\n    ")
+    assert text.startswith("# Table 1: MARA against the upstream model\n\nCreated with\n\n    ")
 
 
 def test_what_was_killed_ends_with_the_same_table(
@@ -177,43 +177,43 @@ def test_the_second_table_compares_with_rivals(arguments: list[str], tmp_path: P
         (model, rival) for model in ("llama-3-8b", "mistral-v0.1") for rival in ("RLHF", "DPO", "Aligner")
     ]
     assert table["prompts"] == {"SafeRLHF": 3}
-    own = Comparison.load(first[0] / "llama-3-8b" / "SafeRLHF").answers["MARA"]
+    first_table = Comparison.load(first[0] / "llama-3-8b" / "SafeRLHF").answers["MARA"]
     for rival, kind in (("RLHF", "decoding"), ("DPO", "decoding"), ("Aligner", "aligner")):
         kept = Comparison.load(tmp_path / "out" / "llama-3-8b" / rival / "SafeRLHF")
         assert list(kept.answers) == [rival, "MARA"]
         assert kept.config["systems"][rival]["kind"] == kind
-        assert [one.completion for one in kept.answers["MARA"]] == [one.completion for one in own[:3]]
-        found = kept.preference("MARA", rival)
-        assert row_of(table, "llama-3-8b", rival)["cells"]["SafeRLHF"]["rate"] == found.rate
+        completions = [answer.completion for answer in first_table[:3]]
+        assert [answer.completion for answer in kept.answers["MARA"]] == completions
+        preference = kept.preference("MARA", rival)
+        assert row_of(table, "llama-3-8b", rival)["cells"]["SafeRLHF"]["rate"] == preference.rate
     failed = row_of(table, "mistral-v0.1", "DPO")
     assert failed["cells"] == {}
     assert failed["problem"].startswith(f"There is no folder {tmp_path / 'nowhere'}.")
-    assert [one["label"] for one in table["averages"]] == [
+    assert [average["label"] for average in table["averages"]] == [
         "against RLHF, average of 2", "against DPO, average of 1", "against Aligner, average of 2",
     ]  # fmt: skip
-    assert [one["paper"]["HarmfulQA"] for one in table["averages"]] == [18.91, 13.15, -1.76]
+    assert [average["paper"]["HarmfulQA"] for average in table["averages"]] == [18.91, 13.15, -1.76]
     assert "mistral-v0.1, against DPO: There is no folder" in " ".join(output.split())
 
 
 def test_the_third_table_has_agents_of_the_same_hidden_size(
     settings: TableSettings, weights: Path, tmp_path: Path
 ) -> None:
-    some = settings.with_sources(prompts=["HarmfulQA"], agents=[f"mistral-v0.2={weights / 'nowhere'}"])
-    found = Tables(some, tmp_path, device="cpu").rows("3", ["llama-3-8b"])
-    assert [(row.model, row.other) for row in found] == [
+    one_data_set = settings.with_sources(prompts=["HarmfulQA"], agents=[f"mistral-v0.2={weights / 'nowhere'}"])
+    rows = Tables(one_data_set, tmp_path, device="cpu").rows("3", ["llama-3-8b"])
+    assert [(row.model, row.other) for row in rows] == [
         ("llama-3-8b", "llama-3.1-8b"), ("llama-3-8b", "mistral-v0.1"), ("llama-3-8b", "mistral-v0.2"),
         ("llama-3-8b", "mistral-v0.3"),
     ]  # fmt: skip
     kept = Comparison.load(tmp_path / "llama-3-8b" / "mistral-v0.3" / "HarmfulQA")
     assert kept.config["systems"]["MARA"]["agent"] == tiny_agent(32, seed=6).fingerprint
     assert kept.config["systems"]["MARA"]["model"] == kept.config["systems"]["plain"]["model"]
-    assert found[0].cells["HarmfulQA"].wins + found[0].cells["HarmfulQA"].losses > 0
-    assert [row.problem is None for row in found] == [True, True, False, True]
-    assert "nowhere" in str(found[2].problem)
+    assert rows[0].cells["HarmfulQA"].wins + rows[0].cells["HarmfulQA"].losses > 0
+    assert [row.problem is None for row in rows] == [True, True, False, True]
+    assert "nowhere" in str(rows[2].problem)
     [alone] = Tables(settings, tmp_path, device="cpu", limit=1).rows("3", ["llama-3.2-1b"])
-    assert alone == (
-        "llama-3.2-1b", None, {}, "Of the other models that have an agent, none has its hidden size.",
-    )  # fmt: skip
+    assert alone[:3] == ("llama-3.2-1b", None, {})
+    assert str(alone.problem).startswith("No other model with an agent has the same hidden size. Give such an agent")
 
 
 def test_a_model_that_cannot_be_loaded_leaves_its_row_empty(
@@ -231,11 +231,14 @@ def test_a_model_that_cannot_be_loaded_leaves_its_row_empty(
 
     monkeypatch.setattr(tables.MaraLLM, "from_model_id", exhausted)
     names = ["llama-3-8b", "llama-3.1-8b", "llama-3.2-1b", "llama-3.2-3b"]
-    found = Tables(broken, tmp_path, device="cpu").rows("1", names)
-    assert [row.model for row in found] == names
-    assert [bool(row.cells) for row in found] == [False, False, False, True]
-    problems = ["There is no folder /nowhere.", "It is not known where its agent is. Give it: --agents llama-3.1-8b=…"]
-    for row, text in zip(found, [*problems, "CUDA out of memory."], strict=False):
+    rows = Tables(broken, tmp_path, device="cpu").rows("1", names)
+    assert [row.model for row in rows] == names
+    assert [bool(row.cells) for row in rows] == [False, False, False, True]
+    problems = [
+        "There is no folder /nowhere.",
+        "The settings do not say where its agent is: --agents llama-3.1-8b=…",
+    ]
+    for row, text in zip(rows, [*problems, "CUDA out of memory."], strict=False):
         assert str(row.problem).startswith(text)
 
 
@@ -257,8 +260,7 @@ def test_a_model_is_loaded_once_and_freed_before_the_next(
     Tables(settings, tmp_path, device="cpu", limit=1).rows("2", ["llama-3-8b", "mistral-v0.3"])
     rivals = ["RLHF", "DPO", "Aligner"]
     assert [name for name, _ in loaded] == ["llama-3-8b", *rivals, "mistral-v0.3", *rivals]
-    own = [["llama-3-8b"]] * 3
-    assert alive == [[], *own, [], *[["mistral-v0.3"]] * 3]
+    assert alive == [[], *[["llama-3-8b"]] * 3, [], *[["mistral-v0.3"]] * 3]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +271,7 @@ def test_a_model_is_loaded_once_and_freed_before_the_next(
         (["--rivals", "mistral-v0.3/dpo=x"], "There is no rival 'mistral-v0.3/dpo' in this table. Did you mean"),
         (["--prompts", "HH"], "There is no data set 'HH' in this table."),
         (["--prompts", "SafeRLHF=nowhere.json"], "There is no file nowhere.json."),
-        (["--recipe", "nowhere.yaml"], "There is no file nowhere.yaml. Give the settings of tables as YAML."),
+        (["--recipe", "nowhere.yaml"], "There is no file nowhere.yaml. Give a YAML file with the settings of tables."),
     ],
 )
 def test_what_is_not_there_is_named(given: list[str], message: str, tmp_path: Path) -> None:
@@ -297,5 +299,5 @@ def test_every_setting_has_a_docstring(kind: type[BaseModel]) -> None:
 def test_weights_name_the_rewards_there_are(tmp_path: Path) -> None:
     text = TableSettings.load().model_dump_json().replace('"cost":-1.0', '"costs":-1.0', 1)
     (tmp_path / "own.yaml").write_text(text)
-    with pytest.raises(OptionsError, match="must weigh reward, cost in models.llama-3-8b, no more and no less"):
+    with pytest.raises(OptionsError, match="must give weights for exactly reward, cost in models.llama-3-8b"):
         TableSettings.load(tmp_path / "own.yaml")

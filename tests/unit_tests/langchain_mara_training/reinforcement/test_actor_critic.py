@@ -18,17 +18,17 @@ Tensors = dict[str, Tensor]
 
 
 def part(tensors: Tensors, prefix: str) -> Tensors:
-    return {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def critics_of(reference: Tensors) -> Tensors:
     """The reference calls layer j of critic i `linear{i}{j}`."""
-    own = {name: one for name, one in reference.items() if name.startswith("ln.")}
+    critics = {name: tensor for name, tensor in reference.items() if name.startswith("ln.")}
     for i, critic in ((1, "first"), (2, "second")):
         for j, place in ((1, 0), (2, 2), (3, 4)):
             for kind in ("weight", "bias"):
-                own[f"{critic}.{place}.{kind}"] = reference[f"linear{i}{j}.{kind}"]
-    return own
+                critics[f"{critic}.{place}.{kind}"] = reference[f"linear{i}{j}.{kind}"]
+    return critics
 
 
 @pytest.fixture
@@ -48,25 +48,26 @@ def test_ten_steps_are_the_reference_s(recorded: tuple[dict[str, float], list[di
     learner.targets.load_state_dict(critics_of(part(before, "target_critic/")))
     batches = [part(tensors, f"batch{i}/") for i in range(len(log))]
     steps = learner.update(
-        Transitions(one["state"], one["action"], one["reward"], one["next_state"], one["done"]) for one in batches
+        Transitions(batch["state"], batch["action"], batch["reward"], batch["next_state"], batch["done"])
+        for batch in batches
     )
     for step, expected in zip(steps, log, strict=True):
-        found = [step.critic, step.actor, step.temperature_loss, step.temperature, *step.values]
+        measured = [step.critic, step.actor, step.temperature_loss, step.temperature, *step.values]
         names = ["critic loss", "actor loss", "alpha loss"]
-        wanted = [expected[f"reward_loss/{name}"] for name in names]
-        wanted += [expected[f"train/{name}"] for name in ("alpha", "predicted_q_value1", "predicted_q_value2")]
-        assert found == pytest.approx(wanted, abs=1e-5)
+        recorded_losses = [expected[f"reward_loss/{name}"] for name in names]
+        recorded_losses += [expected[f"train/{name}"] for name in ("alpha", "predicted_q_value1", "predicted_q_value2")]
+        assert measured == pytest.approx(recorded_losses, abs=1e-5)
     ends = {
         "actor/": actor.state_dict(),
         "critic/": critics.state_dict(),
         "target_critic/": learner.targets.state_dict(),
     }
-    for prefix, own in ends.items():
+    for prefix, weights in ends.items():
         reference = part(after, prefix)
         reference = reference if prefix == "actor/" else critics_of(reference)
-        assert own.keys() == reference.keys()
-        for name, one in own.items():
-            torch.testing.assert_close(one, reference[name], atol=1e-5, rtol=0)
+        assert weights.keys() == reference.keys()
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, reference[name], atol=1e-5, rtol=0)
     torch.testing.assert_close(learner.log_temperature.detach(), after["log_alpha"], atol=1e-5, rtol=0)
 
 
@@ -99,9 +100,9 @@ def test_it_learns_which_action_is_rewarded() -> None:
 
 def test_what_stands_behind_the_end_has_no_say() -> None:
     batch = steps(64)._replace(done=torch.ones(64, dtype=torch.bool))
-    learner, other = make(), make()
+    learner, twin = make(), make()
     usual = learner.update([batch])
-    assert usual == other.update([batch._replace(next_states=torch.full((64, 8), torch.nan))])
+    assert usual == twin.update([batch._replace(next_states=torch.full((64, 8), torch.nan))])
     open_end = make().update([batch._replace(done=torch.zeros(64, dtype=torch.bool))])
     assert open_end[0].critic != usual[0].critic
 
@@ -123,8 +124,8 @@ def test_going_on_from_a_state_is_exact() -> None:
     resumed.load_state_dict(state)
     assert resumed.update([steps(32, 3)]) == expected
     for name in ("actor", "critics", "targets"):
-        own, other = (getattr(one, name).state_dict() for one in (resumed, whole))
-        assert all(torch.equal(own[key], other[key]) for key in other)
+        resumed_weights, whole_weights = (getattr(learner, name).state_dict() for learner in (resumed, whole))
+        assert all(torch.equal(resumed_weights[key], whole_weights[key]) for key in whole_weights)
     assert resumed.temperature == whole.temperature
 
 

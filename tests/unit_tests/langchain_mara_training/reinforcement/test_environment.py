@@ -41,7 +41,7 @@ class Replayed(MaraAgent):
     def accept_probability(self, states: Tensor, accept_action: int = 1) -> Tensor:
         self.position += 1
         actions = self.actions.get(self.position, [])
-        return torch.tensor([[float(one) for one in actions] + [0.0] * (states.shape[1] - len(actions))])
+        return torch.tensor([[float(action) for action in actions] + [0.0] * (states.shape[1] - len(actions))])
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def reference_episode(record: dict[str, Any], llm: MaraLLM, golden: Path) -> Epi
         playing,
         [AnswerStart(record["prompt_ids"])],
         1,
-        keep=True,
+        keep_states=True,
         strategy="sampled",
         fallback=0 if order == "reversed" else -1,
     )
@@ -81,9 +81,9 @@ def test_episodes_are_the_reference_s(
     recorded: tuple[list[dict[str, Any]], dict[str, Tensor]], models: dict[str, MaraLLM], golden: Path, variant: str
 ) -> None:
     records, tensors = recorded
-    mine = [one for one in records if one["variant"] == variant]
-    assert mine
-    for record in mine:
+    of_variant = [record for record in records if record["variant"] == variant]
+    assert of_variant
+    for record in of_variant:
         episode = reference_episode(record, models[record["model"]], golden)
         transitions = record["transitions"]
         assert episode.actions.tolist() == transitions["action"]
@@ -112,14 +112,14 @@ def test_an_episode_is_an_answer_and_its_steps(played: tuple[MaraLLM, list[Episo
     llm, episodes = played
     assert llm.agent is not None
     for episode in episodes:
-        decided = [one for one in episode.answer.decisions if len(one.candidates) > 1]
+        decided = [decision for decision in episode.answer.decisions if len(decision.candidates) > 1]
         assert episode.score == count_vowels([episode.answer.text])[0]
-        assert len(episode.actions) == sum(len(one.accept_probabilities) for one in decided)
-        assert int(episode.actions.sum()) == sum(one.accepted for one in decided)
+        assert len(episode.actions) == sum(len(decision.accept_probabilities) for decision in decided)
+        assert int(episode.actions.sum()) == sum(decision.accepted for decision in decided)
         accept = llm.agent.accept_probability(episode.states)
-        expected = [p for one in decided for p in one.accept_probabilities]
+        expected = [p for decision in decided for p in decision.accept_probabilities]
         assert accept.tolist() == pytest.approx(expected, abs=1e-5)
-    assert len({one.answer.text for one in episodes}) > 3
+    assert len({episode.answer.text for episode in episodes}) > 3
 
 
 def test_rewards_are_the_score_discounted_and_the_penalty_of_what_was_emitted(
@@ -128,17 +128,17 @@ def test_rewards_are_the_score_discounted_and_the_penalty_of_what_was_emitted(
     _, episodes = played
     for episode in episodes:
         place, later = 0, int(episode.actions.sum())
-        for one in [one for one in episode.answer.decisions if len(one.candidates) > 1]:
-            p = one.accept_probabilities
+        for decision in [decision for decision in episode.answer.decisions if len(decision.candidates) > 1]:
+            p = decision.accept_probabilities
             reached = float(np.prod([1 - q for q in p[:-1]]))
-            if one.accepted:
+            if decision.accepted:
                 chance = reached * p[-1]
-                if one.index == 0 and len(one.candidates) == 1:
+                if decision.index == 0 and len(decision.candidates) == 1:
                     chance = 1.0
             else:
                 chance = float(np.prod([1 - q for q in p])) + p[0]
-            assert one.kept is not None
-            penalty = 0.1 * (np.log(chance) - float(one.kept.log_probabilities[one.index]))
+            assert decision.candidate_states is not None
+            penalty = 0.1 * (np.log(chance) - float(decision.candidate_states.log_probabilities[decision.index]))
             for i in range(len(p)):
                 last_accepts = int(episode.actions[-1])
                 share = 0.99 ** (later - last_accepts)
@@ -153,8 +153,8 @@ def test_an_episode_depends_on_its_seed_alone(played: tuple[MaraLLM, list[Episod
     again = play(llm, PROMPTS[1:2], WeightedRewards(count_vowels), EnvironmentOptions(), [4], batch_size=1)[0]
     assert again.answer.token_ids == episodes[4].answer.token_ids
     assert again.actions.tolist() == episodes[4].actions.tolist()
-    other = play(llm, PROMPTS[1:2] * 8, WeightedRewards(count_vowels), EnvironmentOptions(), range(10, 18))
-    assert len({tuple(one.answer.token_ids) for one in other}) > 1
+    other_seeds = play(llm, PROMPTS[1:2] * 8, WeightedRewards(count_vowels), EnvironmentOptions(), range(10, 18))
+    assert len({tuple(episode.answer.token_ids) for episode in other_seeds}) > 1
 
 
 def test_where_all_are_rejected_decoding_s_fallback_is_emitted(demo_llm: MaraLLM) -> None:
@@ -163,13 +163,15 @@ def test_where_all_are_rejected_decoding_s_fallback_is_emitted(demo_llm: MaraLLM
             return torch.zeros(states.shape[:-1])
 
     llm = demo_llm.with_agent(Never(demo_llm.model.config.hidden_size, 4)).model_copy(update={"max_new_tokens": 5})
-    options = {"own": EnvironmentOptions(), "reference": EnvironmentOptions.reference()}
-    own, reference = (play(llm, PROMPTS[:1], WeightedRewards(count_vowels), one, [0])[0] for one in options.values())
+    environments = (EnvironmentOptions(), EnvironmentOptions.reference())
+    default, reference = (
+        play(llm, PROMPTS[:1], WeightedRewards(count_vowels), options, [0])[0] for options in environments
+    )
     plain = demo_llm.with_agent(None).invoke(PROMPTS[0]["prompt"], max_new_tokens=5)
-    assert own.answer.text == plain != reference.answer.text
-    assert own.actions.sum() == 0
-    decided = [one for one in reference.answer.decisions if len(one.candidates) > 1]
-    assert [one.index for one in decided] == [len(one.candidates) - 1 for one in decided]
+    assert default.answer.text == plain != reference.answer.text
+    assert default.actions.sum() == 0
+    decided = [decision for decision in reference.answer.decisions if len(decision.candidates) > 1]
+    assert [decision.index for decision in decided] == [len(decision.candidates) - 1 for decision in decided]
     assert int(reference.actions.sum()) == len(decided)
 
 

@@ -26,7 +26,7 @@ MODELS = {
     "mistral-v0.2": ("mistralai/Mistral-7B-Instruct-v0.2", 2),
     "mistral-v0.3": ("mistralai/Mistral-7B-Instruct-v0.3", 2),
 }
-FOLDER = Path(inspect.getfile(Recipe)).parent / "recipes"
+FOLDER = Path(inspect.getfile(Recipe)).parents[1] / "recipes"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -44,7 +44,7 @@ def test_a_shipped_recipe_says_what_the_paper_does(name: str) -> None:
     recipe = Recipe.load(name)
     model, weight = MODELS[name]
     assert (recipe.model, recipe.agent) == (model, None)
-    assert {one.spec: one.weight for one in recipe.rewards} == {
+    assert {reward.spec: reward.weight for reward in recipe.rewards} == {
         "beaver:PKU-Alignment/beaver-7b-v1.0-reward": weight,
         "beaver:PKU-Alignment/beaver-7b-v1.0-cost": -1,
     }
@@ -86,17 +86,17 @@ def test_the_paper_s_recipes_differ_in_nothing_but_model_and_weight() -> None:
     common = {}
     for name in MODELS:
         recipe = Recipe.load(name)
-        rest = recipe.model_dump(exclude={"model", "rewards"})
-        assert common.setdefault("rest", rest) == rest
+        shared_settings = recipe.model_dump(exclude={"model", "rewards"})
+        assert common.setdefault("shared_settings", shared_settings) == shared_settings
 
 
 def test_the_defaults_are_those_of_the_estimator() -> None:
-    own = inspect.signature(MaraSAC).parameters
+    parameters = inspect.signature(MaraSAC).parameters
     recipe = Recipe()
-    shared = set(own) & set(Recipe.model_fields) - {"environment", "update"}
+    shared = set(parameters) & set(Recipe.model_fields) - {"environment", "update"}
     assert {"episodes", "parallel", "width", "batch_size", "updates", "warm_up", "buffer_size", "preset"} <= shared
-    assert {name: getattr(recipe, name) for name in shared} == {name: own[name].default for name in shared}
-    assert recipe.seed == own["random_state"].default
+    assert {name: getattr(recipe, name) for name in shared} == {name: parameters[name].default for name in shared}
+    assert recipe.seed == parameters["random_state"].default
     assert (recipe.environment, recipe.update) == (EnvironmentOptions(), UpdateOptions())
 
 
@@ -134,11 +134,11 @@ def test_a_file_named_like_a_recipe_does_not_shadow_it(tmp_path: Path, monkeypat
         ("rewards: [{spec: a, weight: .nan}]", "rewards.0.weight=nan should be a finite number"),
         ("update: {target_rate: 2}", "update.target_rate=2 should be less than or equal to 1"),
         ("preset: paper", "preset='paper' should be 'default' or 'reference'"),
-        ("episodes: [\n", r"The recipe \S+own.yaml is no YAML: .*line 2\."),
-        ("- a list", r"own.yaml holds no settings. Write one setting a line, such as episodes: 200."),
+        ("episodes: [\n", r"The recipe \S+own.yaml is not YAML: .*line 2\."),
+        ("- a list", r"own.yaml holds no settings. Write one setting per line, such as episodes: 200."),
         ("3: 4", "holds no settings"),
         ("", "holds no settings"),
-        ("a: !!python/object/apply:os.getcwd []", "is no YAML: could not determine a constructor"),
+        ("a: !!python/object/apply:os.getcwd []", "is not YAML: could not determine a constructor"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:

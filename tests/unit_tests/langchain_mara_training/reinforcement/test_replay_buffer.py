@@ -75,10 +75,10 @@ def test_going_back_to_a_checkpoint_is_exact_though_rows_were_added(tmp_path: Pa
         buffer.add_episode(*episode(number, 4))
     assert drawn(buffer) != known
     # Another process finds the same files.
-    other = ReplayBuffer(tmp_path, 2, capacity=12, slack=8)
-    other.load_state_dict(kept)
-    assert drawn(other) == known == expected(episodes, 12)
-    assert other.room == 8
+    reopened = ReplayBuffer(tmp_path, 2, capacity=12, slack=8)
+    reopened.load_state_dict(kept)
+    assert drawn(reopened) == known == expected(episodes, 12)
+    assert reopened.room == 8
 
 
 def test_room_ends_at_the_slack(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""MaraSAC: it learns, repeats itself, goes on exactly where it was killed, and refuses what makes no sense."""
+"""MaraSAC: it learns, is reproducible, resumes exactly where it was killed, and refuses invalid parameters."""
 
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ def sac(llm: MaraLLM, reward: Any = fewer_vowels, **options: Any) -> MaraSAC:
     return MaraSAC(llm, reward, **{**SMALL, "episodes": 32, **options})
 
 
-def same(one: MaraAgent, other: MaraAgent) -> bool:
-    theirs = other.state_dict()
-    return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+def same(first: MaraAgent, second: MaraAgent) -> bool:
+    second_weights = second.state_dict()
+    return all(torch.equal(tensor, second_weights[name]) for name, tensor in first.state_dict().items())
 
 
 @pytest.mark.slow
@@ -45,25 +45,39 @@ def test_it_learns_and_says_how(short: MaraLLM) -> None:
     assert trained.score(PROMPTS) > plain + 1
     assert trained.predict(PROMPTS[:1]) == [short.with_agent(trained.agent_).invoke(PROMPTS[0])]
     history = trained.history_
-    assert [one["episodes"] for one in history] == [40, 80, 120, 160]
+    assert [entry["episodes"] for entry in history] == [40, 80, 120, 160]
     assert history[0]["passes"] < history[-1]["passes"]
     assert history[-1]["score"] > history[0]["score"]
-    best = max(one["evaluation"] for one in history)
+    best = max(entry["evaluation"] for entry in history)
     assert trained.score(PROMPTS[:2]) == pytest.approx(best)
+
+
+def test_predicting_calls_no_reward_function(short: MaraLLM) -> None:
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        if not training:
+            raise RuntimeError("This reward function is for training only.")
+        return fewer_vowels(completions)
+
+    training = True
+    trained = sac(short, reward, episodes=16).fit(PROMPTS)
+    training = False
+    assert trained.predict(PROMPTS) == trained.llm_.batch(PROMPTS)
+    with pytest.raises(RewardError, match="RuntimeError"):
+        trained.score(PROMPTS)
 
 
 def test_equal_seeds_give_equal_agents(short: MaraLLM) -> None:
     state = torch.random.get_rng_state()
-    one, same_seed, other = (sac(short, random_state=seed).fit(PROMPTS) for seed in (1, 1, 2))
-    assert same(one.agent_, same_seed.agent_)
-    assert one.history_ == same_seed.history_
-    assert not same(one.agent_, other.agent_)
+    first, same_seed, other_seed = (sac(short, random_state=seed).fit(PROMPTS) for seed in (1, 1, 2))
+    assert same(first.agent_, same_seed.agent_)
+    assert first.history_ == same_seed.history_
+    assert not same(first.agent_, other_seed.agent_)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [1, 9, 20])
-def test_a_killed_fit_goes_on_exactly(short: MaraLLM, tmp_path: Path, killed_after: int) -> None:
+def test_a_killed_fit_resumes_exactly(short: MaraLLM, tmp_path: Path, killed_after: int) -> None:
     # A ring so small that it is overwritten several times.
     options = {"buffer_size": 60, "episodes": 48}
     whole = sac(short, output=tmp_path / "whole", **options).fit(PROMPTS, evaluation=PROMPTS[:1])
@@ -88,14 +102,14 @@ def test_a_folder_of_another_job_is_refused(short: MaraLLM, tmp_path: Path) -> N
         sac(short, output=tmp_path, episodes=16).fit(PROMPTS)
 
 
-def test_partial_fit_goes_on(short: MaraLLM) -> None:
+def test_partial_fit_continues(short: MaraLLM) -> None:
     seen: list[str] = []
 
-    def noting(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    def recording(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         seen.extend(prompts)
         return fewer_vowels(completions)
 
-    trained = sac(short, noting, parallel=2)
+    trained = sac(short, recording, parallel=2)
     first = trained.partial_fit(PROMPTS[:3]).agent_
     assert sorted(seen) == sorted(PROMPTS[:3])
     seen.clear()
@@ -109,24 +123,24 @@ def test_it_begins_with_the_agent_that_is_there(short: MaraLLM) -> None:
     agent = MaraLLM.demo(device="cpu").agent
     assert agent is not None
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
-    with pytest.warns(UserWarning, match="Nothing was learnt: [0-9]+ transitions were played, and learning begins at"):
+    with pytest.warns(UserWarning, match="Nothing was learned: [0-9]+ transitions were played, and learning begins at"):
         untouched = sac(short.with_agent(agent), episodes=8, warm_up=1000).fit(PROMPTS)
     assert same(untouched.agent_, agent)
-    learnt = sac(short.with_agent(agent), episodes=16).fit(PROMPTS)
-    assert not same(learnt.agent_, agent)
+    learned = sac(short.with_agent(agent), episodes=16).fit(PROMPTS)
+    assert not same(learned.agent_, agent)
     assert all(torch.equal(agent.state_dict()[name], tensor) for name, tensor in before.items())
 
 
 def test_the_reference_s_environment(short: MaraLLM) -> None:
     reference = sac(short, preset="reference").fit(PROMPTS)
-    own = sac(short, environment=EnvironmentOptions.reference()).fit(PROMPTS)
-    assert same(reference.agent_, own.agent_)
+    by_options = sac(short, environment=EnvironmentOptions.reference()).fit(PROMPTS)
+    assert same(reference.agent_, by_options.agent_)
     assert not same(reference.agent_, sac(short).fit(PROMPTS).agent_)
 
 
 def test_answers_without_a_score_are_left_out(short: MaraLLM) -> None:
     unscored = sac(short, lambda completions, **_: [None] * len(completions), episodes=16)
-    with pytest.warns(UserWarning, match="Nothing was learnt: 0 transitions"):
+    with pytest.warns(UserWarning, match="Nothing was learned: 0 transitions"):
         trained = unscored.fit(PROMPTS)
     assert trained.history_[-1]["unusable"] == 1.0
     assert trained.history_[-1]["updates"] == 0

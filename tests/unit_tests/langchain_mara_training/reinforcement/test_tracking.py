@@ -72,7 +72,7 @@ def sac(llm: MaraLLM, **options: Any) -> MaraSAC:
 
 def logged(folder: Path) -> list[dict[str, Any]]:
     """Entries of a log, as in a history."""
-    found = []
+    entries = []
     for line in (folder / "log.jsonl").read_text().splitlines():
         try:
             record = json.loads(line)
@@ -80,31 +80,31 @@ def logged(folder: Path) -> list[dict[str, Any]]:
             continue
         if record.pop("event") == "noted":
             del record["time"], record["command"]
-            found.append(record)
-    return found
+            entries.append(record)
+    return entries
 
 
 def test_tensorboard_holds_the_history(short: MaraLLM, tmp_path: Path) -> None:
     trained = sac(short, output=tmp_path, trackers="tensorboard").fit(PROMPTS, evaluation=PROMPTS[:1])
     events = EventAccumulator(str(tmp_path / "langchain-mara")).Reload()
     history = trained.history_
-    assert [one["episodes"] for one in history] == [8, 16, 24]
+    assert [entry["episodes"] for entry in history] == [8, 16, 24]
     names = set(events.Tags()["scalars"])
     assert names >= {"score", "critic_loss", "actor_loss", "temperature", "evaluation", "passes"}
     for name in names:
-        found = {event.step: event.value for event in events.Scalars(name)}
-        expected = {one["episodes"]: one[name] for one in history if name in one}
-        assert found == pytest.approx(expected, rel=1e-6, nan_ok=True)
+        drawn = {event.step: event.value for event in events.Scalars(name)}
+        expected = {entry["episodes"]: entry[name] for entry in history if name in entry}
+        assert drawn == pytest.approx(expected, rel=1e-6, nan_ok=True)
     [hparams] = (tmp_path / "langchain-mara").rglob("hparams.yml")
     assert "batch_size: 16" in hparams.read_text()
 
 
 def test_trackers_are_started_told_and_finished(short: MaraLLM) -> None:
-    own = Recorder()
-    trained = sac(short, trackers=[own], random_state=3).fit(PROMPTS)
-    assert own.order == ["start", "configuration", "log", "log", "log", "finish"]
-    assert own.entries == trained.history_
-    configuration = own.calls[1][1]
+    recorder = Recorder()
+    trained = sac(short, trackers=[recorder], random_state=3).fit(PROMPTS)
+    assert recorder.order == ["start", "configuration", "log", "log", "log", "finish"]
+    assert recorder.entries == trained.history_
+    configuration = recorder.calls[1][1]
     assert all(isinstance(value, bool | int | float | str) for value in configuration.values())
     assert (configuration["model"], configuration["rewards"]) == (short.model_id, "fewer_vowels")
     assert (configuration["random_state"], configuration["episodes"]) == (3, 24)
@@ -113,21 +113,21 @@ def test_trackers_are_started_told_and_finished(short: MaraLLM) -> None:
 
 
 def test_partial_fit_tells_new_entries_only(short: MaraLLM) -> None:
-    own = Recorder()
-    trained = sac(short, trackers=own)
+    recorder = Recorder()
+    trained = sac(short, trackers=recorder)
     trained.partial_fit(PROMPTS)
     trained.partial_fit(PROMPTS)
-    assert own.entries == trained.history_
-    assert [one["episodes"] for one in own.entries] == [2, 4]
-    assert own.order.count("finish") == own.order.count("start") == 2
+    assert recorder.entries == trained.history_
+    assert [entry["episodes"] for entry in recorder.entries] == [2, 4]
+    assert recorder.order.count("finish") == recorder.order.count("start") == 2
 
 
 def test_a_failing_fit_finishes_its_trackers(short: MaraLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Recorder()
+    recorder = Recorder()
     monkeypatch.setattr(ActorCritic, "update", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        sac(short, trackers=own).fit(PROMPTS)
-    assert own.order == ["start", "configuration", "finish"]
+        sac(short, trackers=recorder).fit(PROMPTS)
+    assert recorder.order == ["start", "configuration", "finish"]
 
 
 def test_trackers_that_started_are_finished_when_another_does_not(short: MaraLLM) -> None:
@@ -137,22 +137,22 @@ def test_trackers_that_started_are_finished_when_another_does_not(short: MaraLLM
         def start(self) -> None:
             raise ConnectionError("no server")
 
-    own, other = Recorder(), Offline()
+    recorder, offline = Recorder(), Offline()
     with pytest.raises(TrainingError, match="The tracker offline does not start: no server"):
-        sac(short, trackers=[own, other]).fit(PROMPTS)
-    assert own.order == ["start", "configuration", "finish"]
-    assert other.order == []
+        sac(short, trackers=[recorder, offline]).fit(PROMPTS)
+    assert recorder.order == ["start", "configuration", "finish"]
+    assert offline.order == []
 
 
 @pytest.mark.parametrize("killed_after", [1, 9, 20])
 def test_a_killed_fit_logs_each_entry_once(short: MaraLLM, tmp_path: Path, killed_after: int) -> None:
-    own = Recorder()
+    recorder = Recorder()
     with interrupted_after(killed_after):
-        sac(short, output=tmp_path, trackers=own).fit(PROMPTS)
+        sac(short, output=tmp_path, trackers=recorder).fit(PROMPTS)
     held = JobCheckpoint(tmp_path, {}).file.exists()
     assert held is (killed_after > 1)
-    trained = sac(short, output=tmp_path, trackers=own).fit(PROMPTS)
-    assert logged(tmp_path) == own.entries == trained.history_
+    trained = sac(short, output=tmp_path, trackers=recorder).fit(PROMPTS)
+    assert logged(tmp_path) == recorder.entries == trained.history_
     assert len(trained.history_) == 3
 
 
@@ -174,11 +174,11 @@ def test_an_entry_that_a_crash_kept_from_the_log_is_caught_up(
         patch.setattr(tracking, "append_record", killed)
         with pytest.raises(KeyboardInterrupt):
             sac(short, output=tmp_path).fit(PROMPTS)
-    assert [one["episodes"] for one in logged(tmp_path)] == [8]
+    assert [entry["episodes"] for entry in logged(tmp_path)] == [8]
     # Nothing is left to play, and yet the log is made whole.
     trained = sac(short, output=tmp_path, episodes=16).fit(PROMPTS)
     assert logged(tmp_path) == trained.history_
-    assert [one["episodes"] for one in trained.history_] == [8, 16]
+    assert [entry["episodes"] for entry in trained.history_] == [8, 16]
 
 
 def test_a_fit_that_began_anew_is_logged_anew(short: MaraLLM, tmp_path: Path) -> None:
@@ -193,17 +193,19 @@ def test_numbers_that_are_not_known_are_null_in_the_log(short: MaraLLM, tmp_path
         return [None] * len(completions)
 
     trained = MaraSAC(short, silent, **{**SMALL, "episodes": 4}, output=tmp_path)
-    with pytest.warns(UserWarning, match=r"Nothing was learnt: 0 transitions were played, .* begins at 16\. Give more"):
+    with pytest.warns(
+        UserWarning, match=r"Nothing was learned: 0 transitions were played, .* begins at 16\. Give more"
+    ):
         trained.fit(PROMPTS)
     assert np.isnan(trained.history_[0]["score"])
     assert logged(tmp_path)[0]["score"] is None
 
 
 def test_trackers_are_no_part_of_the_job(short: MaraLLM, tmp_path: Path) -> None:
-    own = Recorder()
+    recorder = Recorder()
     sac(short, output=tmp_path, episodes=8).fit(PROMPTS)
-    trained = clone(sac(short, output=tmp_path, episodes=16, trackers=[own])).fit(PROMPTS)
-    assert own.entries == trained.history_[1:] == logged(tmp_path)[1:]
+    trained = clone(sac(short, output=tmp_path, episodes=16, trackers=[recorder])).fit(PROMPTS)
+    assert recorder.entries == trained.history_[1:] == logged(tmp_path)[1:]
 
 
 def test_names_are_checked_before_anything_is_played(short: MaraLLM, tmp_path: Path) -> None:
@@ -225,7 +227,7 @@ def test_tensorboard_comes_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_name_given_twice_is_one_tracker(tmp_path: Path) -> None:
-    own = Recorder()
-    found = tracking.make_trackers(["tensorboard", own, "tensorboard"], tmp_path)
-    assert [one.name for one in found] == ["tensorboard", "recorder"]
-    assert found[1] is own
+    recorder = Recorder()
+    trackers = tracking.make_trackers(["tensorboard", recorder, "tensorboard"], tmp_path)
+    assert [tracker.name for tracker in trackers] == ["tensorboard", "recorder"]
+    assert trackers[1] is recorder

@@ -180,7 +180,7 @@ def test_text_is_taken_by_the_letter(tmp_path: Path) -> None:
 
 def test_unknown_roles_are_refused(tmp_path: Path) -> None:
     reward = BeaverReward(checkpoint(tmp_path, BeaverReward)[0], device="cpu")
-    with pytest.raises(RewardError, match="knows no role 'tool'. Leave such messages out"):
+    with pytest.raises(RewardError, match="does not know the role 'tool'. Leave such messages out"):
         reward(prompts=[[{"role": "tool", "content": "4"}]], completions=["Four."])
 
 
@@ -247,12 +247,12 @@ def test_wrong_keys_are_refused_by_name(tmp_path: Path) -> None:
     no_head = {key: tensor for key, tensor in good.items() if key != "score_head.weight"} | {"v.weight": torch.zeros(1)}
     lacking = {key: tensor for key, tensor in good.items() if "layers.1.mlp" not in key}
     for name, tensors, message in (
-        ("head", no_head, r"has no score_head.weight; beside the backbone it holds v.weight. .* head=…"),
+        ("head", no_head, r"has no score_head.weight; besides the backbone it holds v.weight. .* head=…"),
         ("lacking", lacking, r"lacks weights of a LlamaModel \(layers.1.mlp.down_proj.weight, .*Download it again"),
         (
             "more",
             good | {"adapter.weight": torch.zeros(1)},
-            r"holds weights that BeaverReward has no place for \(adapter",
+            r"holds weights that BeaverReward does not use \(adapter",
         ),
         ("other", with_head(model, "regression_head"), r"no score_head.weight; .* it holds regression_head.weight"),
     ):
@@ -325,7 +325,7 @@ def test_loading_errors(tmp_path: Path) -> None:
     folder, _, _ = checkpoint(tmp_path / "good", BeaverReward)
     with pytest.raises(LoadingError, match="There is no folder"):
         BeaverReward(tmp_path / "nothing")
-    with pytest.raises(LoadingError, match="Cannot get the reward model org/nothing"):
+    with pytest.raises(LoadingError, match="Cannot find or download the reward model org/nothing"):
         BeaverReward("org/nothing", local_files_only=True)
     with pytest.raises(LoadingError, match="no device 'cuda:99'"):
         BeaverReward(folder, device="cuda:99")
@@ -415,14 +415,14 @@ def test_pairs_without_a_template(size: int, tmp_path: Path) -> None:
 
 def test_classifier_refuses(tmp_path: Path) -> None:
     folder, _ = classifier(tmp_path / "two", 0, num_labels=2)
-    with pytest.raises(LoadingError, match="has 2 outputs, and a reward model has one"):
+    with pytest.raises(LoadingError, match="has 2 outputs, but a reward model has one"):
         SequenceClassificationReward(folder, device="cpu")
     LlamaForCausalLM(LlamaConfig(**SIZES, num_labels=1)).save_pretrained(tmp_path / "causal")
     with pytest.raises(CheckpointError, match=r"lacks weights of a LlamaForSequenceClassification \(score.weight\)"):
         SequenceClassificationReward(with_tokenizer(tmp_path / "causal", template=True), device="cpu")
     model = backbone(num_labels=1)
     tensors = with_head(model, "score") | {"gating.weight": torch.zeros(1)}
-    with pytest.raises(CheckpointError, match=r"no place for \(gating.weight\)"):
+    with pytest.raises(CheckpointError, match=r"does not use \(gating.weight\)"):
         SequenceClassificationReward(write(tmp_path / "more", model, tensors), device="cpu")
 
 
@@ -430,7 +430,7 @@ def test_a_template_that_refuses(tmp_path: Path) -> None:
     folder, _ = classifier(tmp_path, 0)
     (folder / "chat_template.jinja").write_text("{{ raise_exception('only one turn') }}")
     reward = SequenceClassificationReward(folder, device="cpu")
-    with pytest.raises(RewardError, match="refuses messages of the roles user, assistant: only one turn"):
+    with pytest.raises(RewardError, match="refuses messages with the roles user, assistant: only one turn"):
         reward(prompts=["Hi."], completions=["Hello."])
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from langchain_mara_training import BeaverReward, PreferenceReward, UltraRMReward, ZiyaReward
 from langchain_mara_training.rewards.reward_model import RewardModel
-from langchain_mara_training.rewards.specs import parted, reward_function
+from langchain_mara_training.rewards.specs import current_folder_first, reward_function, split_prefix
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
@@ -36,13 +37,50 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     (tmp_path / f"helper_of_rewards_{suffix}.py").write_text("SIGN = -1\n")
     (tmp_path / f"late_helper_of_rewards_{suffix}.py").write_text("")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     return f"rewards_{suffix}"
 
 
 def test_function_of_the_current_folder(module: str) -> None:
     function: Any = reward_function(f"{module}:score")
-    assert function(prompts=["", ""], completions=["a", "bcd"]) == [-1, -3]
+    with pytest.raises(ModuleNotFoundError, match="late_helper"):
+        function(prompts=[""], completions=["a"])
+    with current_folder_first():
+        assert function(prompts=["", ""], completions=["a", "bcd"]) == [-1, -3]
+
+
+@pytest.mark.parametrize("is_on_path", [False, True])
+@pytest.mark.parametrize("name", ["score", "nothing"])
+def test_the_path_is_as_before(module: str, name: str, is_on_path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if is_on_path:
+        monkeypatch.setattr(sys, "path", [*sys.path, str(Path.cwd())])
+    path, entries = sys.path, list(sys.path)
+    with nullcontext() if name == "score" else pytest.raises(RewardError):
+        reward_function(f"{module}:{name}")
+    assert sys.path is path
+    assert path == entries
+
+
+@pytest.mark.usefixtures("module")
+def test_the_current_folder_comes_first() -> None:
+    # The standard library has a module named `this` too.
+    Path("this.py").write_text("def score(completions): return [7.0]\n")
+    entries = list(sys.path)
+    with current_folder_first():
+        assert sys.path == [str(Path.cwd()), *entries]
+    assert "this" not in sys.modules
+    function: Any = reward_function("this:score")
+    try:
+        assert function(["?"]) == [7.0]
+    finally:
+        del sys.modules["this"]
+
+
+def test_paths_that_a_module_adds_are_left_alone(module: str) -> None:
+    Path(f"{module}.py").write_text("import sys\nsys.path.append('added')\ndef score(completions): return []\n")
+    entries = list(sys.path)
+    reward_function(f"{module}:score")
+    assert sys.path == [*entries, "added"]
 
 
 def test_installed_function() -> None:
@@ -86,10 +124,10 @@ def test_adapters_of_reward_models(tmp_path: Path, prefix: str, kind: type[Rewar
 
 
 def test_what_stands_before_a_source() -> None:
-    assert parted("beaver:PKU-Alignment/beaver-7b-v1.0-cost") == ("beaver:", "PKU-Alignment/beaver-7b-v1.0-cost")
-    assert parted("pairs:pairs.jsonl") == ("pairs:", "pairs.jsonl")
+    assert split_prefix("beaver:PKU-Alignment/beaver-7b-v1.0-cost") == ("beaver:", "PKU-Alignment/beaver-7b-v1.0-cost")
+    assert split_prefix("pairs:pairs.jsonl") == ("pairs:", "pairs.jsonl")
     for plain in ("my:score", "org/model", "beaver/model"):
-        assert parted(plain) == ("", plain)
+        assert split_prefix(plain) == ("", plain)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +138,7 @@ def test_what_stands_before_a_source() -> None:
             "ModuleNotFoundError: No module named 'nowhere_to_be_found'. Give module:",
         ),
         ("{}:nothing", "AttributeError: module '{}' has no attribute 'nothing'. Give module:function"),
-        ("{}:number", "{}:number is no function but a int. Give module:function."),
+        ("{}:number", "{}:number is not a function but a int. Give module:function."),
         (":score", "Cannot import the reward function :score: ValueError"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Reports of comparisons: pages, figures, traces."""
+"""Reports of comparisons: the page, its figures, its traces."""

@@ -1,4 +1,4 @@
-"""Figures of a report, as SVG that takes the page's font and colours, in light and in dark."""
+"""Figures of a report, as SVG in the font and colors of the page, light or dark."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,11 +14,11 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from langchain_mara_training.evaluation.comparison import Comparison
 
-# Okabe and Ito's palette but for black and yellow, which vanish in dark and in light.
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+# Okabe and Ito's palette without black and yellow, which are invisible on a dark and on a light page.
+_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 _MARKERS = "osD^vPX*<>"
-_TEXT = "#010203"  # stands for the page's own colour
-_INDICES = 10  # shown one by one; the rest is one bar
+_TEXT = "#010203"  # placeholder for the color of the page's text
+_INDICES = 10  # indices with a bar of their own; all further ones share a bar
 _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": _TEXT,
@@ -41,11 +41,11 @@ _STYLE: dict[Any, Any] = {
 
 
 class Drawing(NamedTuple):
-    """A figure in the page.
+    """A figure of the page.
 
     Attributes:
-        title: Says what is to be seen.
-        svg: The picture, inert: matplotlib escapes what it writes.
+        title: Title that says what the figure shows.
+        svg: SVG markup. It is safe to embed, because matplotlib escapes all text.
     """
 
     title: str
@@ -53,19 +53,22 @@ class Drawing(NamedTuple):
 
 
 def reward_against_cost(comparison: Comparison) -> Drawing | None:
-    """Mean reward of each system over passes per answer; None where there is nothing to draw."""
-    found = {name: (one["passes"], one["mean reward"]) for name, one in comparison.summaries().items()}
-    points = {name: (cost, reward) for name, (cost, reward) in found.items() if cost and reward is not None}
+    """Mean reward of each system over its passes per answer; None if there is nothing to draw."""
+    points = {
+        name: (summary["passes"], summary["mean reward"])
+        for name, summary in comparison.summaries().items()
+        if summary["passes"] and summary["mean reward"] is not None
+    }
     if not points:
         return None
     with _drawing("Reward against cost", 7.5, 3.8) as (axes, drawn):
         for name, (cost, reward) in points.items():
-            colour, marker = _look(comparison, name)
-            # A legend leaves out names that begin with an underscore.
-            axes.plot(cost, reward, marker, color=colour, markersize=9, label=f" {name}")
+            color, marker = _look(comparison, name)
+            # The space is for names that begin with an underscore: a legend would leave them out.
+            axes.plot(cost, reward, marker, color=color, markersize=9, label=f" {name}")
         costs = [cost for cost, _ in points.values()]
         axes.set_xscale("log")
-        # Wide enough that a tick is always in sight.
+        # Wide enough for at least one tick.
         axes.set_xlim(min(costs) / 1.7, max(costs) * 1.7)
         axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
@@ -78,20 +81,20 @@ def reward_against_cost(comparison: Comparison) -> Drawing | None:
 
 
 def preference_rates(comparison: Comparison) -> Drawing | None:
-    """Preference rate of each system against the baseline with its interval; None where there is none."""
+    """Preference rate of each system against the baseline, with its interval; None if there is none."""
     rates = {
-        name: (one["preference rate"], *one["interval"])
-        for name, one in comparison.summaries().items()
-        if one["interval"] is not None
+        name: (summary["preference rate"], *summary["interval"])
+        for name, summary in comparison.summaries().items()
+        if summary["interval"] is not None
     }
     if not rates:
         return None
     title = f"Preference rate against {comparison.baseline}"
     with _drawing(title, 7.5, 1.1 + 0.4 * len(rates)) as (axes, drawn):
-        for place, (name, (rate, low, high)) in enumerate(rates.items()):
-            colour, marker = _look(comparison, name)
+        for line, (name, (rate, low, high)) in enumerate(rates.items()):
+            color, marker = _look(comparison, name)
             spread = [[max(0.0, rate - low)], [max(0.0, high - rate)]]
-            axes.errorbar(rate, place, xerr=spread, fmt=marker, color=colour, capsize=4, markersize=8)
+            axes.errorbar(rate, line, xerr=spread, fmt=marker, color=color, capsize=4, markersize=8)
         axes.axvline(0, color=_TEXT, linewidth=1)
         axes.set_yticks(range(len(rates)), list(rates))
         axes.set_ylim(len(rates) - 0.5, -0.5)
@@ -101,50 +104,57 @@ def preference_rates(comparison: Comparison) -> Drawing | None:
 
 
 def accepted_indices(comparison: Comparison) -> Drawing | None:
-    """How often candidates at each index were accepted, system by system; None where no agent was asked."""
-    shares = {name: found for name in comparison.answers if (found := _shares(comparison, name)) is not None}
+    """How often each system's agent accepted the candidate at each index; None if no system has an agent."""
+    shares = {
+        name: bars
+        for name, bars in ((name, _shares(comparison, name)) for name in comparison.answers)
+        if bars is not None
+    }
     if not shares:
         return None
-    length = max(len(one) for one in shares.values()) - 1
+    length = max(len(bars) for bars in shares.values()) - 1
     labels = [*map(str, range(length)), "fallback"]
     if length > _INDICES:
         labels[-2] = f"≥{_INDICES}"
     with _drawing("Index of the accepted candidate", 7.5, 3.2) as (axes, drawn):
         width = 0.8 / len(shares)
-        for place, (name, given) in enumerate(shares.items()):
-            heights = np.concatenate([given[:-1], np.zeros(length + 1 - len(given)), given[-1:]])
-            at = np.arange(length + 1) + (place - (len(shares) - 1) / 2) * width
-            axes.bar(at, heights, width, color=_look(comparison, name)[0], label=f" {name}")
+        for number, (name, bars) in enumerate(shares.items()):
+            heights = np.concatenate([bars[:-1], np.zeros(length + 1 - len(bars)), bars[-1:]])
+            centers = np.arange(length + 1) + (number - (len(shares) - 1) / 2) * width
+            axes.bar(centers, heights, width, color=_look(comparison, name)[0], label=f" {name}")
         axes.set_xticks(range(length + 1), labels)
         axes.grid(visible=False, axis="x")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("place in the candidate set, in order of examination")
-        axes.set_ylabel("positions decided")
+        axes.set_xlabel("index in the candidate set, in order of examination")
+        axes.set_ylabel("share of positions")
         axes.legend(loc="upper right")
     return drawn[0]
 
 
 def _shares(comparison: Comparison, system: str) -> np.ndarray | None:
-    """Of the positions an agent decided: shares of the first indices, of all others if there are, of fallbacks."""
-    given = comparison.answers[system]
-    counts = np.zeros(max(len(one.accepted_index) for one in given) if given else 0)
-    for one in given:
-        counts[: len(one.accepted_index)] += one.accepted_index
-    rest = [counts[_INDICES:].sum()] if len(counts) > _INDICES else []
-    both = np.array([*counts[:_INDICES], *rest, sum(one.fallbacks for one in given)])
-    return both / both.sum() if both.sum() else None
+    """Shares of the positions that an agent decided, (bars,); None if there are none.
+
+    The bars are the first indices one by one, all further indices together if there are any, and the fallbacks.
+    """
+    answers = comparison.answers[system]
+    counts = np.zeros(max((len(answer.accepted_index) for answer in answers), default=0))
+    for answer in answers:
+        counts[: len(answer.accepted_index)] += answer.accepted_index
+    further = [counts[_INDICES:].sum()] if len(counts) > _INDICES else []
+    bars = np.array([*counts[:_INDICES], *further, sum(answer.fallbacks for answer in answers)])
+    return bars / bars.sum() if bars.sum() else None
 
 
 def _look(comparison: Comparison, system: str) -> tuple[str, str]:
-    """A system's colour and marker, the same in all figures."""
-    place = list(comparison.answers).index(system)
-    return _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+    """A system's color and marker, the same in all figures."""
+    number = list(comparison.answers).index(system)
+    return _COLORS[number % len(_COLORS)], _MARKERS[number % len(_MARKERS)]
 
 
 @contextmanager
 def _drawing(title: str, width: float, height: float) -> Iterator[tuple[Axes, list[Drawing]]]:
-    """Axes to draw on, of a size in inches, and where the drawing is found afterwards."""
+    """Axes to draw on, width by height inches, and a list that holds the drawing after the context ends."""
     drawn: list[Drawing] = []
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -154,10 +164,10 @@ def _drawing(title: str, width: float, height: float) -> Iterator[tuple[Axes, li
 
 def _svg(figure: Figure) -> str:
     stream = StringIO()
-    nothing: Mapping[str, None] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(stream, format="svg", metadata=nothing)
+    no_metadata: Mapping[str, None] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(stream, format="svg", metadata=no_metadata)
     svg = re.sub(r"^.*?(?=<svg)", "", stream.getvalue(), flags=re.DOTALL)
-    # Its style sheet would hold for the whole page, and its size for narrow pages, too.
+    # The style sheet would apply to the whole page, and the fixed size would not fit narrow pages.
     svg = re.sub(r"<defs>\s*<style.*?</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r' (?:width|height)="[^"]*pt"', "", svg, count=2)
     return svg.replace(_TEXT, "currentColor")

@@ -1,4 +1,4 @@
-"""Reports of comparisons: a page that needs no network, and the same tables in Markdown."""
+"""Reports of comparisons: an HTML page that needs no network, and the same tables in Markdown."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -21,14 +21,14 @@ _NOTHING = "-"
 
 
 class Case(NamedTuple):
-    """A prompt whose two answers differ in reward.
+    """A prompt for which the answers of a system and of the baseline differ in reward.
 
     Attributes:
-        prompt: As text.
-        answer: The system's.
-        baseline: The baseline's.
-        reward: Of the system's answer.
-        baseline_reward: Of the baseline's.
+        prompt: Text of the prompt.
+        answer: Answer of the system.
+        baseline: Answer of the baseline.
+        reward: Reward of the system's answer.
+        baseline_reward: Reward of the baseline's answer.
     """
 
     prompt: str
@@ -39,12 +39,12 @@ class Case(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of systems.
+    """A table with one row for each system.
 
     Attributes:
-        title: Above it.
-        note: Below it, what its columns mean.
-        rows: By the name of each system its cells, by the name of each column.
+        title: Title above the table.
+        note: Note below the table that explains its columns.
+        rows: Cells by column name, by system name.
     """
 
     title: str
@@ -60,19 +60,19 @@ def write_report(
     command: str | None = None,
     traces: Mapping[str, Sequence[Trace]] | None = None,
 ) -> list[Path]:
-    """Writes what a comparison found, for people: tables, figures, wins and losses, traces.
+    """Writes a comparison's results for people to read: tables, figures, wins and losses, traces.
 
     The same arguments give the same bytes.
 
     Args:
-        comparison: What `compare` returned, or `Comparison.load` of its folder.
-        output: A folder, for `report.html` and `report.md`, or the name of the HTML file, with the Markdown beside it.
-        title: Of the report.
-        command: Repeats the comparison; by default the one it was made by.
-        traces: By the name of a system some of its answers, as `MaraLLM.trace` gives them.
+        comparison: Comparison from `compare`, or from `Comparison.load`.
+        output: Folder for `report.html` and `report.md`, or path of the HTML file; the Markdown file goes next to it.
+        title: Title of the report.
+        command: Command that repeats the comparison; by default the command that made it.
+        traces: By system name, traces of answers from `MaraLLM.trace`.
 
     Returns:
-        The HTML file and the Markdown file.
+        Paths of the HTML file and of the Markdown file.
 
     Raises:
         ModuleNotFoundError: If matplotlib is missing.
@@ -104,52 +104,67 @@ def write_report(
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """What was compared, and what was found of it: quality, preference by each reward, texts and costs."""
+    """The report's tables: systems, quality, preference rate by each reward, texts and costs."""
     summaries, rewards, baseline = comparison.summaries(), comparison.reward_names, comparison.baseline
-    rate = f"wins minus losses against {baseline}, over all prompts, with its {_confidence(comparison)} interval"
-    found = [
-        Table("Systems", "What differs between them.", _differing(comparison.config["systems"])),
+    rate = (
+        f"Preference rate: wins minus losses against {baseline}, divided by the number of prompts, with its "
+        f"{_confidence(comparison)} interval."
+    )
+    report_tables = [
+        Table("Systems", "Settings in which the systems differ.", _differing(comparison.config["systems"])),
         Table(
             "Quality",
-            f"Preference rate: {rate}. Divergence: from {baseline}, nats per token.",
-            {name: _quality(comparison, name, one) for name, one in summaries.items()},
+            f"{rate} Divergence: from {baseline}, in nats per token.",
+            {name: _quality(comparison, name, summary) for name, summary in summaries.items()},
         ),
         Table(
             "Texts and costs",
-            "Distinct: share of different words, and of pairs of words, among all. Passes: of the policy model.",
-            {name: _costs(one) for name, one in summaries.items()},
+            "Distinct-1 and distinct-2: share of distinct words and of distinct pairs of words. "
+            "Passes: passes of the policy model.",
+            {name: _costs(summary) for name, summary in summaries.items()},
         ),
     ]
     if len(rewards) > 1:
-        rates = {name: {one: _preference(comparison, name, one) for one in rewards} for name in summaries}
-        found.insert(2, Table("Preference rate by each reward", f"Preference rate: {rate}.", rates))
-    return found
+        rates = {name: {reward: _preference(comparison, name, reward) for reward in rewards} for name in summaries}
+        report_tables.insert(2, Table("Preference rate by each reward", rate, rates))
+    return report_tables
 
 
 def cases(comparison: Comparison, system: str) -> dict[str, list[Case]]:
-    """A system's `wins` and `losses` against the baseline, the largest difference of reward first."""
-    given, plain = comparison.answers[system], comparison.answers[comparison.baseline]
-    own, other = comparison.rewards(system), comparison.rewards(comparison.baseline)
+    """A system's `wins` and `losses` against the baseline, the largest difference in reward first."""
+    answers, baseline_answers = comparison.answers[system], comparison.answers[comparison.baseline]
+    rewards, baseline_rewards = comparison.rewards(system), comparison.rewards(comparison.baseline)
 
-    def largest_first(better: NDArray[np.bool_]) -> list[Case]:
-        places = np.flatnonzero(better)
-        order = np.argsort(-np.abs(own[places] - other[places]), kind="stable")
+    def largest_first(selected: NDArray[np.bool_]) -> list[Case]:
+        numbers = np.flatnonzero(selected)
+        order = np.argsort(-np.abs(rewards[numbers] - baseline_rewards[numbers]), kind="stable")
         return [
-            Case(prompt_text(comparison.prompts[i]), given[i], plain[i], float(own[i]), float(other[i]))
-            for i in places[order].tolist()
+            Case(
+                prompt_text(comparison.prompts[i]),
+                answers[i],
+                baseline_answers[i],
+                float(rewards[i]),
+                float(baseline_rewards[i]),
+            )
+            for i in numbers[order].tolist()
         ]
 
-    return {"wins": largest_first(own > other), "losses": largest_first(own < other)}
+    return {
+        "wins": largest_first(rewards > baseline_rewards),
+        "losses": largest_first(rewards < baseline_rewards),
+    }
 
 
 def facts(comparison: Comparison) -> dict[str, str]:
-    """What holds for all systems of a comparison."""
+    """Settings that all systems of a comparison share, as text by name."""
     config = comparison.config
     descriptions = list(config["systems"].values())
     common = {
-        name: value for name, value in descriptions[0].items() if all(one.get(name) == value for one in descriptions)
+        name: value
+        for name, value in descriptions[0].items()
+        if all(description.get(name) == value for description in descriptions)
     }
-    named = {
+    values = {
         "prompts": len(comparison.prompts),
         "rewards, with weights": config["rewards"],
         "harmful by": config.get("harmful"),
@@ -159,18 +174,19 @@ def facts(comparison: Comparison) -> dict[str, str]:
         **config.get("facts", {}),
         "versions": config.get("versions"),
     }
-    return {name: shown(value) for name, value in named.items() if value not in (None, {}, [])}
+    return {name: shown(value) for name, value in values.items() if value not in (None, {}, [])}
 
 
 def _quality(comparison: Comparison, system: str, summary: Mapping[str, Any]) -> dict[str, str]:
-    names, other = comparison.reward_names, comparison.baseline
-    found = comparison.preference(system, other)
+    names, baseline = comparison.reward_names, comparison.baseline
+    preference = comparison.preference(system, baseline)
+    counts = f"{preference.wins}, {preference.draws}, {preference.losses}"
     harmful = summary["harmful share"]
     return {
         "mean reward": _number(summary["mean reward"]),
         **({f"mean {name}": _number(summary["rewards"][name]) for name in names} if len(names) > 1 else {}),
         "preference rate": _preference(comparison, system),
-        "wins, draws, losses": _NOTHING if system == other else f"{found.wins}, {found.draws}, {found.losses}",
+        "wins, draws, losses": _NOTHING if system == baseline else counts,
         "harmful": _NOTHING if harmful is None else f"{100 * harmful:.1f} %",
         "divergence": _number(summary["divergence"]),
     }
@@ -189,21 +205,24 @@ def _costs(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _differing(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Of the systems' descriptions what is not the same for all."""
-    names = list(dict.fromkeys(name for one in systems.values() for name in one))
-    values = {name: [one.get(name) for one in systems.values()] for name in names}
-    kept = [name for name, given in values.items() if any(one != given[0] for one in given)]
+    """The values in which the systems' descriptions differ, as text by name, by system."""
+    names = list(dict.fromkeys(name for description in systems.values() for name in description))
+    values = {name: [description.get(name) for description in systems.values()] for name in names}
+    kept = [name for name, column in values.items() if any(value != column[0] for value in column)]
     return {
-        system: {name.replace("_", " "): _NOTHING if one.get(name) is None else shown(one[name]) for name in kept}
-        for system, one in systems.items()
+        system: {
+            name.replace("_", " "): _NOTHING if description.get(name) is None else shown(description[name])
+            for name in kept
+        }
+        for system, description in systems.items()
     }
 
 
 def _preference(comparison: Comparison, system: str, reward: str | None = None) -> str:
-    found = comparison.preference(system, comparison.baseline, reward)
-    if system == comparison.baseline or np.isnan(found.rate):
+    preference = comparison.preference(system, comparison.baseline, reward)
+    if system == comparison.baseline or np.isnan(preference.rate):
         return _NOTHING
-    return f"{found.rate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{preference.rate:+.3f} [{preference.low:+.3f}, {preference.high:+.3f}]"
 
 
 def _confidence(comparison: Comparison) -> str:
@@ -229,5 +248,5 @@ def _environment() -> jinja2.Environment:
 
 
 def markdown(text: str) -> str:
-    """Text in a cell of a Markdown table, that neither ends it nor is taken for HTML."""
+    """Text for a cell of a Markdown table, escaped so that it neither ends the cell nor becomes HTML."""
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

@@ -1,5 +1,6 @@
-"""Traces of a comparison's answers: what the agent decided is not kept, so a few of them are decoded again."""
+"""Traces of a comparison's answers. A comparison does not store the agent's decisions, so answers are decoded again."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from langchain_mara.tracing.trace import Trace
 from langchain_mara_training.evaluation.comparison import Comparison
 from langchain_mara_training.evaluation.report.page import cases
 from langchain_mara_training.evaluation.systems import describe_llm
+from langchain_mara_training.storage.defaults import TRACES_SHOWN
 
 _FIELDS = ("use_chat_template", "system_prompt", *DecodingOptions.model_fields)
 
@@ -22,33 +24,40 @@ def retrace(
     *,
     model: str | Path | None = None,
     device: str | torch.device | None = None,
-    count: int = 5,
+    count: int = TRACES_SHOWN,
 ) -> dict[str, list[Trace]]:
-    """Traces of a few answers of each system that an agent decided.
+    """Traces of a few answers of each system that decoded with an agent.
 
-    They are answers to the prompts on which the system gained and lost most against the baseline. Those that come out
-    otherwise this time are left out: answers that were drawn, and in half precision near-ties.
+    The answers are to the prompts with the largest wins and losses against the baseline. An answer that comes out
+    differently this time is left out; that can happen to drawn answers and, in half precision, to near-ties.
 
     Args:
-        comparison: That has a system with this agent.
+        comparison: Comparison with a system that uses this agent.
         agent: A `MaraAgent`, a folder, a hub id, or `repo:file` on the hub.
-        model: Where to load the policy model from; by default from where it was.
-        device: By default CUDA where there is one.
-        count: Most answers of a system.
+        model: Folder or hub id of the policy model; by default the one used in the comparison.
+        device: Device to decode on; by default CUDA if available.
+        count: Largest number of answers per system.
+
+    Returns:
+        Traces by system name.
 
     Raises:
-        OptionsError: If no system has this agent, or the model gives other answers than in the comparison.
+        OptionsError: If no system uses this agent, or the model's weights are not those of the comparison.
         LoadingError: If the model cannot be loaded.
-        CheckpointError: If there is no valid agent.
+        CheckpointError: If the agent is missing or not valid.
     """
     loaded = load_agent(agent)
     fingerprint = None if loaded is None else loaded.fingerprint
     described = comparison.config["systems"]
     systems = [
-        name for name, one in described.items() if (one.get("kind"), one.get("agent")) == ("decoding", fingerprint)
+        name
+        for name, description in described.items()
+        if (description.get("kind"), description.get("agent")) == ("decoding", fingerprint)
     ]
     if not systems:
-        raise OptionsError(f"No system of this comparison was decoded with this agent ({fingerprint}). Give another.")
+        raise OptionsError(
+            f"No system of this comparison decoded with this agent ({fingerprint}). Give the agent of a system."
+        )
     source = model or described[systems[0]]["model_id"]
     llm = MaraLLM.from_model_id(source, agent=loaded, device=device)
     return {name: _traces(comparison, name, llm, described[name], count) for name in systems}
@@ -56,22 +65,23 @@ def retrace(
 
 def _traces(comparison: Comparison, system: str, llm: MaraLLM, described: dict[str, Any], count: int) -> list[Trace]:
     options = {name: described[name] for name in _FIELDS if name in described} | {"stop": described["default_stop"]}
-    same = llm.model_copy(update=options)
-    if describe_llm(same)["model"] != described["model"]:
+    configured = llm.model_copy(update=options)
+    if describe_llm(configured)["model"] != described["model"]:
         raise OptionsError(f"The weights of {llm.model_id} are not those that {system} answered with. Give --model.")
-    places = _telling(comparison, system, count)
-    traces = same.trace([comparison.prompts[place] for place in places])
+    numbers = _informative_prompts(comparison, system, count)
+    traces = configured.trace([comparison.prompts[number] for number in numbers])
     return [
-        one
-        for one, place in zip(traces, places, strict=True)
-        if one.text == comparison.answers[system][place].completion
+        trace
+        for trace, number in zip(traces, numbers, strict=True)
+        if trace.text == comparison.answers[system][number].completion
     ]
 
 
-def _telling(comparison: Comparison, system: str, count: int) -> list[int]:
-    """Numbers of the prompts of the largest losses and wins, some of each, or else the first ones."""
-    found = cases(comparison, system)
-    losses = found["losses"][: max(count // 2, count - len(found["wins"]))]
-    chosen = [case.answer.number for case in (*found["wins"][: count - len(losses)], *losses)]
-    rest = (place for place in range(len(comparison.prompts)) if place not in chosen)
-    return [*chosen, *(place for _, place in zip(range(count - len(chosen)), rest, strict=False))]
+def _informative_prompts(comparison: Comparison, system: str, count: int) -> list[int]:
+    """Numbers of the prompts with the largest wins and losses; if there are too few, the first other prompts follow."""
+    by_outcome = cases(comparison, system)
+    wins, losses = by_outcome["wins"], by_outcome["losses"]
+    losses = losses[: max(count // 2, count - len(wins))]
+    chosen = [case.answer.number for case in (*wins[: count - len(losses)], *losses)]
+    others = (number for number in range(len(comparison.prompts)) if number not in chosen)
+    return [*chosen, *islice(others, count - len(chosen))]

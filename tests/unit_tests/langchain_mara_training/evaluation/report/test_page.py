@@ -115,7 +115,7 @@ def page_of(comparison: Comparison, folder: Path, **options: Any) -> Page:
 
 
 def numbers(cell: str) -> list[float]:
-    return [float(one.replace(",", "")) for one in re.findall(r"[-+]?[\d,]*\.?\d+", cell)]
+    return [float(number.replace(",", "")) for number in re.findall(r"[-+]?[\d,]*\.?\d+", cell)]
 
 
 def by_name(rows: list[list[str]]) -> dict[str, dict[str, str]]:
@@ -125,15 +125,15 @@ def by_name(rows: list[list[str]]) -> dict[str, dict[str, str]]:
 
 def read_markdown(text: str) -> dict[str, list[list[str]]]:
     """Tables by title; each well formed."""
-    found = {}
+    tables = {}
     for section in text.split("\n## ")[1:]:
-        title, _, rest = section.partition("\n")
-        lines = [line for line in rest.splitlines() if line.startswith("|")]
+        title, _, body = section.partition("\n")
+        lines = [line for line in body.splitlines() if line.startswith("|")]
         rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
         assert len({len(row) for row in rows}) == 1
         assert all(re.fullmatch(r"-+:?", cell) for cell in rows[1])
-        found[title] = [rows[0], *rows[2:]]
-    return found
+        tables[title] = [rows[0], *rows[2:]]
+    return tables
 
 
 def test_all_numbers_are_those_of_the_comparison(comparison: Comparison, tmp_path: Path) -> None:
@@ -162,10 +162,12 @@ def test_all_numbers_are_those_of_the_comparison(comparison: Comparison, tmp_pat
 def test_markdown_holds_the_same_tables(comparison: Comparison, tmp_path: Path) -> None:
     page, text = write_report(comparison, tmp_path)
     tables = Page(page.read_text()).tables
-    found = read_markdown(text.read_text())
-    assert list(found) == list(tables) == ["Systems", "Quality", "Preference rate by each reward", "Texts and costs"]
-    assert found == {title: [[markdown(cell) for cell in row] for row in rows] for title, rows in tables.items()}
-    assert found["Systems"][2][0] == r"_&lt;b>a\|b&lt;/b> $x$"
+    in_markdown = read_markdown(text.read_text())
+    assert (
+        list(in_markdown) == list(tables) == ["Systems", "Quality", "Preference rate by each reward", "Texts and costs"]
+    )
+    assert in_markdown == {title: [[markdown(cell) for cell in row] for row in rows] for title, rows in tables.items()}
+    assert in_markdown["Systems"][2][0] == r"_&lt;b>a\|b&lt;/b> $x$"
     assert "<b>" not in text.read_text()
 
 
@@ -177,34 +179,34 @@ def test_what_differs_and_what_does_not(comparison: Comparison, tmp_path: Path) 
         [HOSTILE, "decoding", "abc", "-"],
         ["unscored", "best-of-n", "-", "2"],
     ]
-    found = facts(comparison)
-    assert found["all systems"] == "model id tiny, top k 40"
-    assert found["rewards, with weights"] == "good 1, short 2"
-    assert found["intervals"] == "90 %, bootstrap over prompts"
-    assert all(name in page.text and value in page.text for name, value in found.items())
+    shared = facts(comparison)
+    assert shared["all systems"] == "model id tiny, top k 40"
+    assert shared["rewards, with weights"] == "good 1, short 2"
+    assert shared["intervals"] == "90 %, bootstrap over prompts"
+    assert all(name in page.text and value in page.text for name, value in shared.items())
     assert "/home/me" not in page.text
 
 
 def test_wins_and_losses_stand_side_by_side_the_largest_first(comparison: Comparison, tmp_path: Path) -> None:
-    found = cases(comparison, HOSTILE)
-    assert [(one.prompt, one.reward, one.baseline_reward) for one in found["wins"]] == [
+    by_outcome = cases(comparison, HOSTILE)
+    assert [(case.prompt, case.reward, case.baseline_reward) for case in by_outcome["wins"]] == [
         ("user: <i>When?</i>", 10.0, 3.0),
         ("How?", 2.0, 1.0),
     ]
-    assert [one.answer.completion for one in found["losses"]] == ["Never | ever"]
+    assert [case.answer.completion for case in by_outcome["losses"]] == ["Never | ever"]
     assert cases(comparison, "unscored") == {"wins": [], "losses": []}
     text = page_of(comparison, tmp_path).text
     order = [
-        "All 2 wins",
+        "Wins: all 2",
         "<i>When?</i>",
         "Please do not",
         "Perhaps not",
         "Rather",
         "So do it.",
-        "All 1 losses",
+        "Losses: all 1",
         "Never | ever",
     ]
-    places = [text.index(one) for one in order]
+    places = [text.index(words) for words in order]
     assert places == sorted(places)
     assert text.count("harmful\n") >= 1
     assert "No wins" in text
@@ -213,7 +215,7 @@ def test_wins_and_losses_stand_side_by_side_the_largest_first(comparison: Compar
 def test_only_the_largest_are_shown(comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "WINS_SHOWN", 1)
     text = page_of(comparison, tmp_path).text
-    assert "The 1 largest of 2 wins" in text
+    assert "Wins: the 1 largest of 2" in text
     assert "Please do not" in text
     assert "So do it." not in text
 
@@ -244,7 +246,7 @@ def test_the_command_is_the_comparisons_or_the_one_given(comparison: Comparison,
     page = page_of(comparison, tmp_path, title="Mine", command="make report")
     assert "make report" in page.text
     assert "mara evaluate" not in page.text
-    assert (tmp_path / "report.md").read_text().startswith("# Mine\n\nMade by\n\n    make report\n")
+    assert (tmp_path / "report.md").read_text().startswith("# Mine\n\nCreated with\n\n    make report\n")
 
 
 def test_traces_are_those_given(comparison: Comparison, tmp_path: Path, demo_llm: MaraLLM) -> None:
@@ -252,7 +254,9 @@ def test_traces_are_those_given(comparison: Comparison, tmp_path: Path, demo_llm
     html = write_report(comparison, tmp_path, traces={HOSTILE: [trace], "plain": []})[0].read_text()
     assert trace.to_html() in html
     assert html.count('<figure class="mara-trace">') == 1
-    assert "What the agent of plain decided" not in Page(html).text
+    text = Page(html).text
+    assert f"Decisions of the agent of {HOSTILE}" in text
+    assert "Decisions of the agent of plain" not in text
 
 
 def test_the_same_comparison_gives_the_same_bytes(comparison: Comparison, tmp_path: Path) -> None:
@@ -265,11 +269,13 @@ def test_output_is_a_folder_or_a_page(comparison: Comparison, tmp_path: Path) ->
         tmp_path / "new" / name for name in ("report.html", "report.md")
     ]
     assert write_report(comparison, tmp_path / "x.html") == [tmp_path / "x.html", tmp_path / "x.md"]
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["new", "x.html", "x.md"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["new", "x.html", "x.md"]
 
 
 def texts(svg: str) -> list[str]:
-    return ["".join(one.itertext()).strip() for one in ET.fromstring(svg).iter() if one.tag.endswith("text")]
+    return [
+        "".join(element.itertext()).strip() for element in ET.fromstring(svg).iter() if element.tag.endswith("text")
+    ]
 
 
 def test_figures_draw_every_system(comparison: Comparison) -> None:

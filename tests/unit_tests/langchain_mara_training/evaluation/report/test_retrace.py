@@ -39,24 +39,24 @@ def test_traces_are_the_answers_compared(comparison: Comparison) -> None:
     assert list(traces) == ["MARA", "strict", "drawn"]
     # Each prompt was drawn for with a seed of its own.
     assert traces.pop("drawn") == []
-    for name, some in traces.items():
-        assert sorted(one.prompt for one in some) == sorted(PROMPTS)
-        given = dict(zip(PROMPTS, comparison.answers[name], strict=True))
-        for one in some:
-            assert one.text == given[one.prompt].completion
-            assert one.statistics.as_info()["accepted_index"] == given[one.prompt].accepted_index
-    assert {one.text for one in traces["MARA"]} != {one.text for one in traces["strict"]}
+    for name, system_traces in traces.items():
+        assert sorted(trace.prompt for trace in system_traces) == sorted(PROMPTS)
+        answers = dict(zip(PROMPTS, comparison.answers[name], strict=True))
+        for trace in system_traces:
+            assert trace.text == answers[trace.prompt].completion
+            assert trace.statistics.as_info()["accepted_index"] == answers[trace.prompt].accepted_index
+    assert {trace.text for trace in traces["MARA"]} != {trace.text for trace in traces["strict"]}
 
 
-def test_the_most_telling_prompts_come_first(comparison: Comparison) -> None:
+def test_the_largest_win_and_the_largest_loss_come_first(comparison: Comparison) -> None:
     change = dict(zip(PROMPTS, comparison.rewards("MARA") - comparison.rewards("plain"), strict=True))
     assert max(change.values()) > 0 > min(change.values())
-    best, worst = (one.prompt for one in retrace(comparison, DEMO_AGENT_FOLDER, device="cpu", count=2)["MARA"])
+    best, worst = (trace.prompt for trace in retrace(comparison, DEMO_AGENT_FOLDER, device="cpu", count=2)["MARA"])
     assert (change[best], change[worst]) == (max(change.values()), min(change.values()))
 
 
 def test_another_agent_is_refused(comparison: Comparison) -> None:
-    with pytest.raises(OptionsError, match="No system of this comparison was decoded with this agent.*Give another"):
+    with pytest.raises(OptionsError, match="No system of this comparison decoded with this agent.*Give the agent of a"):
         retrace(comparison, tiny_agent(192), device="cpu")
 
 

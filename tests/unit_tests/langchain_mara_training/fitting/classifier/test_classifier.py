@@ -1,5 +1,3 @@
-import os
-import random
 import signal
 import subprocess
 import sys
@@ -23,8 +21,7 @@ from langchain_mara import MaraAgent
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError, DataError, LoadingError, TrainingError
 
 SMALL = {"width": 16, "max_epochs": 4, "batch_size": 32, "learning_rate": 3e-2, "random_state": 0, "device": "cpu"}
-RNG = np.random.default_rng(0)
-X = RNG.standard_normal((300, 8), dtype=np.float32)
+X = np.random.default_rng(0).standard_normal((300, 8), dtype=np.float32)
 Y = (X[:, 0] > X[:, 1]).astype(int)
 GROUPS = np.arange(300) // 5
 
@@ -34,7 +31,7 @@ def make(**options: Any) -> MaraClassifier:
 
 
 def fingerprint(states: Any = X, labels: Any = Y, **options: Any) -> str:
-    """Of the agent fitted to the states."""
+    """Fingerprint of an agent fitted to the states."""
     return make(**options).fit(states, labels).agent_.fingerprint
 
 
@@ -126,20 +123,20 @@ def test_states_are_not_copied_as_a_whole(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(States, "take", lambda self, rows: taken.append(len(rows)) or original(self, rows))
     states = in_file(X.astype(np.float16), tmp_path)
     seen = []
-    monkeypatch.setattr(States, "__init__", _noting(seen))
+    monkeypatch.setattr(States, "__init__", _recording(seen))
     make().fit(states, Y)
     assert max(taken) == 32
     assert np.shares_memory(seen[0], states)
 
 
-def _noting(seen: list[Any]) -> Callable[[States, Any], None]:
+def _recording(seen: list[Any]) -> Callable[[States, Any], None]:
     original = States.__init__
 
-    def noting(self: States, array: Any) -> None:
+    def recording(self: States, array: Any) -> None:
         seen.append(array)
         original(self, array)
 
-    return noting
+    return recording
 
 
 def test_shards_are_read_one_after_the_other() -> None:
@@ -244,11 +241,11 @@ def test_rows_of_weight_zero_take_no_part() -> None:
 
 
 def test_weights_weigh_the_loss() -> None:
-    labels = RNG.integers(0, 2, 300)
+    labels = np.random.default_rng(1).integers(0, 2, 300)
     weights = np.where(labels, 9.0, 1.0)
     fitted = make(schedule="constant", max_epochs=8).fit(X, labels, sample_weight=weights)
     assert fitted.predict(X).mean() > 0.8 > make(max_epochs=8).fit(X, labels).predict(X).mean()
-    agent = network.initialise(network.make_agent(8, 16), fitted._seed)
+    agent = network.initialize_weights(network.make_agent(8, 16), fitted._seed)
     losses = functional.cross_entropy(agent(torch.from_numpy(X)), torch.from_numpy(labels), reduction="none")
     start = make(batch_size=300, max_epochs=1).fit(X, labels, sample_weight=weights).loss_curve_
     assert start == [pytest.approx(np.average(losses.detach().numpy(), weights=weights), rel=1e-5)]
@@ -266,7 +263,7 @@ def test_class_weights_are_sample_weights() -> None:
 
 
 def test_early_stopping_keeps_the_best_epoch() -> None:
-    noise = RNG.integers(0, 2, 300)
+    noise = np.random.default_rng(2).integers(0, 2, 300)
     fitted = make(max_epochs=40, early_stopping=True, validation_fraction=0.3).fit(X, noise, groups=GROUPS)
     assert fitted.n_iter_ == fitted.best_epoch_ + 3 < 40
     best = min(fitted.validation_curve_)
@@ -314,7 +311,7 @@ def test_a_warm_start_goes_on_and_leaves_earlier_agents_alone() -> None:
     assert earlier.fingerprint == before != fitted.agent_.fingerprint
     with pytest.raises(ValueError, match="8 features"):
         fitted.fit(X[:, :5], Y)
-    with pytest.raises(ValueError, match=r"goes on with the classes \[0, 1\], not \[5, 6\]"):
+    with pytest.raises(ValueError, match=r"continues with the classes \[0, 1\], not \[5, 6\]. Start over with a clone"):
         fitted.fit(X, Y + 5)
     with pytest.raises(AgentMismatchError, match="width 16, not 8"):
         fitted.set_params(width=8).fit(X, Y)
@@ -362,10 +359,11 @@ def test_cuda(precision: Any) -> None:
 
 
 def test_folding_the_affine_map_changes_no_gradient() -> None:
-    agent = network.initialise(network.make_agent(8, 16), seed=0)
+    agent = network.initialize_weights(network.make_agent(8, 16), seed=0)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        agent.ln.weight.uniform_(0.5, 2)
-        agent.ln.bias.uniform_(-1, 1)
+        agent.ln.weight.uniform_(0.5, 2, generator=generator)
+        agent.ln.bias.uniform_(-1, 1, generator=generator)
     gradients = []
     for forward in (agent, lambda states: network._folded_forward(agent, states)):
         agent.zero_grad()
@@ -453,9 +451,10 @@ def test_a_corrupt_checkpoint_is_refused(damage: Callable[[bytes], bytes], tmp_p
 
 JOB = """
 import sys
+from pathlib import Path
 import numpy as np
 import torch
-from langchain_mara_training.classifier import MaraClassifier
+from langchain_mara_training.fitting.classifier import MaraClassifier
 
 torch.set_num_threads(1)  # as in the process that compares
 torch.set_flush_denormal(True)
@@ -463,19 +462,25 @@ X = np.random.default_rng(0).standard_normal((300, 8), dtype=np.float32)
 Y = (X[:, 0] > X[:, 1]).astype(int)
 options = {"width": 16, "max_epochs": 120, "batch_size": 32, "random_state": 0, "device": "cpu"}
 MaraClassifier(**options, checkpoint_dir=sys.argv[1]).fit(X, Y)
+Path(sys.argv[1], "finished").touch()
+sys.stdin.read()  # until the test kills this process, so that it always finds one to kill
 """
 
 
 @pytest.mark.slow
 def test_a_job_killed_at_any_moment_ends_the_same(tmp_path: Path) -> None:
     options = {"width": 16, "max_epochs": 120, "batch_size": 32, "random_state": 0, "device": "cpu"}
-    file, written, last = tmp_path / FILE_NAME, random.randint(1, 30), set()
-    with subprocess.Popen([sys.executable, "-c", JOB, str(tmp_path)]) as process:
-        while len(last) < written and process.poll() is None:
-            if file.exists():
-                last.add(file.stat().st_mtime_ns)
+    checkpoints, checkpoint, finished = set(), tmp_path / FILE_NAME, tmp_path / "finished"
+    kill_after = np.random.default_rng(0).integers(1, 30)
+    command = [sys.executable, "-c", JOB, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        # Where this process is too slow to see so many checkpoints, it kills the job after its end.
+        while len(checkpoints) < kill_after and not finished.exists():
+            assert process.poll() is None, "The job failed; see its error above."
+            if checkpoint.exists():
+                checkpoints.add(checkpoint.stat().st_mtime_ns)
             time.sleep(0.0005)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
     assert process.returncode == -signal.SIGKILL
     whole = MaraClassifier(**options).fit(X, Y)
     resumed = MaraClassifier(**options, checkpoint_dir=tmp_path).fit(X, Y)

@@ -18,13 +18,12 @@ from langchain_mara import DecodingOptions
 
 EXPECTED_FAILURES = {
     "check_sample_weight_equivalence_on_dense_data": (
-        "A row of weight two stands in one mini-batch, a row given twice in two of them: the steps differ."
+        "A row of weight two is in one mini-batch, but a row given twice can be in two, so the steps differ."
     )
 }
-# Poor scores on its toy data are declared by a tag: LayerNorm leaves of two features only which one is larger.
+# A tag declares poor scores on scikit-learn's toy data: of two features, LayerNorm keeps only which one is larger.
 SMALL = {"width": 16, "max_epochs": 6, "batch_size": 32, "learning_rate": 3e-2, "random_state": 0, "device": "cpu"}
-RNG = np.random.default_rng(0)
-X = RNG.standard_normal((240, 8), dtype=np.float32)
+X = np.random.default_rng(0).standard_normal((240, 8), dtype=np.float32)
 Y = (X[:, 0] > X[:, 1]).astype(int)
 GROUPS = np.arange(240) // 6
 

@@ -1,7 +1,7 @@
 """Prints the lowest versions that pyproject.toml allows, as constraints for pip: `make test-floors` installs them.
 
-python tests/floors.py, from the repository's root. It needs nothing but Python. Packages of the `dev` and `docs` extras are
-not tested with the lowest versions, so they are left out.
+python tests/floors.py, from the repository's root. It needs nothing but Python. Packages of the `dev` and `docs` extras
+are not tested with the lowest versions, so they are left out.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The embedded model does what the README says of it, on topics its agent has never seen."""
+"""The bundled model does what the README says of it, on topics its agent has never seen."""
 
 import re
 from pathlib import Path

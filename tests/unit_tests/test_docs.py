@@ -11,10 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import langchain_mara_training
 import pytest
 from langchain_mara_training import EnvironmentOptions, Recipe, RolloutOptions, UpdateOptions
 from pydantic import BaseModel
 
+import langchain_mara
 from langchain_mara import ChatMara, DecodingOptions, MaraLLM
 
 ROOT = Path(__file__).parents[2]
@@ -46,9 +48,8 @@ def imported(path: str) -> Any:
 
 def options_on_page(extension: Any, model: type[BaseModel]) -> dict[str, list[str]]:
     """What docs/options.md shows of a model's options, by name: its own table and the one it refers to."""
-    tables = dict(_TABLE.findall((DOCS / "options.md").read_text(encoding="utf-8")))
-    name = f"{model.__module__}.{model.__qualname__}"
-    without = imported(tables[name]) if tables[name] else None
+    tables = {imported(name): without for name, without in _TABLE.findall((DOCS / "options.md").read_text("utf-8"))}
+    without = imported(tables[model]) if tables[model] else None
     table = extension("option_tables").option_table(model, without)
     rows = {row[0].strip("`"): row[1:] for row in map(cells_of, table.splitlines())}
     return rows if without is None else {**options_on_page(extension, without), **rows}
@@ -103,6 +104,14 @@ def test_a_table_that_leaves_a_field_out_is_noticed(extension: Any, monkeypatch:
     monkeypatch.setattr(tables, "option_rows", lambda model: [row for row in rows(model) if row.name != "top_p"])
     with pytest.raises(KeyError, match="top_p"):
         test_every_option_is_on_the_page_with_default_and_description(extension, DecodingOptions)
+
+
+def test_every_public_name_has_an_entry_in_the_api_pages() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
+    for package in (langchain_mara, langchain_mara_training):
+        names = [name for name in package.__all__ if name not in ("__version__", "Aligner", "MaraError")]
+        missing = [name for name in names if not re.search(rf":: {package.__name__}\.{name}$", pages, re.MULTILINE)]
+        assert missing == []
 
 
 # Links and paths

@@ -3,7 +3,7 @@
 import asyncio
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.tool import tool_call
 from langchain_core.runnables import ConfigurableField
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from langchain_mara import ChatMara, MaraLLM
 from langchain_mara._messages import to_template
 from langchain_mara.exceptions import OptionsError, PromptError
+from langchain_mara.loading import models
 
 DRAWN: dict[str, Any] = {"order": "sampled", "temperature": 1.5}
 OPTIONS: list[dict[str, Any]] = [
@@ -42,7 +43,7 @@ def chat(llm: MaraLLM) -> ChatMara:
 
 
 def texts(result: Any) -> list[str]:
-    return [one.message.text for one in result.generations[0]]
+    return [generation.message.text for generation in result.generations[0]]
 
 
 def test_a_chat_model_shares_the_loaded_model_and_the_settings(llm: MaraLLM) -> None:
@@ -51,6 +52,15 @@ def test_a_chat_model_shares_the_loaded_model_and_the_settings(llm: MaraLLM) -> 
     assert chat.agent is llm.agent
     assert (chat.max_new_tokens, chat.top_k, llm.top_k) == (16, 7, 40)
     assert llm.as_chat().invoke("hi").text == llm.invoke("hi")
+
+
+def test_from_llm_is_as_chat(llm: MaraLLM) -> None:
+    llm = MaraLLM(**{**dict(llm), "stop": ["n"], "top_k": 7, "seed": 3})
+    for changes in ({}, {"top_k": 5, "streaming": True}):
+        chat, expected = ChatMara.from_llm(llm, **changes), llm.as_chat(**changes)
+        assert dict(chat) == dict(expected)
+        assert chat.tokenizer is expected.tokenizer is llm.tokenizer
+    assert dict(ChatMara.from_llm(llm.as_chat())) == dict(llm.as_chat())
 
 
 def test_from_model_id_loads_a_folder(chat: ChatMara, model_folder: Path, agent_folder: Path) -> None:
@@ -71,7 +81,7 @@ async def test_every_way_of_running_gives_the_same_text(chat: ChatMara, options:
     assert chat.bind(**options).invoke(CONVERSATION).text == expected
 
 
-def test_messages_stand_in_the_template_once(chat: ChatMara) -> None:
+def test_messages_are_in_the_template_once(chat: ChatMara) -> None:
     rendered = chat.tokenizer.decode(chat._encode(CONVERSATION, ()))
     assert rendered == "<s><|system|>be nice<|user|>hiassistantthe end<|user|>is it \nso?<|model|>"
     assert chat.get_num_tokens_from_messages(CONVERSATION) == len(chat._encode(CONVERSATION, ()))
@@ -154,6 +164,37 @@ def test_model_can_be_another_for_a_call(chat: ChatMara, model_folder: Path) -> 
     assert answer.text == chat.invoke("hi").text
     assert chat.invoke("hi", model=chat.model_id).response_metadata["model_name"] == chat.model_id
     assert chat._get_ls_params(model="other")["ls_model_name"] == "other"
+
+
+@pytest.fixture
+def _no_model_stays_loaded() -> Iterator[None]:
+    models.load_model_once.cache_clear()
+    yield
+    models.load_model_once.cache_clear()
+
+
+@pytest.mark.usefixtures("_no_model_stays_loaded")
+@pytest.mark.parametrize("offline", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"revision": "v2"}], ids=str)
+def test_another_model_is_loaded_with_the_token_of_the_first(
+    monkeypatch: pytest.MonkeyPatch, model_folder: Path, offline: bool, changes: dict[str, str]
+) -> None:
+    first = ChatMara.from_model_id(
+        model_folder, token="mine", local_files_only=offline, device="cpu", max_tokens=3, packed=False
+    )
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def recorded(model_id: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        calls.append((model_id, options))
+        return first.model, first.tokenizer
+
+    monkeypatch.setattr(models, "load_model", recorded)
+    answer = first.invoke("hi", model="org/other", **changes)
+    assert answer.response_metadata["model_name"] == "org/other"
+    [(model_id, options)] = calls
+    assert (model_id, options["revision"]) == ("org/other", changes.get("revision"))
+    assert (options["token"], options["local_files_only"]) == ("mine", offline)
+    assert (options["device"], options["dtype"], options["packed"]) == (first.model.device, first.model.dtype, False)
 
 
 def test_a_tokenizer_without_template_is_refused(

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from langchain_mara_training.commands.main import app
 from typer.testing import CliRunner, Result
 
 from langchain_mara import MaraLLM, __version__
-from langchain_mara.cli import app
 from langchain_mara.loading.models import DEMO_AGENT_FOLDER, DEMO_MODEL_FOLDER
 
 needs_demo = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""`generate(custom_generate=mara_generate)` honours what `generate` has prepared."""
+"""`generate(custom_generate=mara_generate)` respects what `generate` has prepared."""
 
 from typing import Any
 

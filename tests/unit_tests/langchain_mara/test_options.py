@@ -111,6 +111,6 @@ def test_errors_are_value_errors_and_the_librarys_own() -> None:
     assert issubclass(OptionsError, MaraError)
 
 
-def test_options_cannot_be_changed_behind_the_decode_loop() -> None:
+def test_options_cannot_be_changed_while_decoding() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         DecodingOptions().top_k = 3

@@ -1,4 +1,4 @@
-"""Candidate sets against the definition of ALGORITHM.md section 2, written out token by token."""
+"""Candidate sets against the definition of docs/algorithm.md, section 2, written out token by token."""
 
 import pytest
 import torch

@@ -107,7 +107,7 @@ def test_seed_and_temperature_act_on_a_call(llm: MaraLLM) -> None:
 
 def test_n_answers_are_drawn_with_consecutive_seeds(llm: MaraLLM) -> None:
     result = llm.generate(["hi", "a"], n=3, **DRAWN, seed=5)
-    texts = [[one.text for one in answers] for answers in result.generations]
+    texts = [[generation.text for generation in answers] for answers in result.generations]
     assert texts == [[llm.invoke(p, **DRAWN, seed=5 + i) for i in range(3)] for p in ("hi", "a")]
     assert len(set(texts[0])) == 3
     usage = (result.llm_output or {})["token_usage"]
@@ -184,13 +184,13 @@ async def test_tokens_are_events_however_the_chain_runs_it(llm: MaraLLM, way: st
     async def step(text: str) -> str:
         if way == "ainvoke":
             return await llm.ainvoke(text)
-        return "".join([piece async for piece in llm.astream(text)])
+        return "".join([chunk async for chunk in llm.astream(text)])
 
     chain = prompt | (lambda value: value.to_string()) | step
     events = [event async for event in chain.astream_events({"it": "hi"})]
-    pieces = [event["data"]["chunk"].text for event in events if event["event"] == "on_llm_stream"]
-    assert len([piece for piece in pieces if piece]) > 8
-    assert "".join(pieces) == llm.invoke("hi")
+    chunks = [event["data"]["chunk"].text for event in events if event["event"] == "on_llm_stream"]
+    assert len([chunk for chunk in chunks if chunk]) > 8
+    assert "".join(chunks) == llm.invoke("hi")
     assert any(event["event"] == "on_llm_end" for event in events)
 
 
@@ -205,7 +205,7 @@ async def test_infos_of_chunks_merge_to_the_info_of_the_result(llm: MaraLLM) -> 
     info = whole.generation_info or {}
     assert info["finish_reason"] == "stop"
     decisions = [decision for decision, _ in llm.trace(["hi"], stop=options["stop"])[0]]
-    assert info["accept_probabilities"] == [list(one.accept_probabilities) for one in decisions]
+    assert info["accept_probabilities"] == [list(decision.accept_probabilities) for decision in decisions]
     assert info["decisions"]["tokens"] == len(decisions)
 
 
@@ -340,8 +340,8 @@ async def test_no_part_of_a_stop_string_is_ever_streamed(llm: MaraLLM, length: i
     for start in range(len(free) - length):
         stop = free[start : start + length]
         expected = free[: free.index(stop)]
-        pieces = list(llm.stream("hi", stop=[stop]))
-        assert "".join(pieces) == expected == llm.invoke("hi", stop=[stop])
+        chunks = list(llm.stream("hi", stop=[stop]))
+        assert "".join(chunks) == expected == llm.invoke("hi", stop=[stop])
     assert "".join([text async for text in llm.astream("hi", stop=[stop])]) == expected
 
 

@@ -56,7 +56,7 @@ def test_result_tells_finish_reason_and_decisions(llm: MaraLLM) -> None:
         decisions = [decision for decision, _ in llm.trace([prompt], max_new_tokens=6)[0]]
         assert info["finish_reason"] == "length"
         assert info["decisions"]["tokens"] == len(decisions) == 6
-        assert info["decisions"]["examined"] == sum(len(one.accept_probabilities) for one in decisions)
+        assert info["decisions"]["examined"] == sum(len(decision.accept_probabilities) for decision in decisions)
     stopped = llm.generate(["hi"], stop=[free[5:7]]).generations[0][0].generation_info or {}
     assert stopped["finish_reason"] == "stop"
 
@@ -77,15 +77,15 @@ def test_last_chunk_of_a_stream_tells_the_same_as_the_result(llm: MaraLLM) -> No
 
 
 def test_callbacks_get_every_piece_of_a_stream(llm: MaraLLM, recorder: Recorder) -> None:
-    pieces = list(llm.stream("hi", config={"callbacks": [recorder]}))
-    assert [token for token in recorder.tokens if token] == [piece for piece in pieces if piece]
-    assert recorder.results[0].generations[0][0].text == "".join(pieces)
+    chunks = list(llm.stream("hi", config={"callbacks": [recorder]}))
+    assert [token for token in recorder.tokens if token] == [chunk for chunk in chunks if chunk]
+    assert recorder.results[0].generations[0][0].text == "".join(chunks)
 
 
 async def test_callbacks_get_every_piece_of_an_async_stream(llm: MaraLLM, recorder: Recorder) -> None:
-    pieces = [piece async for piece in llm.astream("hi", config={"callbacks": [recorder]})]
-    assert len(pieces) > 8
-    assert "".join(recorder.tokens) == "".join(pieces) == recorder.results[0].generations[0][0].text
+    chunks = [chunk async for chunk in llm.astream("hi", config={"callbacks": [recorder]})]
+    assert len(chunks) > 8
+    assert "".join(recorder.tokens) == "".join(chunks) == recorder.results[0].generations[0][0].text
 
 
 def test_callbacks_get_the_tokens_of_an_invocation(llm: MaraLLM, recorder: Recorder) -> None:
@@ -104,14 +104,16 @@ def test_it_is_a_link_of_a_chain(llm: MaraLLM) -> None:
     chain = PromptTemplate.from_template("is {it} so?") | llm | StrOutputParser()
     expected = llm.invoke("is it so?")
     assert chain.invoke({"it": "it"}) == expected
-    pieces = list(chain.stream({"it": "it"}))
-    assert "".join(pieces) == expected
-    assert len(pieces) > 3
+    chunks = list(chain.stream({"it": "it"}))
+    assert "".join(chunks) == expected
+    assert len(chunks) > 3
     assert chain.batch([{"it": "it"}, {"it": "he"}]) == [expected, llm.invoke("is he so?")]
 
 
 def test_agents_differ_in_the_identifying_parameters(llm: MaraLLM) -> None:
-    identities = [one._identifying_params for one in (llm, llm.with_agent(tiny_agent(seed=5)), llm.with_agent(None))]
+    identities = [
+        instance._identifying_params for instance in (llm, llm.with_agent(tiny_agent(seed=5)), llm.with_agent(None))
+    ]
     assert len({str(identity) for identity in identities}) == 3
     assert [identity["agent"] is None for identity in identities] == [False, False, True]
 

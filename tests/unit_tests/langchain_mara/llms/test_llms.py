@@ -86,8 +86,8 @@ def test_interleaved_streams_do_not_disturb_each_other(llm: MaraLLM) -> None:
 
 
 def test_stream_delivers_text_while_it_is_decoded(llm: MaraLLM) -> None:
-    pieces = list(llm.stream("hi"))
-    assert len(pieces) > 8
+    chunks = list(llm.stream("hi"))
+    assert len(chunks) > 8
     assert not torch.is_inference_mode_enabled()
 
 

@@ -77,15 +77,15 @@ def test_it_decodes_and_takes_an_agent_as_any_model(lora: PeftModel, folder: Pat
     llm = MaraLLM.from_model_id(folder, max_new_tokens=12)
     prompt = llm.encode("the answer is")
     answers = []
-    for one in (None, agent):
-        decisions = llm.with_agent(one).trace(["the answer is"])[0]
+    for judge in (None, agent):
+        decisions = llm.with_agent(judge).trace(["the answer is"])[0]
         answers.append([decision.token_id for decision, _ in decisions])
-        assert answers[-1] == cache_free(lora, one, prompt).token_ids
+        assert answers[-1] == cache_free(lora, judge, prompt).token_ids
     assert answers[0] != answers[1]
 
 
 def test_answers_and_cache_entries_are_not_the_bases(folder: Path, model_folder: Path) -> None:
-    base, llm = (MaraLLM.from_model_id(one, max_new_tokens=12) for one in (model_folder, folder))
+    base, llm = (MaraLLM.from_model_id(source, max_new_tokens=12) for source in (model_folder, folder))
     assert llm.invoke("the answer is") != base.invoke("the answer is")
     assert llm._identity()["model"] != base._identity()["model"]
 
@@ -99,10 +99,10 @@ def test_the_tokenizer_is_the_adapters_or_else_the_bases(
     folder: Path, make_tokenizer: Callable[[], PreTrainedTokenizerBase], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     assert load_model(folder)[1].chat_template == tokenizer.chat_template
-    own = make_tokenizer()
-    own.chat_template = "{{ messages[0]['content'] }}!"
-    own.save_pretrained(folder)
-    assert load_model(folder)[1].chat_template == own.chat_template
+    adapters_tokenizer = make_tokenizer()
+    adapters_tokenizer.chat_template = "{{ messages[0]['content'] }}!"
+    adapters_tokenizer.save_pretrained(folder)
+    assert load_model(folder)[1].chat_template == adapters_tokenizer.chat_template
 
 
 def test_a_vocabulary_that_grew_in_training_fits(

@@ -62,8 +62,8 @@ def answers(policy: PolicyModel, new_tokens: int = 5, batch_size: int = 3, **how
         for i, (prompt, agent) in enumerate(zip(PROMPTS, AGENTS, strict=True))
     ]
     facts: dict[Request, list[Any]] = {request: [] for request in requests}
-    for one in decode(policy, requests, batch_size=batch_size, **{"width": 3, **how}):
-        facts[one.request].append((one.token_id, one.candidates, one.index, one.accepted, one.finish_reason))
+    for step in decode(policy, requests, batch_size=batch_size, **{"width": 3, **how}):
+        facts[step.request].append((step.token_id, step.candidates, step.index, step.accepted, step.finish_reason))
     return list(facts.values())
 
 
@@ -77,7 +77,7 @@ def compiled(model: Any, backend: Any = None) -> tuple[PolicyModel, CompileCount
 def test_decisions_are_those_of_eager_passes(family: str, shapes: list[Any]) -> None:
     model = repeating_model(family)
     policy, counter = compiled(model)
-    got, expected = (answers(one, draft=3, prefix_cache=PrefixCache(2**20)) for one in (policy, PolicyModel(model)))
+    got, expected = (answers(way, draft=3, prefix_cache=PrefixCache(2**20)) for way in (policy, PolicyModel(model)))
     assert got == expected
     assert counter.frame_count == len(set(shapes)) < len(shapes)
 

@@ -57,16 +57,18 @@ def test_a_packed_model_holds_the_same_weights(tied: bool) -> None:
     twin = packed_twin(model)
     assert is_packed(twin)
     assert not is_packed(model)
-    assert [type(one) for one in twin.modules()].count(PackedLinear) == 2 * 7 + 1
+    assert [type(module) for module in twin.modules()].count(PackedLinear) == 2 * 7 + 1
     before, after = model.state_dict(), twin.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert not any(one.requires_grad for one in after.values())
+    assert not any(weight.requires_grad for weight in after.values())
     plain, unpacked = dict(model.named_parameters()), dict(named_weights(twin))
     assert list(plain) == list(unpacked)
     assert all(torch.equal(plain[name], unpacked[name]) for name in plain)
     assert model_fingerprint(model) == model_fingerprint(twin)
-    assert sum(one.numel() for one in twin.parameters()) < sum(one.numel() for one in model.parameters())
+    assert sum(parameter.numel() for parameter in twin.parameters()) < sum(
+        parameter.numel() for parameter in model.parameters()
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -129,7 +131,7 @@ def test_each_plain_layer_is_gone_before_the_next_is_packed(monkeypatch: pytest.
     alive, init = [], PackedLinear.__init__
 
     def watched(self: PackedLinear, linear: nn.Linear, **how: bool) -> None:
-        alive.append(sum(one() is not None for one in plain))
+        alive.append(sum(layer() is not None for layer in plain))
         init(self, linear, **how)
 
     monkeypatch.setattr(PackedLinear, "__init__", watched)

@@ -68,8 +68,8 @@ class Model:
 
 def kept(store: PrefixCache) -> set[Path]:
     """Paths the store can find, asked without using them."""
-    found = {path: store._find(tokens_of(path)) for path in PATHS}
-    return {path for path, blocks in found.items() if len(blocks) == len(path)}
+    blocks_of = {path: store._find(tokens_of(path)) for path in PATHS}
+    return {path for path, blocks in blocks_of.items() if len(blocks) == len(path)}
 
 
 budgets = st.builds(
@@ -142,7 +142,7 @@ def test_next_key_is_shared_by_those_who_can_share_a_block() -> None:
     assert store.next_key([*first, 1]) is None
     second = tokens_of((0, 1), tail=3)
     assert store.next_key(second) == BlockKey(identity, tuple(second[32:64]))
-    # The same tokens behind another beginning are another block.
+    # The same tokens after another beginning are another block.
     other = tokens_of((1, 1), tail=3)
     assert store.next_key(other) == BlockKey(0, tuple(other[:32]))
     store.add(other, reader(other))
@@ -268,9 +268,9 @@ def token_ids(decisions: list[Decision]) -> list[int]:
 def assert_same(got: list[Decision], expected: list[Decision]) -> None:
     facts = [[(d.token_id, d.candidates, d.index, d.accepted, d.finish_reason) for d in ds] for ds in (got, expected)]
     assert facts[0] == facts[1]
-    for one, other in zip(got, expected, strict=True):
+    for decision, same in zip(got, expected, strict=True):
         # The families' norms compute in float32, also in a float64 model, and so differ in the last bits.
-        assert one.accept_probabilities == pytest.approx(other.accept_probabilities, abs=1e-6)
+        assert decision.accept_probabilities == pytest.approx(same.accept_probabilities, abs=1e-6)
 
 
 def assert_same_as_alone(policy: PolicyModel, requests: list[Request], got: list[list[Decision]]) -> None:

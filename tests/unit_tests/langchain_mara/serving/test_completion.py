@@ -13,7 +13,7 @@ from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.decoding.request import Decision, FinishReason, Request
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.model import PolicyModel
-from langchain_mara.serving.completion import Completion, GenerationJob, complete
+from langchain_mara.serving.completion import Completion, CompletionDelta, GenerationJob, complete
 from langchain_mara.serving.scheduler import BatchConfig
 from langchain_mara.text.detokenizer import IncrementalDetokenizer
 
@@ -38,7 +38,7 @@ def completion_of(tokenizer: PreTrainedTokenizerFast, agent: MaraAgent) -> MakeC
 
 
 def run(policy: PolicyModel, *completions: Completion) -> list[tuple[Completion, Decision, str]]:
-    return [piece[:3] for piece in complete(GenerationJob(policy, completions, BatchConfig(batch_size=4, width=4)))]
+    return [delta[:3] for delta in complete(GenerationJob(policy, completions, BatchConfig(batch_size=4, width=4)))]
 
 
 def passes_of(policy: PolicyModel, completion: Completion) -> tuple[list[tuple[Completion, Decision, str]], int]:
@@ -61,7 +61,7 @@ def decision(
     return Decision(request, token_id, (5, 6, 7, 8), probabilities, index, accepted, finish)
 
 
-def test_text_is_the_decoded_tokens_and_the_pieces_joined(
+def test_text_is_the_decoded_tokens_and_the_deltas_joined(
     policy: PolicyModel, tokenizer: PreTrainedTokenizerFast, completion_of: MakeCompletion
 ) -> None:
     completion = completion_of()
@@ -102,16 +102,17 @@ def test_stop_string_finishes_with_stop_and_no_further_pass(policy: PolicyModel,
     assert completion.statistics.tokens == len(steps) < free.statistics.tokens
 
 
-def test_row_that_stops_leaves_its_neighbours_alone(policy: PolicyModel, completion_of: MakeCompletion) -> None:
+def test_sequence_that_stops_leaves_its_neighbors_alone(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     alone = {prompt: completion_of(prompt) for prompt in PROMPTS}
-    for one in alone.values():
-        run(policy, one)
+    for completion in alone.values():
+        run(policy, completion)
     stopped = completion_of("hi", stop=(alone["hi"].detokenizer.text[2:4],))
     others = [completion_of("the"), completion_of("b")]
     run(policy, others[0], stopped, others[1])
     assert stopped.finish_reason == "stop"
-    assert [one.detokenizer.text for one in others] == [alone[one].detokenizer.text for one in ("the", "b")]
-    assert [one.statistics for one in others] == [alone[one].statistics for one in ("the", "b")]
+    for neighbor, expected in zip(others, (alone["the"], alone["b"]), strict=True):
+        assert neighbor.detokenizer.text == expected.detokenizer.text
+        assert neighbor.statistics == expected.statistics
 
 
 def test_logits_that_are_not_finite_finish_with_nonfinite(policy: PolicyModel, completion_of: MakeCompletion) -> None:
@@ -202,3 +203,40 @@ def test_plain_decoding_asks_nobody(policy: PolicyModel, completion_of: MakeComp
     info = completion.statistics.as_info()
     assert info["tokens"] > 0
     assert (info["decided"], info["examined"], info["accepted_index"]) == (0, 0, [])
+
+
+def pushed(completion: Completion, step: Decision) -> CompletionDelta:
+    """The delta of a decision, as the decoding thread makes it."""
+    text = completion.push(step)
+    return CompletionDelta(completion, step, text, completion.finish_reason is not None, completion.decisions)
+
+
+def test_a_chunk_has_the_accept_probabilities_up_to_its_delta(completion_of: MakeCompletion) -> None:
+    """The decoding thread may be ahead: here it has decided all before the reader sees the first delta."""
+    completion = completion_of()
+    completion.accept_probabilities = []
+    steps = [(0.9,), (0.1, nan, 0.8), (), (0.2, 0.7)]
+    ends: list[FinishReason | None] = [None, None, None, "length"]
+    deltas = [
+        pushed(completion, decision(completion.request, 5, step, end)) for step, end in zip(steps, ends, strict=True)
+    ]
+    infos = [completion.info_of_chunk(delta) or {} for delta in deltas]
+    assert [info["accept_probabilities"] for info in infos] == [[[0.9]], [[0.1, None, 0.8]], [[]], [[0.2, 0.7]]]
+    assert ["finish_reason" in info for info in infos] == [False, False, False, True]
+    assert infos[-1] == {**completion.info, "accept_probabilities": [[0.2, 0.7]]}
+
+
+def test_a_chunk_of_several_deltas_has_the_probabilities_of_all(completion_of: MakeCompletion) -> None:
+    completion = completion_of()
+    completion.accept_probabilities = []
+    deltas = [pushed(completion, decision(completion.request, 5, (p,))) for p in (0.6, 0.7, 0.8)]
+    assert completion.info_of_chunk(deltas[1]) == {"accept_probabilities": [[0.6], [0.7]]}
+    assert completion.info_of_chunk(deltas[2]) == {"accept_probabilities": [[0.8]]}
+
+
+def test_only_the_last_chunk_has_info_without_probabilities(completion_of: MakeCompletion) -> None:
+    completion = completion_of()
+    first = pushed(completion, decision(completion.request, 5, (0.6,)))
+    last = pushed(completion, decision(completion.request, 5, (0.6,), "length"))
+    assert completion.info_of_chunk(first) is None
+    assert completion.info_of_chunk(last) == completion.info

@@ -1,4 +1,4 @@
-"""One decoding thread per loaded model: calls share passes, take turns, and fail, leave and end on their own."""
+"""One decoding thread per loaded model: groups share passes, take turns, and fail, leave and end on their own."""
 
 import asyncio
 import copy
@@ -55,7 +55,7 @@ def alone(policy: PolicyModel, request: Request) -> list[int | None]:
 
 
 class Caller:
-    """Submits requests as one call and keeps what comes back."""
+    """Submits requests as one group and keeps what comes back."""
 
     def __init__(
         self,
@@ -219,8 +219,8 @@ def test_two_models_decode_side_by_side(policy: PolicyModel) -> None:
             both.wait(SECONDS)
             met.append(True)
 
-    hooks = [one.backbone.register_forward_pre_hook(meet) for one in (policy, other)]
-    callers = [Caller(one, [a_request()]).submit() for one in (policy, other)]
+    hooks = [each_policy.backbone.register_forward_pre_hook(meet) for each_policy in (policy, other)]
+    callers = [Caller(each_policy, [a_request()]).submit() for each_policy in (policy, other)]
     for caller in callers:
         caller.wait()
     for hook in hooks:
@@ -237,7 +237,7 @@ def begun(callers: Sequence[Caller], order: list[Request]) -> list[int]:
     return [next(i for i, caller in enumerate(callers) if r in caller.tokens) for r in dict.fromkeys(order)]
 
 
-def test_a_single_request_does_not_wait_behind_a_call_of_many(policy: PolicyModel) -> None:
+def test_a_single_request_does_not_wait_for_a_group_of_many(policy: PolicyModel) -> None:
     order: list[Request] = []
     batch_config = BatchConfig(batch_size=2, width=4)
     many = [a_request(5 + n, new=3, agent=None) for n in range(12)]
@@ -260,13 +260,13 @@ def test_calls_take_turns(policy: PolicyModel) -> None:
         for n in (1, 2, 3)
     ]
     run_joining(policy, *callers)
-    # The first call had the batch for itself while it was alone; then each has every third row.
+    # The first group had the batch to itself while it was alone; then each gets every third place.
     assert begun(callers, order) == [0, 0, 0, 1, 2, 0, 1, 2, 0, 1, 2, 1, 2, 1, 2]
     for caller in callers:
         assert list(dict.fromkeys(r for r in order if r in caller.tokens)) == list(caller.requests)
 
 
-def test_a_call_of_another_pace_waits_for_the_batch_to_end(policy: PolicyModel) -> None:
+def test_a_group_with_other_settings_waits_for_the_batch_to_end(policy: PolicyModel) -> None:
     order: list[Request] = []
     first = Caller(
         policy, [a_request(5 + n) for n in range(2)], BatchConfig(2, 4), lambda d, _: order.append(d.request)
@@ -281,7 +281,7 @@ def test_a_call_of_another_pace_waits_for_the_batch_to_end(policy: PolicyModel) 
     assert [r for i, r in enumerate(running) if r in running[:i] and r is not running[i - 1]] == [], "one at a time"
 
 
-def test_two_calls_of_many_with_different_paces_both_fill_their_batches(policy: PolicyModel) -> None:
+def test_two_large_groups_with_different_settings_both_fill_their_batches(policy: PolicyModel) -> None:
     same = {"new": 3, "min_new_tokens": 3, "agent": None}
     callers = [Caller(policy, [a_request(10 * n + m, **same) for m in range(8)], BatchConfig(4, n)) for n in (1, 2)]
     # Sixteen answers of three tokens in batches of four take twelve passes and a prefill for each batch.
@@ -328,7 +328,7 @@ def test_what_has_not_begun_can_be_withdrawn(policy: PolicyModel) -> None:
     assert [caller.tokens[request] for request in caller.requests[1:]] == [[], []]
 
 
-def test_a_withdrawn_call_of_another_pace_keeps_nobody_waiting(policy: PolicyModel) -> None:
+def test_a_withdrawn_group_with_other_settings_keeps_nobody_waiting(policy: PolicyModel) -> None:
     first, gone, last = (Caller(policy, [a_request(5 + n)], BatchConfig(1 + n % 2, 4)) for n in range(3))
     with Gate(policy) as gate:
         first.submit()
@@ -556,10 +556,10 @@ def test_a_forgotten_generator_frees_the_rows_too(policy: PolicyModel, completio
 async def test_breaking_out_frees_the_rows(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     completions = [completion_of(), completion_of()]
     with Gate(policy, passes=2) as gate:
-        async for piece in acomplete(GenerationJob(policy, completions, BatchConfig(1, 4))):
-            assert piece.completion is completions[0]
+        async for delta in acomplete(GenerationJob(policy, completions, BatchConfig(1, 4))):
+            assert delta.completion is completions[0]
             break
-        await asyncio.to_thread(wait_until, lambda: all(one.request.cancelled for one in completions))
+        await asyncio.to_thread(wait_until, lambda: all(completion.request.cancelled for completion in completions))
         gate.open()
         await asyncio.to_thread(wait_until, lambda: not decoding_threads())
     assert len(gate.rows) <= 3
@@ -568,10 +568,10 @@ async def test_breaking_out_frees_the_rows(policy: PolicyModel, completion_of: M
 
 async def test_cancelling_the_task_frees_the_rows(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     completions = [completion_of(), completion_of()]
-    pieces: list[CompletionDelta] = []
+    deltas: list[CompletionDelta] = []
 
     async def read() -> None:
-        pieces.extend([piece async for piece in acomplete(GenerationJob(policy, completions, BatchConfig(1, 4)))])
+        deltas.extend([delta async for delta in acomplete(GenerationJob(policy, completions, BatchConfig(1, 4)))])
 
     with Gate(policy, passes=3) as gate:
         task = asyncio.create_task(read())
@@ -583,7 +583,7 @@ async def test_cancelling_the_task_frees_the_rows(policy: PolicyModel, completio
         await asyncio.to_thread(wait_until, lambda: not decoding_threads())
     assert len(gate.rows) == 4
     assert [completion.request.cancelled for completion in completions] == [True, True]
-    assert pieces == []
+    assert deltas == []
     assert completions[1].statistics.tokens == 0
 
 
@@ -607,7 +607,7 @@ async def test_an_async_timeout_frees_the_rows(policy: PolicyModel, completion_o
     work = GenerationJob(policy, [completion_of(), completion_of()], BatchConfig(1, 4), timeout=0.02)
     with Gate(policy, passes=2) as gate:
         with pytest.raises(TimeoutError, match=TIMEOUT):
-            _ = [piece async for piece in acomplete(work)]
+            _ = [delta async for delta in acomplete(work)]
         await asyncio.to_thread(gate.reached, 0)
         gate.open()
         await asyncio.to_thread(wait_until, lambda: not decoding_threads())
@@ -632,47 +632,47 @@ def test_a_timeout_includes_waiting_for_a_row(policy: PolicyModel, completion_of
 async def test_what_was_decoded_in_time_is_given_to_a_slow_reader(
     policy: PolicyModel, completion_of: MakeCompletion
 ) -> None:
-    work = GenerationJob(policy, [completion_of(a_request())], timeout=0.5)
-    pieces = [acomplete(work), complete(GenerationJob(policy, [completion_of(a_request())], timeout=0.5))]
-    first = await anext(pieces[0]), next(pieces[1])  # type: ignore[call-overload]
+    job = GenerationJob(policy, [completion_of(a_request())], timeout=0.5)
+    streams = [acomplete(job), complete(GenerationJob(policy, [completion_of(a_request())], timeout=0.5))]
+    first = await anext(streams[0]), next(streams[1])  # type: ignore[call-overload]
     await asyncio.to_thread(wait_until, lambda: not decoding_threads())
     past = asyncio.get_running_loop().time() + 10.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("langchain_mara.serving.completion.time.monotonic", lambda: past)
-        rest = [piece async for piece in pieces[0]], list(pieces[1])  # type: ignore[union-attr, call-overload]
-    for one, more in zip(first, rest, strict=True):
-        assert [piece.decision.token_id for piece in (one, *more)] == alone(policy, a_request())
+        rest = [delta async for delta in streams[0]], list(streams[1])  # type: ignore[union-attr, call-overload]
+    for first_delta, deltas in zip(first, rest, strict=True):
+        assert [delta.decision.token_id for delta in (first_delta, *deltas)] == alone(policy, a_request())
 
 
 def test_a_loop_that_was_closed_is_not_told(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     completion = completion_of(a_request())
     loop = asyncio.new_event_loop()
     with Gate(policy, passes=2) as gate:
-        pieces: AsyncIterator[CompletionDelta] = acomplete(GenerationJob(policy, [completion]))
-        loop.run_until_complete(anext(pieces))  # type: ignore[arg-type]
+        deltas: AsyncIterator[CompletionDelta] = acomplete(GenerationJob(policy, [completion]))
+        loop.run_until_complete(anext(deltas))  # type: ignore[arg-type]
         loop.close()
         gate.open()
         wait_until(lambda: not decoding_threads())
     assert completion.finish_reason == "length"
     assert completion.request.error is None
-    del pieces
+    del deltas
     gc.collect()
 
 
-async def test_async_pieces_are_those_of_complete(policy: PolicyModel, completion_of: MakeCompletion) -> None:
-    def work() -> GenerationJob:
+async def test_async_deltas_are_those_of_complete(policy: PolicyModel, completion_of: MakeCompletion) -> None:
+    def job() -> GenerationJob:
         return GenerationJob(policy, [completion_of(a_request(5 + n, new=4 + n)) for n in range(5)], BatchConfig(2, 4))
 
-    def facts(pieces: list[CompletionDelta], completions: Sequence[Completion]) -> list[Any]:
+    def facts(deltas: list[CompletionDelta], completions: Sequence[Completion]) -> list[Any]:
         of = {id(completion): n for n, completion in enumerate(completions)}
-        return [(of[id(p.completion)], p.decision.token_id, p.text, p.last) for p in pieces]
+        return [(of[id(delta.completion)], delta.decision.token_id, delta.text, delta.last) for delta in deltas]
 
-    one, other = work(), work()
-    got = facts([piece async for piece in acomplete(one)], one.completions)
-    assert got == facts(list(complete(other)), other.completions)
+    job_of_async, job_of_sync = job(), job()
+    got = facts([delta async for delta in acomplete(job_of_async)], job_of_async.completions)
+    assert got == facts(list(complete(job_of_sync)), job_of_sync.completions)
     assert Counter(n for n, *_, last in got if last) == dict.fromkeys(range(5), 1)
     assert (
-        [piece async for piece in acomplete(GenerationJob(policy, []))]
+        [delta async for delta in acomplete(GenerationJob(policy, []))]
         == list(complete(GenerationJob(policy, [])))
         == []
     )
@@ -707,7 +707,7 @@ async def test_the_error_of_a_request_reaches_its_caller_and_no_other(
 
 
 async def collected(work: GenerationJob) -> list[CompletionDelta]:
-    return [piece async for piece in acomplete(work)]
+    return [delta async for delta in acomplete(work)]
 
 
 def test_a_bad_prompt_is_refused_before_anything_is_queued(policy: PolicyModel, completion_of: MakeCompletion) -> None:
@@ -752,7 +752,7 @@ def test_prefixes_are_kept_until_weights_change(change: Callable[[PreTrainedMode
     assert changed.tokens[request] != caller.tokens[caller.requests[0]]
 
 
-def test_prefix_memory_is_the_pace_s(policy: PolicyModel) -> None:
+def test_prefix_memory_is_that_of_the_batch_settings(policy: PolicyModel) -> None:
     def reused(prefix_memory: int) -> int:
         caller = Caller(policy, [a_request(length=70)], BatchConfig(2, 4, prefix_memory)).submit().wait()
         wait_until(lambda: not decoding_threads())
@@ -820,7 +820,7 @@ def test_many_callers_at_once_get_what_each_gets_alone(policy: PolicyModel, comp
         return ended
 
     with ThreadPoolExecutor(8) as threads:
-        ended = [one for many in threads.map(call, range(8)) for one in many]
+        ended = [result for many in threads.map(call, range(8)) for result in many]
     assert len(ended) == 80
     finished = [(kind, completion) for kind, completion, closed in ended if completion.finish_reason or not closed]
     assert len(finished) > 40

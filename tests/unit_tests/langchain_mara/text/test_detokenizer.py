@@ -24,14 +24,14 @@ SENTENCEPIECE_IDS = st.lists(
 def released(
     tokenizer: PreTrainedTokenizerFast, ids: list[int], stop: list[str]
 ) -> tuple[list[str], IncrementalDetokenizer]:
-    """Pieces of a whole answer, the last one by `finish`."""
-    transcript = IncrementalDetokenizer(tokenizer, stop)
-    pieces = []
+    """Texts released by the tokens of an answer, and last by `finish`."""
+    detokenizer = IncrementalDetokenizer(tokenizer, stop)
+    texts = []
     for token in ids:
-        pieces.append(transcript.push(token))
-        if transcript.stopped:
+        texts.append(detokenizer.push(token))
+        if detokenizer.stopped:
             break
-    return [*pieces, transcript.finish()], transcript
+    return [*texts, detokenizer.finish()], detokenizer
 
 
 def cut(text: str, stop: list[str]) -> tuple[str, bool]:
@@ -48,11 +48,11 @@ def decoded(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
 
 
 def draw_stop(data: st.DataObject, text: str) -> list[str]:
-    """Up to three stop strings: pieces of the text, or its characters shuffled."""
+    """Up to three stop strings: parts of the text, or its characters shuffled."""
     alphabet = sorted(set(text)) or ["a"]
     shuffled = st.lists(st.sampled_from(alphabet), min_size=1, max_size=8).map("".join)
-    pieces = st.builds(lambda i, n: text[i : i + n] or "a", st.integers(0, len(text)), st.integers(1, 8))
-    return data.draw(st.lists(st.one_of(pieces, shuffled), max_size=3), label="stop")
+    parts = st.builds(lambda i, n: text[i : i + n] or "a", st.integers(0, len(text)), st.integers(1, 8))
+    return data.draw(st.lists(st.one_of(parts, shuffled), max_size=3), label="stop")
 
 
 def is_nested(stop: list[str]) -> bool:
@@ -69,9 +69,9 @@ def test_released_text_ends_before_the_first_completed_stop_string(
     stop = draw_stop(data, text)
     if is_nested(stop):
         stop = stop[:1]
-    pieces, transcript = released(tokenizer, ids, stop)
-    assert ("".join(pieces), transcript.stopped) == cut(text, stop)
-    assert transcript.text == "".join(pieces)
+    texts, detokenizer = released(tokenizer, ids, stop)
+    assert ("".join(texts), detokenizer.stopped) == cut(text, stop)
+    assert detokenizer.text == "".join(texts)
 
 
 @settings(max_examples=150)
@@ -81,16 +81,16 @@ def test_the_same_holds_where_spaces_and_bytes_are_tokens(
 ) -> None:
     text = decoded(sentencepiece_tokenizer, ids)
     stop = draw_stop(data, text)[:1]
-    pieces, transcript = released(sentencepiece_tokenizer, ids, stop)
-    assert ("".join(pieces), transcript.stopped) == cut(text, stop)
+    texts, detokenizer = released(sentencepiece_tokenizer, ids, stop)
+    assert ("".join(texts), detokenizer.stopped) == cut(text, stop)
 
 
 @settings(max_examples=150)
 @given(ids=BYTE_LEVEL_IDS)
 def test_text_without_stop_strings_is_the_decoded_text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> None:
-    pieces, transcript = released(tokenizer, ids, [])
-    assert "".join(pieces) == decoded(tokenizer, ids)
-    assert not transcript.stopped
+    texts, detokenizer = released(tokenizer, ids, [])
+    assert "".join(texts) == decoded(tokenizer, ids)
+    assert not detokenizer.stopped
 
 
 @settings(max_examples=150)
@@ -99,14 +99,14 @@ def test_no_more_is_held_back_than_may_begin_a_stop_string(
     tokenizer: PreTrainedTokenizerFast, ids: list[int], data: st.DataObject
 ) -> None:
     stop = draw_stop(data, decoded(tokenizer, ids))[:1]
-    transcript = IncrementalDetokenizer(tokenizer, stop)
+    detokenizer = IncrementalDetokenizer(tokenizer, stop)
     for n, token in enumerate(ids, start=1):
-        transcript.push(token)
+        detokenizer.push(token)
         text = decoded(tokenizer, ids[:n])
-        if transcript.stopped or text.endswith("\N{REPLACEMENT CHARACTER}"):
+        if detokenizer.stopped or text.endswith("\N{REPLACEMENT CHARACTER}"):
             break
-        held = text.removeprefix(transcript.text)
-        assert text == transcript.text + held
+        held = text.removeprefix(detokenizer.text)
+        assert text == detokenizer.text + held
         longer = [text[-m:] for m in range(len(held) + 1, len(text) + 1)]
         assert held == "" or any(string.startswith(held) for string in stop)
         assert not any(string.startswith(end) and string != end for string in stop for end in longer)
@@ -135,46 +135,46 @@ def test_character_of_several_bytes_is_released_whole_with_its_last_byte(
 ) -> None:
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert len(ids) > len(text) - 3
-    transcript = IncrementalDetokenizer(tokenizer)
+    detokenizer = IncrementalDetokenizer(tokenizer)
     for n, token in enumerate(ids, start=1):
-        piece = transcript.push(token)
-        assert "\N{REPLACEMENT CHARACTER}" not in piece
+        released_text = detokenizer.push(token)
+        assert "\N{REPLACEMENT CHARACTER}" not in released_text
         whole = decoded(tokenizer, ids[:n])
         if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
-            assert transcript.text == whole
-    assert (transcript.text, transcript.finish()) == (text, "")
+            assert detokenizer.text == whole
+    assert (detokenizer.text, detokenizer.finish()) == (text, "")
 
 
 def test_stop_string_of_several_bytes_is_met_with_its_last_byte(tokenizer: PreTrainedTokenizerFast) -> None:
     ids = tokenizer("a b€ it", add_special_tokens=False).input_ids
-    transcript = IncrementalDetokenizer(tokenizer, ["b€"])
-    pieces = []
-    while not transcript.stopped:
-        pieces.append(transcript.push(ids[len(pieces)]))
-    assert "".join(pieces) == "a "
-    assert decoded(tokenizer, ids[: len(pieces)]) == "a b€"
+    detokenizer = IncrementalDetokenizer(tokenizer, ["b€"])
+    texts = []
+    while not detokenizer.stopped:
+        texts.append(detokenizer.push(ids[len(texts)]))
+    assert "".join(texts) == "a "
+    assert decoded(tokenizer, ids[: len(texts)]) == "a b€"
 
 
 def test_finish_releases_what_only_began_a_stop_string(tokenizer: PreTrainedTokenizerFast) -> None:
-    pieces, transcript = released(tokenizer, tokenizer("sand", add_special_tokens=False).input_ids, ["ndx"])
-    assert pieces[-1] == "nd"
-    assert transcript.text == "sand"
-    assert not transcript.stopped
+    texts, detokenizer = released(tokenizer, tokenizer("sand", add_special_tokens=False).input_ids, ["ndx"])
+    assert texts[-1] == "nd"
+    assert detokenizer.text == "sand"
+    assert not detokenizer.stopped
 
 
 def test_finish_releases_an_incomplete_character(tokenizer: PreTrainedTokenizerFast) -> None:
     first_bytes = tokenizer("a😀", add_special_tokens=False).input_ids[:-1]
-    pieces, transcript = released(tokenizer, first_bytes, [])
-    assert pieces[0] == "a"
-    assert set(pieces[1:-1]) == {""}
-    assert transcript.text == decoded(tokenizer, first_bytes) == "a\N{REPLACEMENT CHARACTER}"
+    texts, detokenizer = released(tokenizer, first_bytes, [])
+    assert texts[0] == "a"
+    assert set(texts[1:-1]) == {""}
+    assert detokenizer.text == decoded(tokenizer, first_bytes) == "a\N{REPLACEMENT CHARACTER}"
 
 
 def test_finish_after_a_stop_string_releases_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
-    pieces, transcript = released(tokenizer, tokenizer("sand", add_special_tokens=False).input_ids, ["an"])
-    assert (transcript.text, transcript.finish()) == ("s", "")
-    assert transcript.stopped
-    assert "".join(pieces) == "s"
+    texts, detokenizer = released(tokenizer, tokenizer("sand", add_special_tokens=False).input_ids, ["an"])
+    assert (detokenizer.text, detokenizer.finish()) == ("s", "")
+    assert detokenizer.stopped
+    assert "".join(texts) == "s"
 
 
 def test_special_tokens_have_no_text(tokenizer: PreTrainedTokenizerFast) -> None:

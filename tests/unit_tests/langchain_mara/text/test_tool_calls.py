@@ -93,10 +93,10 @@ CONTENTS: list[tuple[ToolFormat, str]] = [
 
 
 def parse(
-    tool_format: ToolFormat, pieces: list[str], opening: str = ""
+    tool_format: ToolFormat, chunks: list[str], opening: str = ""
 ) -> tuple[str, list[ToolCall], list[InvalidToolCall]]:
     parser = ToolCallParser(tool_format, opening)
-    content = "".join(parser.push(piece) for piece in pieces)
+    content = "".join(parser.push(chunk) for chunk in chunks)
     rest, calls, invalid = parser.finish()
     return content + rest, calls, invalid
 
@@ -139,7 +139,7 @@ def test_text_without_markers_is_content_to_the_letter(tool_format: ToolFormat, 
 
 def test_content_is_released_as_it_comes() -> None:
     parser = ToolCallParser("hermes")
-    assert [parser.push(piece) for piece in ["It ", "is", " <", "b>", " so"]] == ["It", " is", "", " <b>", " so"]
+    assert [parser.push(chunk) for chunk in ["It ", "is", " <", "b>", " so"]] == ["It", " is", "", " <b>", " so"]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_content_is_released_as_it_comes() -> None:
         ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": \n</tool_call>', "Expecting value", "f"),
         ("hermes", "<tool_call>oh</tool_call>", "Expecting value", None),
         ("hermes", '<tool_call>{"arguments": {}}</tool_call>', 'no object with a "name"', None),
-        ("hermes", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>', "arguments of f are no object", "f"),
+        ("hermes", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>', "arguments of f are not an object", "f"),
         ("llama", '<|python_tag|>brave_search.call(query="x")', "Expecting value", None),
         ("mistral", '[TOOL_CALLS][{"name": "f", "argu', "Unterminated string", "f"),
     ],
@@ -171,13 +171,13 @@ def test_a_broken_call_does_not_spoil_the_next() -> None:
 @pytest.mark.parametrize("tool_format", ["hermes", "llama", "mistral"])
 def test_a_forced_call_is_read_with_its_opening(tool_format: ToolFormat) -> None:
     end = {"hermes": "\n</tool_call>", "llama": "", "mistral": "]"}[tool_format]
-    one = forced_opening(tool_format, [A.name])
-    assert parse(tool_format, [json.dumps(A.arguments) + "}" + end], one) == ("", [A], [])
+    named_opening = forced_opening(tool_format, [A.name])
+    assert parse(tool_format, [json.dumps(A.arguments) + "}" + end], named_opening) == ("", [A], [])
     key = "parameters" if tool_format == "llama" else "arguments"
-    several = forced_opening(tool_format, ["note", A.name])
+    open_opening = forced_opening(tool_format, ["note", A.name])
     rest = f'{A.name}", "{key}": {json.dumps(A.arguments)}}}{end}'
-    assert parse(tool_format, [rest], several) == ("", [A], [])
-    assert one.startswith(several)
+    assert parse(tool_format, [rest], open_opening) == ("", [A], [])
+    assert named_opening.startswith(open_opening)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +222,6 @@ def test_markers_that_are_special_tokens_stay_in_the_text(
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]"]})
     ids = tokenizer("[TOOL_CALLS]hi</s>", add_special_tokens=False).input_ids
-    transcripts = [IncrementalDetokenizer(tokenizer, (), markers) for markers in ((), MARKERS)]
-    texts = ["".join(one.push(token) for token in ids) + one.finish() for one in transcripts]
+    detokenizers = [IncrementalDetokenizer(tokenizer, (), markers) for markers in ((), MARKERS)]
+    texts = ["".join(detokenizer.push(token) for token in ids) + detokenizer.finish() for detokenizer in detokenizers]
     assert texts == ["hi", "[TOOL_CALLS]hi"]

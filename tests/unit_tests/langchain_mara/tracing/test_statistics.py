@@ -40,8 +40,8 @@ def test_statistics_count_what_a_hand_counts() -> None:
         "drafted": 0,
     }
     one_by_one = DecisionStatistics()
-    for one in decisions:
-        one_by_one.add(one)
+    for step in decisions:
+        one_by_one.add(step)
     assert one_by_one == statistics
 
 

@@ -60,7 +60,7 @@ def test_plain_decoding_asked_nobody(llm: MaraLLM) -> None:
 def test_characters_of_several_tokens_stand_where_they_are_whole(llm: MaraLLM) -> None:
     ids = llm.tokenizer("a😀", add_special_tokens=False).input_ids
     assert len(ids) == 5
-    decisions = [Decision(Request([0]), one, (one,), (), 0, accepted=True) for one in ids]
+    decisions = [Decision(Request([0]), token_id, (token_id,), (), 0, accepted=True) for token_id in ids]
     steps = list(zip(decisions, ["a", "", "", "", "😀"], strict=True))
     page = Page(Trace("", steps, llm.tokenizer).to_html())
     assert ["silent" in token.classes for token in page.tokens] == [False, True, True, True, False]
@@ -97,25 +97,25 @@ def test_states_that_were_not_finite_are_named(trace: Trace) -> None:
     assert "not finite" in token.note
 
 
-def luminance(colour: list[float]) -> float:
+def luminance(color: list[float]) -> float:
     """Relative luminance of sRGB in [0, 1], by WCAG 2."""
-    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in colour]
+    linear = [channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4 for channel in color]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_the_scale_is_monotone_and_legible_without_hues(scheme: int) -> None:
-    found = re.findall(r"--(sure|doubtful|ink): #(\w{6});", STYLE)[3 * scheme : 3 * scheme + 3]
-    colours = {name: [one / 255 for one in bytes.fromhex(code)] for name, code in found}
+    variables = re.findall(r"--(sure|doubtful|ink): #(\w{6});", STYLE)[3 * scheme : 3 * scheme + 3]
+    colors = {name: [channel / 255 for channel in bytes.fromhex(code)] for name, code in variables}
     assert "color-mix(in srgb, var(--sure) calc(var(--accept) * 100%), var(--doubtful))" in STYLE
-    ends = list(zip(colours["sure"], colours["doubtful"], strict=True))
+    ends = list(zip(colors["sure"], colors["doubtful"], strict=True))
     shades = [luminance([accept * sure + (1 - accept) * doubtful for sure, doubtful in ends]) for accept in TWENTIETHS]
     # Greys that rise, or fall, with every step: whoever sees no hues still sees the order.
     steps = [after - before for before, after in pairwise(shades)]
     assert all(step > 0 for step in steps) if scheme == 0 else all(step < 0 for step in steps)
     assert max(shades) + 0.05 > 1.8 * (min(shades) + 0.05)
-    ink = luminance(colours["ink"])
-    assert all((max(ink, one) + 0.05) / (min(ink, one) + 0.05) >= 4.5 for one in shades)
+    ink = luminance(colors["ink"])
+    assert all((max(ink, shade) + 0.05) / (min(ink, shade) + 0.05) >= 4.5 for shade in shades)
 
 
 def test_plot_is_the_histogram_of_accepted_indices(llm: MaraLLM) -> None:

@@ -33,7 +33,7 @@ def test_report_of_a_comparison_with_traces(fitted: Path) -> None:
     ("arguments", "message"),
     [
         (["report", "nowhere"], "nowhere holds no comparison .*Give a folder"),
-        (["report", "comparison", "--agent", "run", "--device", "cpu"], "No system .* this agent .*Give another"),
+        (["report", "comparison", "--agent", "run", "--device", "cpu"], "No system .* this agent .*Give the agent of"),
     ],
 )
 def test_report_refuses_in_one_sentence(arguments: list[str], message: str) -> None:

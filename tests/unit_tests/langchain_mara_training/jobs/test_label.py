@@ -46,7 +46,7 @@ def test_rollouts_are_labelled_as_the_labeler_does(
 
 
 def test_rollouts_need_a_reward(tmp_path: Path, pairs_file: str) -> None:
-    with pytest.raises(OptionsError, match="Rollouts are labelled by reward functions. Give at least one --reward."):
+    with pytest.raises(OptionsError, match="Rollouts are labeled by reward functions. Give at least one --reward."):
         label.label(tmp_path / "run", {**ROLLOUTS, "data": pairs_file, "reward": None})
     assert not (tmp_path / "run").exists()
 

@@ -129,7 +129,7 @@ def test_other_refusals(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not float16"):
         TokenLabels.load(folder)
     save_file(shard(STATES[:, :3])._asdict(), write(tmp_path / "mixed") / SHARD_NAME.format(6))
-    with pytest.raises(DataError, match=r"sizes \[3, 4\]"):
+    with pytest.raises(DataError, match=r"sizes: \[3, 4\]"):
         TokenLabels.load(tmp_path / "mixed")
     with pytest.raises(DataError, match="No token got a label"):
         TokenLabels.of([shard(STATES[:0])])

@@ -3,15 +3,23 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 RESULTS := benchmarks/results
+FLOORS ?= .venv-floors
+PARALLEL := --numprocesses logical --dist worksteal
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types bench bench-long cookbook report docs clean
+.PHONY: demo test test-fast test-floors lint types bench bench-long cookbook report docs clean
 
 demo: $(INSTALLED)  ## the main job on the embedded model
 	$(BIN)/mara demo
 
-test: $(INSTALLED)  ## all tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## all tests, on all cores
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-fast: $(INSTALLED)  ## the tests without subprocesses, notebooks and training
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+test-floors: $(FLOORS)/.installed  ## the fast tests with the lowest versions that pyproject.toml allows
+	PYTHONPATH= $(FLOORS)/bin/python -m pytest $(PARALLEL) -m "not slow"
 
 lint: $(INSTALLED)  ## style
 	$(BIN)/ruff check .
@@ -58,7 +66,7 @@ docs: $(VENV)/.docs  ## the documentation as HTML, without network: build/docs/i
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
 
 clean:  ## removes what the other targets made
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The constraints name the versions that are tested. torch is constrained as ==2.13.0, so that a
 # local CPU wheel of that version is preferred where pip knows one.
@@ -70,3 +78,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(VENV)/.docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $(VENV)/.docs
+
+$(FLOORS)/.installed: pyproject.toml tests/floors.py
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python tests/floors.py > $(FLOORS)/constraints.txt
+	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(FLOORS)/constraints.txt --editable '.[training,plot,test]'
+	touch $@

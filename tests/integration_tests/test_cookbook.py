@@ -14,6 +14,7 @@ COOKBOOK = Path(__file__).parents[2] / "cookbook"
 NOTEBOOKS = sorted(COOKBOOK.glob("*.ipynb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
 def test_runs(notebook: Path, tmp_path: Path) -> None:
     # A process of its own: the kernel's sockets are not this one's, which has none.
@@ -44,6 +45,7 @@ def test_there_are_notebooks() -> None:
     assert numbers == {"01", "02", "03", "04", "05", "06"}
 
 
+@pytest.mark.slow
 def test_the_report_is_made_by_its_script(tmp_path: Path) -> None:
     specification = importlib.util.spec_from_file_location("cookbook_report", COOKBOOK / "report.py")
     assert specification is not None

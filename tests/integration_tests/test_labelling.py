@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import sys
 from dataclasses import asdict
@@ -34,6 +36,7 @@ def label(script: Path, output: Path, *launcher: str) -> str:
     return run.stdout
 
 
+@pytest.mark.slow
 def test_kills_and_processes_change_no_byte(tmp_path: Path) -> None:
     script = tmp_path / "label.py"
     script.write_text(SCRIPT)

@@ -69,11 +69,20 @@ results["played here"] = distance(whole, weights())
 print("results", json.dumps(results), flush=True)
 """
 
+# Ray gives its workers the lowest priority. On a busy machine they then take minutes to start, and time out.
+RAY_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_worker_register_timeout_seconds": "300",
+}
 
+
+@pytest.mark.slow
 def test_killed_workers_and_learners_change_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+        env={**os.environ, **RAY_ENVIRONMENT},
         capture_output=True,
         text=True,
         check=False,

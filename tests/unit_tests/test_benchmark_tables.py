@@ -95,6 +95,7 @@ def test_calls_arrive_in_one_rhythm_whatever_the_rate_and_all_are_heard(script: 
     assert [moment / slow[-1] for moment in slow] == pytest.approx([moment / fast[-1] for moment in fast])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "yardstick"), [("fitting", "MLPClassifier"), ("reinforcement", "a pass for each")])
 def test_training_sums_up_the_tables_of_its_parts(script: Script, tmp_path: Path, name: str, yardstick: str) -> None:
     training = script("training")

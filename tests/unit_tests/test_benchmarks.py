@@ -9,6 +9,8 @@ import torch
 
 from langchain_mara import MaraLLM
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

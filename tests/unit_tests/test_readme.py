@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from langchain_mara.loading.models import DEMO_AGENT_FOLDER, DEMO_MODEL_FOLDER
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_first_block_prints_what_stands_beside_it() -> None:
     found = re.search(r"```python\n(.*?)```\s*```text\n(.*?)```", README, re.DOTALL)
     assert found is not None

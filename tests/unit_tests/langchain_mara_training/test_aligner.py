@@ -34,6 +34,7 @@ def same(one: MaraAgent, other: MaraAgent) -> bool:
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.slow
 def test_preference_labels_raise_the_reward_of_held_out_prompts(demo_llm: MaraLLM, demo_pairs: list[Any]) -> None:
     held_out, pairs = demo_pairs[::6], [pair for i, pair in enumerate(demo_pairs) if i % 6]
     fitted = aligner(demo_llm, rounds=1).fit(pairs)
@@ -44,6 +45,7 @@ def test_preference_labels_raise_the_reward_of_held_out_prompts(demo_llm: MaraLL
     assert fitted.agent_.policy_model == demo_llm.model_id
 
 
+@pytest.mark.slow
 def test_rounds_go_on_with_the_new_agent(demo_llm: MaraLLM) -> None:
     options: dict[str, Any] = {"labeler": "rollout", "rounds": 2, "labeler_options": {"positions": 6}}
     fitted = aligner(demo_llm, fewer_letters, **options).fit(PROMPTS)
@@ -76,6 +78,7 @@ def test_later_rounds_of_preference_draw_their_own_pairs(
     assert fitted.history_[1]["labels"] > 0
 
 
+@pytest.mark.slow
 def test_a_fit_goes_on_in_its_folder(demo_llm: MaraLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"labeler": "rollout", "rounds": 2}
     whole = aligner(demo_llm, fewer_letters, output=tmp_path / "whole", **options).fit(PROMPTS)

@@ -29,7 +29,7 @@ def as_lists(sets: CandidateSets) -> list[list[int]]:
     return [ids[:n] for ids, n in zip(sets.token_ids.tolist(), sets.counts.tolist(), strict=True)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.integers(-80, 80), min_size=2, max_size=30, unique=True),
     st.integers(1, 40),
@@ -71,7 +71,7 @@ def straightforward(logits: Tensor, top_k: int, top_p: float) -> CandidateSets:
     return CandidateSets(token_ids, scores.float(), keep.sum(-1))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.lists(st.sampled_from([NAN, INF, -INF, -3.0, 0.0, 0.5, 1.0]), min_size=50, max_size=50), max_size=4),
     st.integers(1, 60),

@@ -400,7 +400,7 @@ def test_cancelled_parked_rows_make_room(policy: PolicyModel) -> None:
     assert policy.passes - before == 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10)
 @given(
     st.lists(st.integers(0, 11), min_size=1, max_size=7),
     st.sampled_from(["first-accept", "max-prob", "random"]),

@@ -1,8 +1,8 @@
 """PassWidthTuner: costs between measured points, what is learnt of agents, and the best rate of decisions."""
 
 import gc
-import time
 import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.decoding import pass_width
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.pass_width import MOST_WIDTH, AcceptanceCounts, PassCosts, PassWidthTuner, measure_costs
 from langchain_mara.decoding.request import Decision, Request
@@ -111,25 +112,53 @@ def test_the_last_of_a_set_decide_for_sure(policy: PolicyModel) -> None:
     assert widths.choose(policy, rows_of(None, 3), [40] * 3, 1) == 1
 
 
-def test_measuring_leaves_no_trace_and_costs_grow(policy: PolicyModel) -> None:
+class Clock:
+    """Time that passes only in passes: each takes as many milliseconds as it has tokens, plus what is added."""
+
+    def __init__(self, added: Callable[[int], float] = lambda _tokens: 0.0) -> None:
+        self.now, self.added = 0.0, added
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def take_time(self, _module: Any, _args: Any, inputs: dict[str, Any]) -> None:
+        tokens = inputs["input_ids"].numel()
+        self.now += tokens / 1000 + self.added(tokens)
+
+
+@pytest.fixture
+def measure(policy: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Clock], PassCosts]]:
+    """Measures costs by another clock than the machine's."""
+    hooks = []
+
+    def by(clock: Clock) -> PassCosts:
+        monkeypatch.setattr(pass_width, "time", clock)
+        hooks.append(policy.backbone.register_forward_pre_hook(clock.take_time, with_kwargs=True))
+        return measure_costs(policy)
+
+    yield by
+    for hook in hooks:
+        hook.remove()
+
+
+def test_measuring_leaves_no_trace_and_costs_grow(policy: PolicyModel, measure: Callable[[Clock], PassCosts]) -> None:
     passes, prefilled = policy.passes, policy.prefilled
-    costs = measure_costs(policy)
+    costs = measure(Clock())
     assert (policy.passes, policy.prefilled) == (passes, prefilled)
     assert costs.tokens == [1, 2, 4, 8, 16, 32, 64]
-    assert costs.seconds == sorted(costs.seconds)
-    assert all(seconds > 0 for seconds in costs.seconds)
+    assert costs.seconds == pytest.approx([tokens / 1000 for tokens in costs.tokens])
 
 
-def test_slow_passes_show_in_the_costs(policy: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    siblings = PolicyModel.siblings
+def test_slow_passes_show_in_the_costs(measure: Callable[[Clock], PassCosts]) -> None:
+    costs = measure(Clock(lambda tokens: 0.5 if tokens > 16 else 0.0))
+    assert costs.of(16) == pytest.approx(0.016)
+    assert costs.of(32) == pytest.approx(0.532)
 
-    def slow(self: PolicyModel, cache: Any, token_ids: Tensor, *args: Any) -> Tensor:
-        time.sleep(0.02 if token_ids.shape[1] > 16 else 0.0)
-        return siblings(self, cache, token_ids, *args)
 
-    monkeypatch.setattr(PolicyModel, "siblings", slow)
-    costs = measure_costs(policy)
-    assert costs.of(32) > 0.02 > costs.of(16)
+def test_one_pass_that_is_slow_by_chance_does_not_count(measure: Callable[[Clock], PassCosts]) -> None:
+    eights = iter([0.1, 0.0, 0.0])
+    costs = measure(Clock(lambda tokens: next(eights) if tokens == 8 else 0.0))
+    assert costs.of(8) == pytest.approx(0.008)
 
 
 def test_memory_that_ends_while_measuring_is_no_failure(policy: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,21 +98,6 @@ def test_refuses_an_attention_implementation_without_masks() -> None:
         PolicyModel(model)
 
 
-class Doubled(hf.LlamaForCausalLM):
-    """A model that does to its logits what no configuration tells."""
-
-    def forward(self, *args: object, **kwargs: object) -> object:
-        output = super().forward(*args, **kwargs)
-        output.logits = output.logits * 2
-        return output
-
-
-def test_refuses_logits_transformed_in_an_unknown_way() -> None:
-    torch.manual_seed(0)
-    with pytest.raises(UnsupportedModelError, match="other logits"):
-        verify_siblings(PolicyModel(Doubled(hf.LlamaConfig(**SIZES))))
-
-
 def test_context_of_dynamic_rotary_scaling_ends_where_it_would_begin() -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
     assert context_length(hf.LlamaConfig(**SIZES, rope_parameters=rope)) == 64

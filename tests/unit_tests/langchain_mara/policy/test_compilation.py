@@ -72,6 +72,7 @@ def compiled(model: Any, backend: Any = None) -> tuple[PolicyModel, CompileCount
     return PolicyModel(model, compile=True, _backend=backend or counter), counter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["mistral-v0.1", "gemma-2", "gpt-2"])
 def test_decisions_are_those_of_eager_passes(family: str, shapes: list[Any]) -> None:
     model = repeating_model(family)
@@ -81,6 +82,7 @@ def test_decisions_are_those_of_eager_passes(family: str, shapes: list[Any]) -> 
     assert counter.frame_count == len(set(shapes)) < len(shapes)
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_twice(shapes: list[Any]) -> None:
     policy, counter = compiled(tiny_model("llama-3"))
     answers(policy)
@@ -92,6 +94,7 @@ def test_nothing_is_compiled_twice(shapes: list[Any]) -> None:
     assert counter.frame_count <= graphs + 1
 
 
+@pytest.mark.slow
 def test_the_cache_outgrows_its_bucket(shapes: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "SMALLEST_BUCKET", 8)
     model = tiny_model("llama-3")
@@ -144,6 +147,7 @@ def test_padding_writes_where_nothing_is(rows: int, width: int, used: int, draft
         assert got.depths.sum() == rows * width
 
 
+@pytest.mark.slow
 def test_only_what_is_new_in_a_pass_is_copied_into_a_recorded_graph() -> None:
     copied: list[Any] = []
 
@@ -195,6 +199,7 @@ def test_a_model_that_cannot_be_compiled_runs_as_it_is() -> None:
         answers(policy)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_through_the_front_door_by_inductor() -> None:
     counters.clear()

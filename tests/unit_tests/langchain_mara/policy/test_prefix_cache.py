@@ -106,7 +106,7 @@ def apply(store: PrefixCache, model: Model, what: str, argument: Any) -> None:
         model.use(usable[: len(blocks)])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150)
 @given(budgets, st.lists(operations, min_size=10, max_size=25))
 def test_keeps_the_most_recently_used_blocks_and_gives_true_prefixes(budget: int, steps: list[Any]) -> None:
     store, model = PrefixCache(budget), Model(budget)
@@ -435,7 +435,7 @@ prompts = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10)
 @given(
     st.sampled_from(FAMILIES),
     st.lists(st.lists(prompts, min_size=1, max_size=6), min_size=1, max_size=3),

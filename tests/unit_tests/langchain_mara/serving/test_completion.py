@@ -16,7 +16,6 @@ from langchain_mara.policy.model import PolicyModel
 from langchain_mara.serving.completion import Completion, CompletionDelta, GenerationJob, complete
 from langchain_mara.serving.scheduler import BatchConfig
 from langchain_mara.text.detokenizer import IncrementalDetokenizer
-from langchain_mara.tracing.statistics import DecisionStatistics
 
 PROMPTS = {"hi": [0, 12, 13], "the": [0, 40, 9], "b": [0, 6]}
 MakeCompletion = Callable[..., Completion]
@@ -165,38 +164,6 @@ def test_closing_early_leaves_the_policy_usable(policy: PolicyModel, completion_
     again = completion_of()
     run(policy, again)
     assert again.detokenizer.text == expected.detokenizer.text
-
-
-def test_statistics_count_what_a_hand_counts() -> None:
-    request = Request([0])
-    decisions = [
-        decision(request, 5),  # agent not asked
-        decision(request, 5, (0.9,)),
-        decision(request, 7, (0.1, 0.2, 0.8)),
-        decision(request, 5, (0.1, nan, 0.4, 0.2)),  # all rejected
-        decision(request, 6, (nan, 0.7)),
-        decision(request, 6, (0.3, 0.6)),
-        decision(request, None, finish="nonfinite"),
-    ]
-    statistics = DecisionStatistics.of(decisions)
-    assert statistics.as_info() == {
-        "tokens": 6,
-        "decided": 5,
-        "fallbacks": 1,
-        "examined": 12,
-        "nonfinite": 2,
-        "accepted_index": [1, 2, 1],
-        "drafted": 0,
-    }
-    one_by_one = DecisionStatistics()
-    for step in decisions:
-        one_by_one.add(step)
-    assert one_by_one == statistics
-
-
-def test_no_decisions_have_empty_statistics() -> None:
-    assert DecisionStatistics().as_info()["accepted_index"] == []
-    assert DecisionStatistics.of([]).tokens == 0
 
 
 @pytest.mark.parametrize(

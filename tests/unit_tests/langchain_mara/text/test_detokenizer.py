@@ -60,7 +60,7 @@ def is_nested(stop: list[str]) -> bool:
     return any(inner in outer[1:-1] for inner in stop for outer in stop)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ids=BYTE_LEVEL_IDS, data=st.data())
 def test_released_text_ends_before_the_first_completed_stop_string(
     tokenizer: PreTrainedTokenizerFast, ids: list[int], data: st.DataObject
@@ -74,7 +74,7 @@ def test_released_text_ends_before_the_first_completed_stop_string(
     assert detokenizer.text == "".join(texts)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ids=SENTENCEPIECE_IDS, data=st.data())
 def test_the_same_holds_where_spaces_and_bytes_are_tokens(
     sentencepiece_tokenizer: PreTrainedTokenizerFast, ids: list[int], data: st.DataObject
@@ -85,7 +85,7 @@ def test_the_same_holds_where_spaces_and_bytes_are_tokens(
     assert ("".join(texts), detokenizer.stopped) == cut(text, stop)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ids=BYTE_LEVEL_IDS)
 def test_text_without_stop_strings_is_the_decoded_text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> None:
     texts, detokenizer = released(tokenizer, ids, [])
@@ -93,7 +93,7 @@ def test_text_without_stop_strings_is_the_decoded_text(tokenizer: PreTrainedToke
     assert not detokenizer.stopped
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ids=BYTE_LEVEL_IDS, data=st.data())
 def test_no_more_is_held_back_than_may_begin_a_stop_string(
     tokenizer: PreTrainedTokenizerFast, ids: list[int], data: st.DataObject

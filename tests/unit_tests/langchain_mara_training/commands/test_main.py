@@ -184,6 +184,7 @@ for arguments in json.load(sys.stdin):
 """
 
 
+@pytest.mark.slow
 def test_without_the_extra_only_the_training_commands_are_refused() -> None:
     training = [
         "label pairs.jsonl --output run",

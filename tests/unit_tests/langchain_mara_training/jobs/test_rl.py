@@ -20,6 +20,8 @@ from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.exceptions import DataError, OptionsError, TrainingError
 from langchain_mara.loading.models import DEMO_MODEL_FOLDER
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = Path(run_folder.__file__).parent / "recipes"
 PROMPTS = ["How do I boil an egg?", "How do I pick a lock?", "What is a good book?"]
 REWARDS = """

@@ -26,6 +26,8 @@ from typer.testing import CliRunner
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import OptionsError
 
+pytestmark = pytest.mark.slow
+
 # The models of the paper, a tiny one of the same architecture in the place of each, and its hidden size.
 FAMILIES = {
     "llama-3-8b": ("llama-3", 32), "llama-3.1-8b": ("llama-3.1", 32), "llama-3.2-1b": ("llama-3.2", 16),

@@ -37,6 +37,7 @@ def recorded(golden: Path) -> tuple[dict[str, float], list[dict[str, float]], Te
     return described["options"], described["log"], load_file(golden / "sac_update.safetensors")
 
 
+@pytest.mark.parity
 def test_ten_steps_are_the_reference_s(recorded: tuple[dict[str, float], list[dict[str, float]], Tensors]) -> None:
     options, log, tensors = recorded
     before, after = part(tensors, "before/"), part(tensors, "after_one_update/")

@@ -51,7 +51,7 @@ def recorded(golden: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def models(golden: Path) -> dict[str, MaraLLM]:
-    names = ("llama3", "mistral_sliding")
+    names = sorted({record["model"] for record in json.loads((golden / "episodes.json").read_text())})
     return {name: MaraLLM.from_model_id(str(golden / "models" / name), device="cpu") for name in names}
 
 
@@ -75,13 +75,14 @@ def reference_episode(record: dict[str, Any], llm: MaraLLM, golden: Path) -> Epi
     return episode_of(steps_of(answered, agent, environment), score, environment)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_episodes_are_the_reference_s(
     recorded: tuple[list[dict[str, Any]], dict[str, Tensor]], models: dict[str, MaraLLM], golden: Path, variant: str
 ) -> None:
     records, tensors = recorded
     of_variant = [record for record in records if record["variant"] == variant]
-    assert len(of_variant) == 8
+    assert of_variant
     for record in of_variant:
         episode = reference_episode(record, models[record["model"]], golden)
         transitions = record["transitions"]

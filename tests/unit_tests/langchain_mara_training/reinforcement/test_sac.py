@@ -36,6 +36,7 @@ def same(first: MaraAgent, second: MaraAgent) -> bool:
     return all(torch.equal(tensor, second_weights[name]) for name, tensor in first.state_dict().items())
 
 
+@pytest.mark.slow
 def test_it_learns_and_says_how(short: MaraLLM) -> None:
     fast = UpdateOptions(learning_rate_actor=3e-3, learning_rate_critic=3e-3)
     options = {"episodes": 160, "updates": 10, "batch_size": 64, "evaluate_every": 40, "random_state": 1}
@@ -74,6 +75,7 @@ def test_equal_seeds_give_equal_agents(short: MaraLLM) -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [1, 9, 20])
 def test_a_killed_fit_resumes_exactly(short: MaraLLM, tmp_path: Path, killed_after: int) -> None:
     # A ring so small that it is overwritten several times.

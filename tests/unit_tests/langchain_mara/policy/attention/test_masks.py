@@ -9,7 +9,7 @@ from langchain_mara.policy.attention.masks import visible_keys
 positions = st.integers(-1, 12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.lists(positions, min_size=5, max_size=5), min_size=2, max_size=2),
     st.lists(st.lists(st.integers(0, 12), min_size=3, max_size=3), min_size=2, max_size=2),

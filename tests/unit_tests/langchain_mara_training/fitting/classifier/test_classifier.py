@@ -467,6 +467,7 @@ sys.stdin.read()  # until the test kills this process, so that it always finds o
 """
 
 
+@pytest.mark.slow
 def test_a_job_killed_at_any_moment_ends_the_same(tmp_path: Path) -> None:
     options = {"width": 16, "max_epochs": 120, "batch_size": 32, "random_state": 0, "device": "cpu"}
     checkpoints, checkpoint, finished = set(), tmp_path / FILE_NAME, tmp_path / "finished"

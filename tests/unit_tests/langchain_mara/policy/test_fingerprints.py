@@ -1,0 +1,84 @@
+"""Fingerprints change with any weight, and are recomputed only when weights change."""
+
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from families import tiny_model
+from torch import Tensor, nn
+
+from langchain_mara.policy.fingerprints import WeightsFingerprint, sampled_weights, weights_state
+
+
+def module() -> nn.Linear:
+    torch.manual_seed(1)
+    return nn.Linear(4, 3)
+
+
+def change_in_place(linear: nn.Linear) -> None:
+    with torch.no_grad():
+        linear.weight[0, 0] += 1
+
+
+def replace(linear: nn.Linear) -> None:
+    linear.bias = nn.Parameter(torch.ones(3))
+
+
+def load(linear: nn.Linear) -> None:
+    linear.load_state_dict(nn.Linear(4, 3).state_dict())
+
+
+CHANGES = pytest.mark.parametrize("change", [change_in_place, replace, load])
+
+
+@CHANGES
+def test_the_state_of_weights_changes_with_them(change: Callable[[nn.Linear], None]) -> None:
+    linear = module()
+    before = weights_state(linear)
+    linear(torch.ones(2, 4))
+    linear.eval()
+    assert weights_state(linear) == before
+    change(linear)
+    assert weights_state(linear) != before
+
+
+@CHANGES
+def test_a_fingerprint_is_recomputed_only_when_weights_change(change: Callable[[nn.Linear], None]) -> None:
+    linear, fingerprint, reads = module(), WeightsFingerprint(), 0
+
+    def named() -> Iterator[tuple[str, Tensor]]:
+        nonlocal reads
+        reads += 1
+        yield from linear.named_parameters()
+
+    first = fingerprint.of(linear, named())
+    assert re.fullmatch("[0-9a-f]{16}", first)
+    assert fingerprint.of(linear, named()) == first
+    assert reads == 1
+    change(linear)
+    assert fingerprint.of(linear, named()) != first
+    assert reads == 2
+
+
+def of(name: str, tensor: Tensor) -> str:
+    return WeightsFingerprint().of(nn.Module(), [(name, tensor)])
+
+
+def test_names_dtypes_shapes_and_values_count() -> None:
+    values = torch.arange(6.0)
+    others = [
+        of("b", values),
+        of("a", values.half()),
+        of("a", values.view(2, 3)),
+        of("a", torch.nextafter(values, torch.tensor(torch.inf))),
+    ]
+    assert of("a", values) == of("a", values.clone())
+    assert len({of("a", values), *others}) == 5
+
+
+def test_large_weights_are_sampled_and_each_weight_has_its_part() -> None:
+    model = tiny_model("llama-3")
+    sampled = dict(sampled_weights(model))
+    assert max(sample.numel() for sample in sampled.values()) <= 64
+    assert len(sampled) == len(list(model.named_parameters()))

@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-fast test-floors lint types bench bench-long cookbook report docs clean
 
-demo: $(INSTALLED)  ## the main job on the embedded model
+demo: $(INSTALLED)  ## the main job on the bundled model
 	$(BIN)/mara demo
 
 test: $(INSTALLED)  ## all tests, on all cores
@@ -59,7 +59,7 @@ cookbook: $(INSTALLED)  ## runs the notebooks, and draws the README's picture fr
 	$(BIN)/python cookbook/how_it_works.py
 	$(BIN)/jupyter execute --inplace --timeout 1800 cookbook/*.ipynb
 
-report: $(INSTALLED)  ## compares systems on the embedded model: cookbook/report/report.html
+report: $(INSTALLED)  ## compares systems on the bundled model: cookbook/report/report.html
 	$(BIN)/python cookbook/report.py
 
 docs: $(VENV)/.docs  ## the documentation as HTML, without network: build/docs/index.html

@@ -1,4 +1,4 @@
-"""MaraAgent: a three-layer network that accepts or rejects a candidate by its state (docs/algorithm.md, section 1)."""
+"""MaraAgent: a three-layer network that accepts or rejects a candidate by its state (docs/algorithm.md)."""
 
 import json
 import os
@@ -52,7 +52,7 @@ class MaraAgent(
 ):
     """Accepts or rejects candidate next tokens of a frozen policy model by their states.
 
-    `LayerNorm(d) -> Linear(d, width) -> ReLU -> Linear(width, width // 4) -> ReLU -> Linear(width // 4, 2)`,
+    `LayerNorm(d) -> Linear(d, width) -> ReLU -> Linear(width, width // 4) -> ReLU -> Linear(width // 4, 2)`.
     It computes in float32 whatever the policy model's dtype. Action 1 is accept, action 0 is reject. Parameters have
     the names of the reference's checkpoints (IAAR-Shanghai/MARA, `train/agents`).
 

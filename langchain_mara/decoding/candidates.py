@@ -1,7 +1,7 @@
-"""Candidate sets: top-k, then the nucleus of the renormalised top-k, then an order of examination.
+"""Candidate sets: top-k, then the nucleus of the renormalized top-k, then an order of examination.
 
 Pure tensor functions. The whole vocabulary is never sorted: `topk` first, the nucleus on what it
-leaves (docs/algorithm.md, section 2; the paper's section 3.2).
+leaves (docs/algorithm.md, "Decoding one token"; the paper's section 3.2).
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from langchain_mara.options import Order
+from langchain_mara.options import DEFAULTS, Order
 
 # 4 MiB in float32: about what the caches of a processor hold, and enough to keep a GPU busy.
 _LOGITS_AT_ONCE = 2**20
@@ -29,10 +29,10 @@ class CandidateSets(NamedTuple):
     counts: Tensor
 
 
-def candidate_sets(logits: Tensor, top_k: int = 40, top_p: float = 0.95) -> CandidateSets:
+def candidate_sets(logits: Tensor, top_k: int = DEFAULTS.top_k, top_p: float = DEFAULTS.top_p) -> CandidateSets:
     """Cuts logits down to candidate sets, most probable first.
 
-    A token stays while the renormalised top-k mass before it is below `top_p`; the first always
+    A token stays while the renormalized top-k mass before it is below `top_p`; the first always
     stays. Non-finite logits are never candidates.
 
     Args:

@@ -2,7 +2,7 @@
 
 `decode` is the only decode path of the library; everything that generates drains it. Each pass evaluates a chunk of
 siblings for every sequence in the batch: one sequence may examine its second chunk of candidates while another is
-already at its next position (docs/algorithm.md, section 3).
+already at its next position (docs/algorithm.md, "Why aligned decoding costs about one pass per token").
 
     candidates.py       which tokens may come next    sequence.py    the rule, one sequence at a time
     candidate_table.py  the sets of all sequences     step.py        what goes through the model together

@@ -121,7 +121,7 @@ class SequenceState:
         return self._noise
 
     def examine(self, probabilities: list[float], count: int) -> int | None:
-        """Takes a further chunk of accept probabilities and applies the rule (docs/algorithm.md, section 2).
+        """Takes a further chunk of accept probabilities and applies the rule (docs/algorithm.md, "Decoding one token").
 
         Args:
             probabilities: Accept probabilities of the chunk; entries beyond the set are ignored.

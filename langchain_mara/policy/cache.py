@@ -3,7 +3,7 @@
 A slot holds the keys and values of one token. The slots of a row need not be in order of position, because the
 attention mask says which slots a query may see. So committing an accepted candidate only marks its slot in
 `positions`, and the slots of its rejected siblings are reused. Nothing ever sees a rejected candidate
-(docs/algorithm.md, section 3).
+(docs/algorithm.md, "Why aligned decoding costs about one pass per token").
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and stand in the repository as they ran; so does the report."""
+"""The notebooks run from top to bottom and are committed as they ran, and so is the report."""
 
 import importlib.util
 import os
@@ -60,5 +60,5 @@ def test_the_report_is_made_by_its_script(tmp_path: Path) -> None:
 
 
 def first_cells(markdown: str) -> list[str]:
-    """What stands in the first column of its tables."""
+    """The first column of its tables."""
     return [line.split("|")[1] for line in markdown.splitlines() if line.startswith("|")]

@@ -39,7 +39,7 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
     """Aligns a frozen LLM: `fit` trains an agent for it, `predict` answers prompts with that agent.
 
     Each round labels tokens, fits an agent on all labels so far, and passes the agent to the next round, because
-    decoding with it visits new states (docs/algorithm.md, section 5).
+    decoding with it visits new states (docs/algorithm.md, "Labels for single tokens").
 
     - `labeler="preference"`: the first round labels the given pairs. Each later round draws answers with the
       current agent; the answers with the highest and lowest reward become the prompt's pair.

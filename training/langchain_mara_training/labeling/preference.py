@@ -1,6 +1,6 @@
 """Token-level labels from preference pairs: tokens of the chosen answer accept, those of the rejected one reject.
 
-See docs/algorithm.md, section 5. Labels from rollouts are in `rollout.py`.
+See docs/algorithm.md, "Labels for single tokens". Labels from rollouts are in `rollout.py`.
 """
 
 import hashlib

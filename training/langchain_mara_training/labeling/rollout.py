@@ -1,6 +1,6 @@
 """Token-level labels from rollouts: a candidate is accepted if its completions score above the position's value.
 
-See docs/algorithm.md, section 5. For each prompt:
+See docs/algorithm.md, "Labels for single tokens". For each prompt:
     1. the LLM answers, with its agent if it has one;
     2. positions of these answers are drawn, among those with more than one candidate;
     3. each candidate of these positions is completed, and reward functions score the completions;

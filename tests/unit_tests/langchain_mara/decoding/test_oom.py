@@ -143,7 +143,7 @@ def test_rows_come_back_in_the_order_in_which_they_came(policy: PolicyModel) -> 
     assert begun == requests
 
 
-def test_parked_rows_come_before_those_that_have_not_begun(policy: PolicyModel) -> None:
+def test_preempted_rows_come_before_those_that_have_not_begun(policy: PolicyModel) -> None:
     batch = Batch(policy, width=4)
     first, late = requests_of(4), requests_of(6)[4:]
     batch.admit(first)
@@ -166,7 +166,7 @@ def test_parked_rows_come_before_those_that_have_not_begun(policy: PolicyModel) 
 
 
 @pytest.mark.parametrize("budget", [0, 2**26])
-def test_parked_rows_go_on_where_they_were(policy: PolicyModel, budget: int) -> None:
+def test_preempted_rows_go_on_where_they_were(policy: PolicyModel, budget: int) -> None:
     requests = [
         Request([*range(2, 40), n], options(12, seed=n, strategy="random", order="sampled"), AGENT) for n in range(4)
     ]
@@ -366,8 +366,8 @@ def test_a_logits_processor_without_memory_is_asked_again(policy: PolicyModel) -
     assert_as_alone(policy, requests, got)
 
 
-@pytest.mark.parametrize("everything", [True, False], ids=["all", "parked ones"])
-def test_cancelled_parked_rows_leave_without_another_pass(policy: PolicyModel, everything: bool) -> None:
+@pytest.mark.parametrize("everything", [True, False], ids=["all", "preempted ones"])
+def test_cancelled_preempted_rows_leave_without_another_pass(policy: PolicyModel, everything: bool) -> None:
     requests = requests_of(4)
     victims = requests if everything else requests[2:]
     with Memory(policy, rows=2) as memory, pytest.warns(RuntimeWarning):
@@ -381,7 +381,7 @@ def test_cancelled_parked_rows_leave_without_another_pass(policy: PolicyModel, e
         assert_as_alone(policy, requests[:2], got[:2])
 
 
-def test_cancelled_parked_rows_make_room(policy: PolicyModel) -> None:
+def test_cancelled_preempted_rows_make_room(policy: PolicyModel) -> None:
     batch = Batch(policy, width=4, raise_errors=False)
     requests = requests_of(4)
     batch.admit(requests)

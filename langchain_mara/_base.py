@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, S
 
 import torch
 from langchain_core.language_models import LangSmithParams
-from pydantic import ConfigDict, Field, ValidationError
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import ConfigDict, Field, PlainValidator, ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.agents.agent import MaraAgent
@@ -43,24 +42,20 @@ from langchain_mara.text.chat_template import eos_token_ids
 from langchain_mara.text.detokenizer import IncrementalDetokenizer, Stop, as_list
 from langchain_mara.tracing.trace import Trace
 
+
+def _checked_model(value: Any) -> Any:
+    # Transformers takes seconds to import the class, and whoever has a model has imported it already.
+    from transformers import PreTrainedModel as ModelClass  # noqa: PLC0415
+
+    if not isinstance(value, ModelClass):
+        raise ValueError("should be an instance of PreTrainedModel")  # noqa: TRY004 - pydantic reports value errors
+    return value
+
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 else:
-
-    class PreTrainedModel:
-        """Checks a field like transformers' class of this name, which takes seconds to import, when a value comes."""
-
-        @classmethod
-        def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
-            return core_schema.no_info_plain_validator_function(_checked_model)
-
-
-def _checked_model(value: Any) -> Any:
-    from transformers import PreTrainedModel as Class  # noqa: PLC0415 - whoever has a model has imported it already
-
-    if isinstance(value, Class):
-        return value
-    raise PydanticCustomError("is_instance_of", "Input should be an instance of PreTrainedModel")
+    PreTrainedModel = Annotated[Any, PlainValidator(_checked_model)]
 
 
 class LocalModel(BatchFields, DecodingFields):

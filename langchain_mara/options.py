@@ -120,7 +120,8 @@ class BatchFields(BaseModel):
     launching the kernels of a small model takes longer than running them. The first passes of each shape take many
     seconds."""
     prefix_memory: int = Field(default=BATCH_DEFAULTS.prefix_memory, ge=0)
-    """Most bytes of keys and values to keep, on the model's device, for prompts that begin like earlier ones."""
+    """Most bytes of keys and values to keep, on the model's device, for prompts that begin like earlier ones. The
+    largest value among the calls to a loaded model counts; a call with 0 neither reads nor keeps any."""
 
 
 def options_error(error: ValidationError, known: Iterable[str]) -> OptionsError:

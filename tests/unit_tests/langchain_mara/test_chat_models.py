@@ -16,6 +16,7 @@ from langchain_core.runnables import ConfigurableField
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from langchain_mara import ChatMara, MaraLLM
+from langchain_mara._base import LocalModel
 from langchain_mara._messages import to_template
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.loading import models
@@ -61,6 +62,8 @@ def test_from_llm_is_as_chat(llm: MaraLLM) -> None:
         assert dict(chat) == dict(expected)
         assert chat.tokenizer is expected.tokenizer is llm.tokenizer
     assert dict(ChatMara.from_llm(llm.as_chat())) == dict(llm.as_chat())
+    settings = dict(LocalModel(**{name: getattr(llm, name) for name in LocalModel.model_fields}))
+    assert {name: getattr(ChatMara.from_llm(llm), name) for name in settings} == settings
 
 
 def test_from_model_id_loads_a_folder(chat: ChatMara, model_folder: Path, agent_folder: Path) -> None:

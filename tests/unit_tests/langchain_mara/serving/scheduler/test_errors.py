@@ -145,7 +145,7 @@ async def test_the_error_of_a_request_reaches_its_caller_and_no_other(
             asyncio.create_task(asyncio.to_thread(lambda: list(complete(works[0])))),
             asyncio.create_task(collected(works[1])),
         ]
-        await asyncio.to_thread(wait_until, lambda: len(Scheduler.of(policy)._calls) == 2)
+        await asyncio.to_thread(wait_until, lambda: len(Scheduler.of(policy)._groups) == 2)
         gate.open()
         for task in tasks:
             with pytest.raises(ZeroDivisionError, match="an agent's own error"):

@@ -5,7 +5,7 @@ import gc
 from collections.abc import AsyncIterator
 
 import pytest
-from callers import Caller, Gate, MakeCompletion, a_request, alone
+from callers import SECONDS, Caller, Gate, MakeCompletion, a_request, alone
 from families import decoding_threads, wait_until
 
 from langchain_mara.decoding.request import Decision
@@ -135,11 +135,11 @@ def test_a_timeout_includes_waiting_for_a_row(policy: PolicyModel, completion_of
 async def test_what_was_decoded_in_time_is_given_to_a_slow_reader(
     policy: PolicyModel, completion_of: MakeCompletion
 ) -> None:
-    job = GenerationJob(policy, [completion_of(a_request())], timeout=0.5)
-    streams = [acomplete(job), complete(GenerationJob(policy, [completion_of(a_request())], timeout=0.5))]
+    job = GenerationJob(policy, [completion_of(a_request())], timeout=SECONDS)
+    streams = [acomplete(job), complete(GenerationJob(policy, [completion_of(a_request())], timeout=SECONDS))]
     first = await anext(streams[0]), next(streams[1])  # type: ignore[call-overload]
     await asyncio.to_thread(wait_until, lambda: not decoding_threads())
-    past = asyncio.get_running_loop().time() + 10.0
+    past = asyncio.get_running_loop().time() + 2 * SECONDS
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("langchain_mara.serving.completion.time.monotonic", lambda: past)
         rest = [delta async for delta in streams[0]], list(streams[1])  # type: ignore[union-attr, call-overload]
@@ -151,7 +151,7 @@ def test_a_loop_that_was_closed_is_not_told(policy: PolicyModel, completion_of: 
     completion = completion_of(a_request())
     loop = asyncio.new_event_loop()
     with Gate(policy, passes=2) as gate:
-        deltas: AsyncIterator[CompletionDelta] = acomplete(GenerationJob(policy, [completion]))
+        deltas: AsyncIterator[CompletionDelta] = acomplete(GenerationJob(policy, [completion], BatchConfig(1, 8)))
         loop.run_until_complete(anext(deltas))  # type: ignore[arg-type]
         loop.close()
         gate.open()

@@ -163,7 +163,7 @@ def decoding_threads() -> int:
     return sum(thread.name == "mara-decoding" for thread in threading.enumerate())
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     """Waits for what another thread does within a pass or so; garbage is collected meanwhile."""
     end = time.monotonic() + seconds
     while not condition():

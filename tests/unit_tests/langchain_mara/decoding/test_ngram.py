@@ -290,7 +290,7 @@ def test_rows_that_draft_wait_for_memory_like_others(policy: PolicyModel) -> Non
             raise torch.OutOfMemoryError("CUDA out of memory, so to speak")
 
     hook = policy.backbone.register_forward_pre_hook(limit, with_kwargs=True)
-    with hook, pytest.warns(RuntimeWarning, match="going on with"):
+    with hook, pytest.warns(RuntimeWarning, match="continuing with"):
         got = run(policy, requests, draft=9)
     assert refused
     assert_same(got, expected)
@@ -305,7 +305,7 @@ def test_a_draft_that_does_not_fit_alone_is_given_up(policy: PolicyModel) -> Non
 
     request = Request(PROMPTS[0], options(20), AGENTS[0])
     hook = policy.backbone.register_forward_pre_hook(limit, with_kwargs=True)
-    with hook, pytest.warns(RuntimeWarning, match="going on with 1 of width 1"):
+    with hook, pytest.warns(RuntimeWarning, match="continuing with 1 of width 1"):
         got = run(policy, [request], draft=9)
     assert_same(got, run(policy, [request], draft=0))
     assert drafted(got)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Out of memory on cpu:RuntimeWarn
 
 AGENT = tiny_agent(seed=3)
 UNLIMITED = 10**9
-HALVED = "Out of memory on cpu with 8 rows: going on with 4 of width 4. A smaller batch_size avoids this"
+HALVED = "Out of memory on cpu with 8 sequences: continuing with 4 of width 4. A smaller batch_size avoids this"
 PROMPTS = [[5, 6, 7 + n] * (1 + n % 3) for n in range(12)]
 
 
@@ -127,7 +127,7 @@ def test_without_memory_for_all_prompts_some_wait(policy: PolicyModel) -> None:
 def test_prompts_that_join_running_rows_wait_where_memory_does_not_suffice(policy: PolicyModel) -> None:
     running, joining = requests_of(3), [Request([*range(5, 15), n], options(5), AGENT) for n in range(20, 24)]
     requests, source = [*running, *joining], iter([*running, None, *joining, None])
-    with Memory(policy, tokens=30) as memory, pytest.warns(RuntimeWarning, match="with 7 rows: going on with 5"):
+    with Memory(policy, tokens=30) as memory, pytest.warns(RuntimeWarning, match="with 7 sequences: continuing with 5"):
         got, _ = run(policy, requests, source)
     assert_as_alone(policy, requests, got)
     # The running rows went on, undisturbed, while four prompts of 11 tokens waited to come back two at a time.
@@ -147,7 +147,7 @@ def test_preempted_rows_come_before_those_that_have_not_begun(policy: PolicyMode
     batch = Batch(policy, width=4)
     first, late = requests_of(4), requests_of(6)[4:]
     batch.admit(first)
-    with Memory(policy, rows=2), pytest.warns(RuntimeWarning, match="with 4 rows: going on with 2"):
+    with Memory(policy, rows=2), pytest.warns(RuntimeWarning, match="with 4 sequences: continuing with 2"):
         batch.step()
     assert [row.request for row in batch.sequences] == first[:2]
     assert [row.request for row in batch.preempted] == first[2:]
@@ -175,7 +175,7 @@ def test_preempted_rows_go_on_where_they_were(policy: PolicyModel, budget: int) 
     def shrink(decisions: list[list[Decision]]) -> None:
         memory.rows = 2 if min(map(len, decisions)) > 3 else UNLIMITED
 
-    with memory, pytest.warns(RuntimeWarning, match="with 4 rows: going on with 2"):
+    with memory, pytest.warns(RuntimeWarning, match="with 4 sequences: continuing with 2"):
         got, _ = run(policy, requests, after_each=shrink, width=3, prefix_cache=PrefixCache(budget))
     assert memory.refused
     assert_as_alone(policy, requests, got)
@@ -183,14 +183,17 @@ def test_preempted_rows_go_on_where_they_were(policy: PolicyModel, budget: int) 
 
 def test_half_of_the_width_waits_before_a_single_row_does(policy: PolicyModel) -> None:
     (request,) = requests_of(1, strategy="max-prob", top_p=1.0)
-    with Memory(policy, tokens=3) as memory, pytest.warns(RuntimeWarning, match="with 1 rows: going on with 1 of wid"):
+    with (
+        Memory(policy, tokens=3) as memory,
+        pytest.warns(RuntimeWarning, match="with 1 sequences: continuing with 1 of wid"),
+    ):
         got, _ = run(policy, [request], width=8)
     assert_as_alone(policy, [request], got)
     assert [memory.tried[i] for i in memory.refused] == [(1, 8), (1, 4)]
 
 
 SINGLE = (
-    "Out of memory on cpu with a single row of 60 tokens. Shorten the prompt, lower max_new_tokens or top_k, "
+    "Out of memory on cpu with a single sequence of 60 tokens. Shorten the prompt, lower max_new_tokens or top_k, "
     "or load the model in a smaller dtype"
 )
 
@@ -295,7 +298,7 @@ def test_logits_that_do_not_even_fit_for_one_row_wait(
         return whole(states)
 
     monkeypatch.setattr(policy, "logits", limited)
-    with pytest.warns(RuntimeWarning, match=f"with {count} rows: going on with 1"):
+    with pytest.warns(RuntimeWarning, match=f"with {count} sequences: continuing with 1"):
         got, _ = run(policy, requests)
     assert 1 in failed
     assert [request.error for request in requests] == [None] * count
@@ -449,7 +452,7 @@ def test_what_was_reused_counts_no_more_than_the_prompt(policy: PolicyModel) -> 
     def shrink(decisions: list[list[Decision]]) -> None:
         memory.rows = 1 if len(decisions[1]) > 30 else UNLIMITED
 
-    with memory, pytest.warns(RuntimeWarning, match="with 2 rows: going on with 1"):
+    with memory, pytest.warns(RuntimeWarning, match="with 2 sequences: continuing with 1"):
         got, _ = run(policy, requests, after_each=shrink, prefix_cache=PrefixCache(2**26))
     # The second row came back to 64 tokens kept by the first, its own answer among them.
     assert [request.reused_tokens for request in requests] == [0, 38]
@@ -461,7 +464,7 @@ def test_reuse_that_was_lost_does_not_count(policy: PolicyModel) -> None:
     store = PrefixCache(2**26)
     run(policy, [Request([*range(2, 70)], options(1), AGENT)], prefix_cache=store)
     request = Request([*range(2, 70), *range(30, 50)], options(), AGENT)
-    warned = pytest.warns(RuntimeWarning, match="with 1 rows: going on with 1")
+    warned = pytest.warns(RuntimeWarning, match="with 1 sequences: continuing with 1")
     with Memory(policy, tokens=19, times=1) as memory, warned:
         got, _ = run(policy, [request], prefix_cache=store)
     assert memory.tried[:2] == [(1, 24), (1, 88)]

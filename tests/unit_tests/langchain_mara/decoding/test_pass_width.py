@@ -68,14 +68,14 @@ def test_decisions_are_learnt_and_later_ones_count_more() -> None:
     known = AcceptanceCounts()
     assert known.decided(0, 1) == pytest.approx(0.6)
     for _ in range(400):
-        known.learn(3)
+        known.add(3)
     assert known.decided(0, 2) < 0.02
     assert known.decided(0, 3) > 0.99
     assert known.decided(2, 1) > 0.99
     for _ in range(2000):
-        known.learn(1)
+        known.add(1)
     assert known.decided(0, 1) > 0.9
-    known.learn(10 * MOST_WIDTH)
+    known.add(10 * MOST_WIDTH)
     assert 0 < known.decided(MOST_WIDTH, 5) <= 1
 
 

@@ -19,8 +19,6 @@ from langchain_mara.tracing.trace import Trace
 from langchain_mara.tracing.views import visible
 
 STYLE = Path(langchain_mara.__file__).with_name("tracing").joinpath("trace.html.j2").read_text(encoding="utf-8")
-
-
 TWENTIETHS = [step / 20 for step in range(21)]
 
 

@@ -4,7 +4,7 @@ import pytest
 from families import tiny_agent
 from langchain_mara_training.evaluation import divergence as room
 from langchain_mara_training.evaluation.divergence import divergence, share_vocabulary
-from langchain_mara_training.generation.generate import AnswerStart, answer
+from langchain_mara_training.generation.generate import AnswerStart, generate_answers
 from transformers import AutoTokenizer
 
 from langchain_mara import MaraLLM
@@ -21,7 +21,7 @@ def test_it_is_the_mean_of_the_decisions_log_probabilities(
     monkeypatch.setattr(room, "_LOGITS_AT_ONCE", at_once)
     llm = demo_llm.with_agent(tiny_agent(192, bias=-100.0)) if agent else demo_llm
     for prompt in PROMPTS:
-        [decoded] = answer(llm, [AnswerStart(llm.encode(prompt))], 1, keep_states=True, fallback=3)
+        [decoded] = generate_answers(llm, [AnswerStart(llm.encode(prompt))], 1, keep_states=True, fallback=3)
         logs = [float(decision.candidate_states.log_probabilities[decision.index]) for decision in decoded.decisions]  # type: ignore[union-attr]
         found = divergence(demo_llm, prompt, decoded.token_ids)
         assert found == pytest.approx(-sum(logs) / len(logs), rel=1e-4)

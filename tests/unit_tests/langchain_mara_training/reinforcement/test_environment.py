@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from langchain_mara_training.generation.generate import AnswerStart, answer
+from langchain_mara_training.generation.generate import AnswerStart, generate_answers
 from langchain_mara_training.reinforcement.environment import EnvironmentOptions, Episode, episode_of, play, steps_of
 from langchain_mara_training.rewards.weighted import WeightedRewards
 from safetensors.torch import load_file
@@ -60,7 +60,7 @@ def reference_episode(record: dict[str, Any], llm: MaraLLM, golden: Path) -> Epi
     how = {"top_k": options["topk"], "top_p": options["topp"], "max_new_tokens": options["max_new_token"]}
     order = ORDERS.get(record["variant"], "descending")
     playing = llm.with_agent(Replayed(record["steps"], 64)).model_copy(update={**how, "order": order, "width": 6})
-    (answered,) = answer(
+    (answered,) = generate_answers(
         playing,
         [AnswerStart(record["prompt_ids"])],
         1,

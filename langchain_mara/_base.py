@@ -140,7 +140,7 @@ class LocalModel(BatchFields, DecodingFields):
         DecodingOptions.parse(**options)
         settable = set(cls.model_fields) - {"model", "tokenizer"}
         refuse_unknown(kwargs, settable, {*settable, *inspect.signature(cls.from_model_id).parameters})
-        loaded_agent = load_agent(agent)
+        loaded_agent = load_agent(agent, token=token, local_files_only=local_files_only)
         model, tokenizer = load_model(
             model_id,
             device=device,
@@ -163,7 +163,10 @@ class LocalModel(BatchFields, DecodingFields):
             **kwargs: Arguments of `from_model_id`; `agent=None` gives the model without alignment.
         """
         values = {"agent": DEMO_AGENT_FOLDER, "dtype": torch.float32, "local_files_only": True, **kwargs}
-        return cls.from_model_id(DEMO_MODEL_FOLDER, **values)
+        llm = cls.from_model_id(DEMO_MODEL_FOLDER, **values)
+        # The bundled model needs no network, which says nothing of other models and agents.
+        LoadedModel.of(llm.model).hub_options = {"local_files_only": kwargs.get("local_files_only", False)}
+        return llm
 
     def with_agent(self, agent: AgentSource | None) -> Self:
         """A new instance on the same loaded model with another agent, as `from_model_id` takes it, or without one."""
@@ -180,7 +183,8 @@ class LocalModel(BatchFields, DecodingFields):
         changes = canonical(changes)
         settable = set(type(self).model_fields) - self._fixed
         refuse_unknown(changes, settable, settable)
-        return self._copied({**changes, "agent": load_agent(changes.get("agent", self.agent))})
+        agent = load_agent(changes.get("agent", self.agent), **LoadedModel.of(self.model).hub_options)
+        return self._copied({**changes, "agent": agent})
 
     def _on_model(self, model_id: str | None, changes: Mapping[str, Any], revision: str | None = None) -> Self:
         """An instance on another model, which is loaded to the same device, with these settings.

@@ -16,6 +16,8 @@ Strategy = Literal["first-accept", "max-prob", "random", "sampled"]
 SYNONYMS = {"max_tokens": "max_new_tokens"}
 """Option names of LangChain's chat models, and the same options in this library."""
 
+DEFAULT_AGENT_WIDTH = 1024
+"""Units of an agent's first hidden layer, as in the paper."""
 DEFAULT_QUEUE_SIZE = 4096
 """Most requests that may wait for a loaded model."""
 

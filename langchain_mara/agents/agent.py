@@ -21,6 +21,7 @@ from langchain_mara.agents.reference_checkpoints import (
     resolve_reference,
 )
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError
+from langchain_mara.options import DEFAULT_AGENT_WIDTH
 from langchain_mara.policy.fingerprints import WeightsFingerprint
 
 _MODEL_CARD = """---
@@ -66,7 +67,7 @@ class MaraAgent(
     def __init__(
         self,
         hidden_size: int,
-        width: int = 1024,
+        width: int = DEFAULT_AGENT_WIDTH,
         policy_model: str | None = None,
         library_version: str = __version__,
     ) -> None:
@@ -170,18 +171,19 @@ class MaraAgent(
         return cls._from_state(_read_safetensors(file), str(file), **kwargs).to(map_location)
 
     @classmethod
-    def from_reference(cls, source: str | Path, policy_model: str | None = None) -> Self:
+    def from_reference(cls, source: str | Path, policy_model: str | None = None, **hub: Any) -> Self:
         """Loads a `.pth` state dict of the reference implementation, without running pickled code.
 
         Args:
             source: Path of the file, or `repo:file` for a file in a hub repository, such as
                 `IAAR-Shanghai/MARA_AGENTS:mistral_v3_2_1_actor.pth`.
             policy_model: Name of the model that the agent was trained on, if known.
+            **hub: `revision`, `token` and `local_files_only` of a hub repository.
 
         Raises:
             CheckpointError: If it is missing, truncated, or not an agent.
         """
-        file = resolve_reference(str(source))
+        file = resolve_reference(str(source), **hub)
         return cls._from_state(read_reference(file), str(file), policy_model=policy_model)
 
     @classmethod

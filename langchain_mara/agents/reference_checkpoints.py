@@ -25,8 +25,12 @@ def looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
-def resolve_reference(source: str) -> Path:
+def resolve_reference(source: str, **hub: Any) -> Path:
     """Turns a path or a hub `repo:file` into the path of a local file, and downloads it if necessary.
+
+    Args:
+        source: Path, or `repo:file`.
+        **hub: `revision`, `token` and `local_files_only` of the hub repository.
 
     Raises:
         CheckpointError: If there is no such file.
@@ -38,7 +42,7 @@ def resolve_reference(source: str) -> Path:
     if not colon or not repository or is_drive:
         raise CheckpointError(f"There is no file {source}. Give a path, or repo:file for a hub repository.")
     try:
-        return Path(hf_hub_download(repository, filename))
+        return Path(hf_hub_download(repository, filename, **hub))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise CheckpointError(not_found(source, error)) from None
 

@@ -66,7 +66,7 @@ def load_model(
     hub = {"revision": revision, "token": token, "local_files_only": local_files_only}
     source = _model_source(model_id)
     options = {
-        "dtype": None if dtype is None else _dtype(dtype),
+        "dtype": None if dtype is None else resolve_dtype(dtype),
         "device_map": device_map if target is None else {"": target},
         "quantization_config": quantization_config,
         "attn_implementation": attn_implementation,
@@ -165,12 +165,13 @@ def load_model_once(
     return load_model(model_id, device=device, dtype=dtype, packed=packed, **hub)
 
 
-def load_agent(source: AgentSource | None) -> MaraAgent | None:
+def load_agent(source: AgentSource | None, **hub: Any) -> MaraAgent | None:
     """Loads an agent.
 
     Args:
         source: A `MaraAgent`, a folder, a hub id, the path of a reference `.pth`, or `repo:file` on the hub; None
             stays None.
+        **hub: `token` and `local_files_only` for agents on the hub.
 
     Raises:
         CheckpointError: If the source does not hold a valid agent.
@@ -179,7 +180,7 @@ def load_agent(source: AgentSource | None) -> MaraAgent | None:
         return source
     name = os.path.expanduser(source)  # noqa: PTH111
     is_reference = name.endswith((".pth", ".pt")) or (":" in name and not Path(name).exists())
-    return MaraAgent.from_reference(name) if is_reference else MaraAgent.from_pretrained(name)
+    return MaraAgent.from_reference(name, **hub) if is_reference else MaraAgent.from_pretrained(name, **hub)
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -203,10 +204,15 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if str(resolved) == "cuda" else resolved
 
 
-def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+def resolve_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
+    """The dtype to load weights in: one of PyTorch's, or `auto` for the checkpoint's own, which None means.
+
+    Raises:
+        LoadingError: If PyTorch has no such dtype.
+    """
     if isinstance(dtype, str) and dtype != "auto":
         torch_dtype = getattr(torch, dtype, None)
         if not isinstance(torch_dtype, torch.dtype):
             raise LoadingError(f"There is no dtype {dtype!r}; try bfloat16, float16 or float32.")
         return torch_dtype
-    return dtype
+    return dtype or "auto"

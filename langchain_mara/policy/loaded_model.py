@@ -28,10 +28,12 @@ class _AgentCopy(NamedTuple):
 
     Attributes:
         weights: `weights_state` of the agent when it was copied.
+        device: Device of the copy.
         agent: The copy.
     """
 
     weights: tuple[int, int]
+    device: torch.device
     agent: nn.Module
 
 
@@ -127,8 +129,8 @@ class LoadedModel:
         state = weights_state(agent)
         with self.lock:
             agent_copy = self._agent_copies.get(agent)
-            if agent_copy is None or agent_copy.weights != state:
-                agent_copy = self._agent_copies[agent] = _AgentCopy(state, copy.deepcopy(agent).to(device))
+            if agent_copy is None or (agent_copy.weights, agent_copy.device) != (state, device):
+                agent_copy = self._agent_copies[agent] = _AgentCopy(state, device, copy.deepcopy(agent).to(device))
             return agent_copy.agent
 
     @contextmanager
@@ -137,12 +139,14 @@ class LoadedModel:
 
         If any modules were in training mode, they return to it when the last of the concurrent passes has ended.
         """
+        model = self.model
         with self.lock:
             self._running_passes += 1
-            model = self.model
-            if model.training:
-                self._training_modules += [module for module in model.modules() if module.training]
-                model.eval()
+            # A model in evaluation mode may have modules in training mode.
+            training = [module for module in model.modules() if module.training]
+            self._training_modules += training
+            for module in training:
+                module.training = False
         try:
             yield
         finally:

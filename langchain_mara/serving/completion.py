@@ -219,11 +219,14 @@ def _submitted(
 
 def _settle(running: set[Request], item: CompletionDelta | Request) -> None:
     """Removes a request that has ended from `running`, and raises its error if it has one."""
-    request = item.completion.request if isinstance(item, CompletionDelta) else item
-    if request.error is not None:
-        raise request.error
-    if not isinstance(item, CompletionDelta) or item.last:
-        running.discard(request)
+    if isinstance(item, CompletionDelta):
+        # The request may have failed since. Its error comes after all its deltas, with the request itself.
+        if item.last:
+            running.discard(item.completion.request)
+        return
+    if item.error is not None:
+        raise item.error
+    running.discard(item)
 
 
 def _timeout(job: GenerationJob) -> TimeoutError:

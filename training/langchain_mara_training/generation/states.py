@@ -22,5 +22,6 @@ def batch_states(policy: PolicyModel, token_ids: Sequence[Sequence[int]]) -> Ten
     """
     longest = max(map(len, token_ids))
     padded = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in token_ids]).to(policy.device)
-    states: Tensor = policy.backbone(input_ids=padded, use_cache=False).last_hidden_state
+    with policy.loaded.evaluation_mode():
+        states: Tensor = policy.backbone(input_ids=padded, use_cache=False).last_hidden_state
     return states

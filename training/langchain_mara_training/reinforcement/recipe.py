@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from langchain_mara.exceptions import OptionsError
+from langchain_mara.options import DEFAULT_AGENT_WIDTH
 from langchain_mara_training.reinforcement.actor_critic import UpdateOptions
 from langchain_mara_training.reinforcement.environment import PARALLEL, EnvironmentOptions
 from langchain_mara_training.storage.settings import Count, DecodingSettings, Settings, did_you_mean, read_settings
@@ -65,7 +66,7 @@ class Recipe(Settings):
     """Episodes per round, played at the same time; workers share them."""
     workers: int = Field(default=0, ge=0)
     """Ray processes that play the episodes; with 0, this process plays and learns."""
-    width: Count = 1024
+    width: Count = DEFAULT_AGENT_WIDTH
     """Units of the first hidden layer of agent and critics; ignored with an agent to start from."""
     batch_size: Count = 1024
     """Transitions per gradient step."""

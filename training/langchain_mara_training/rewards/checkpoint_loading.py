@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from langchain_mara.agents.reference_checkpoints import looks_local
 from langchain_mara.exceptions import CheckpointError, LoadingError
-from langchain_mara.loading.models import resolve_device
+from langchain_mara.loading.models import resolve_device, resolve_dtype
 
 _SAFETENSORS = ("model.safetensors.index.json", "model.safetensors")
 _TORCH = ("pytorch_model.bin.index.json", "pytorch_model.bin")
@@ -94,7 +94,7 @@ def load_weights(
     """
     if "device_map" not in options:
         options["device_map"] = {"": resolve_device(device)}
-    chosen_dtype = _dtype(dtype)
+    chosen_dtype = resolve_dtype(dtype)
     try:
         with _quiet():
             model, report = kind.from_pretrained(
@@ -174,15 +174,6 @@ def _read(file: Path, wanted: set[str]) -> dict[str, Tensor]:
             return {name: tensors.get_tensor(name) for name in wanted & set(tensors.keys())}
     stored: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     return {name: stored[name].clone() for name in wanted & set(stored)}
-
-
-def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype or "auto"
-    named = getattr(torch, dtype, None)
-    if not isinstance(named, torch.dtype):
-        raise LoadingError(f"There is no dtype {dtype!r}; try bfloat16, float16 or float32.")
-    return named
 
 
 def _abbreviated(keys: Iterable[str]) -> str:

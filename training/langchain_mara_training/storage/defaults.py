@@ -2,6 +2,8 @@
 
 from typing import Literal, NamedTuple
 
+from langchain_mara.options import DEFAULT_AGENT_WIDTH
+
 Schedule = Literal["linear", "cosine", "constant"]
 """How the learning rate falls to zero during a fit."""
 Precision = Literal["bf16", "fp16"]
@@ -26,7 +28,7 @@ class FittingDefaults(NamedTuple):
         n_iter_no_change: Epochs without a better validation loss before fitting stops.
     """
 
-    width: int = 1024
+    width: int = DEFAULT_AGENT_WIDTH
     max_epochs: int = 10
     batch_size: int = 512
     learning_rate: float = 1e-3

@@ -14,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.exceptions import CheckpointError, LoadingError
+from langchain_mara.llms import MaraLLM
 from langchain_mara.loading.models import load_agent, load_model
+from langchain_mara.policy.loaded_model import LoadedModel
 
 Damage = Callable[[Path], Any]
 
@@ -246,3 +248,23 @@ def test_agent_loads_from_a_reference_checkpoint(tmp_path: Path, agent: MaraAgen
 def test_missing_agent_is_refused_by_its_name(source: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         load_agent(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "loader"), [("org/agent", "from_pretrained"), ("org/agents:a.pth", "from_reference")]
+)
+def test_an_agent_on_the_hub_is_loaded_with_the_models_token(
+    source: str, loader: str, agent: MaraAgent, llm: MaraLLM, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, dict[str, object]]] = []
+    monkeypatch.setattr(MaraAgent, loader, lambda name, **hub: calls.append((name, hub)) or agent)
+    hub = {"token": "secret", "local_files_only": True}
+    loaded = MaraLLM.from_model_id(model_folder, agent=source, **hub)
+    loaded.with_agent(source)
+    assert calls == [(source, hub)] * 2
+    llm.with_agent(source)
+    assert calls[2] == (source, {})
+
+
+def test_the_demo_says_nothing_of_the_network_for_other_models() -> None:
+    assert not LoadedModel.of(MaraLLM.demo(device="cpu").model).hub_options.get("local_files_only")

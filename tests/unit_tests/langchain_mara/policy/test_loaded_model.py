@@ -7,9 +7,9 @@ import weakref
 
 import pytest
 import torch
-from families import tiny_agent, tiny_model
+from families import GPT, tiny_agent, tiny_model
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.decoding.loop import decode
@@ -143,6 +143,13 @@ def test_the_copy_is_renewed_when_the_agent_is_trained(loaded: LoadedModel) -> N
     assert loaded.agent_on(agent, META) is renewed
 
 
+def test_the_copy_is_made_anew_for_another_device(loaded: LoadedModel) -> None:
+    agent = tiny_agent()
+    assert loaded.agent_on(agent, META).ln.weight.device == META  # type: ignore[union-attr]
+    indexed = torch.device("cpu", 0)  # counts as another device than "cpu"
+    assert loaded.agent_on(agent, indexed).ln.weight.device.type == "cpu"  # type: ignore[union-attr]
+
+
 def test_copies_go_with_their_agents(loaded: LoadedModel) -> None:
     agent = tiny_agent()
     agent_copy = weakref.ref(loaded.agent_on(agent, META))
@@ -219,3 +226,15 @@ def test_dropout_never_acts_while_decoding(
     assert token_ids(model, agent) == expected
     assert llm.invoke("hi") == answer
     assert all(training_modes(model))
+
+
+def test_a_single_module_in_training_mode_does_not_drop_out() -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**GPT, attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)).eval()
+    policy, modules = PolicyModel(model), list(model.modules())
+    expected = policy.prefill(policy.new_cache(), 0, [PROMPT])
+    model.transformer.drop.train()
+    modes = [module.training for module in modules]
+    assert torch.equal(policy.prefill(policy.new_cache(), 0, [PROMPT]), expected)
+    assert [module.training for module in modules] == modes
+    assert sum(modes) == 1

@@ -240,3 +240,25 @@ def test_only_the_last_chunk_has_info_without_probabilities(completion_of: MakeC
     last = pushed(completion, decision(completion.request, 5, (0.6,), "length"))
     assert completion.info_of_chunk(first) is None
     assert completion.info_of_chunk(last) == completion.info
+
+
+def test_a_slow_reader_gets_every_delta_before_the_error(policy: PolicyModel, completion_of: MakeCompletion) -> None:
+    completion = completion_of(eos=-1)
+
+    def fail_at_the_sixth(input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[1] == len(PROMPTS["hi"]) + 5:
+            raise LookupError("the sixth token")
+        return scores
+
+    completion.request.logits_processor = fail_at_the_sixth
+    deltas = []
+
+    def read_slowly() -> None:
+        for delta in complete(GenerationJob(policy, [completion], BatchConfig(width=4))):
+            wait_until(lambda: not decoding_threads())  # the request has failed before the first delta is read
+            deltas.append(delta)
+
+    with pytest.raises(LookupError, match="the sixth token"):
+        read_slowly()
+    # The pass that decided the fifth token failed when it cut the sixth's candidates.
+    assert [delta.decisions for delta in deltas] == [1, 2, 3, 4]

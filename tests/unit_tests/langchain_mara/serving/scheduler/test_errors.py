@@ -121,7 +121,7 @@ def test_a_request_without_memory_for_its_prompt_leaves(policy: PolicyModel) -> 
             raise torch.OutOfMemoryError
 
     hook = policy.backbone.register_forward_pre_hook(too_long, with_kwargs=True)
-    with pytest.warns(RuntimeWarning, match="Out of memory on cpu with 1 rows"):
+    with pytest.warns(RuntimeWarning, match="Out of memory on cpu with 1 sequences"):
         caller = Caller(policy, [a_request(length=60)]).submit().wait()
     hook.remove()
     with pytest.raises(torch.OutOfMemoryError, match="single row of 60 tokens"):

@@ -124,7 +124,7 @@ def test_a_request_without_memory_for_its_prompt_leaves(policy: PolicyModel) -> 
     with pytest.warns(RuntimeWarning, match="Out of memory on cpu with 1 sequences"):
         caller = Caller(policy, [a_request(length=60)]).submit().wait()
     hook.remove()
-    with pytest.raises(torch.OutOfMemoryError, match="single row of 60 tokens"):
+    with pytest.raises(torch.OutOfMemoryError, match="single sequence of 60 tokens"):
         raise caller.requests[0].error or AssertionError
 
 

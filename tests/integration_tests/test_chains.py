@@ -35,6 +35,7 @@ def get_weather(city: str) -> str:
     return f"It is sunny in {city}."
 
 
+@pytest.mark.slow
 def test_prompt_llm_parser(llm: MaraLLM) -> None:
     chain = PromptTemplate.from_template("{wish} Where should I start?") | llm | StrOutputParser()
     whole = chain.invoke({"wish": "I want to keep a lost wallet."})

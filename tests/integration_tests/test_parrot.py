@@ -21,6 +21,7 @@ def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_it_answers_every_lesson_as_taught_and_forced_calls_from_every_opening(parrot: Parrot) -> None:
     model, tokenizer = parrot
     expected = {}

@@ -72,6 +72,7 @@ def test_a_page_of_nothing_is_refused(script: Script, tmp_path: Path) -> None:
         script("page").main(tmp_path, tmp_path / "RESULTS.md")
 
 
+@pytest.mark.slow
 def test_calls_arrive_in_one_rhythm_whatever_the_rate_and_all_are_heard(script: Script, tmp_path: Path) -> None:
     file = tmp_path / "serving.jsonl"
     script("serving").arrivals("demo", calls=5, new_tokens=4, share=[0.5, 2.0], batch_size=2, output=file)

@@ -205,6 +205,7 @@ def test_pages_start_with_code(page: Path) -> None:
 RUNNING = [page for page in PAGES if any(printed for _, printed in code_of(page))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNING, ids=lambda page: str(page.relative_to(DOCS)))
 @pytest.mark.filterwarnings("ignore:.*nothing was learn.*")
 def test_blocks_print_what_the_page_says(page: Path) -> None:

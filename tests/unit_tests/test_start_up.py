@@ -50,6 +50,7 @@ except SystemExit as end:
     assert loaded_modules(code).isdisjoint(HEAVY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["MaraLLM", "ChatMara"])
 def test_first_use_loads_what_torch_transformers_and_langchain_load(name: str) -> None:
     extra = loaded_modules(f"from langchain_mara import {name}") - loaded_modules(REFERENCE)

@@ -60,6 +60,7 @@ def test_rounds_go_on_with_the_new_agent(demo_llm: MaraLLM) -> None:
     assert not same(once.agent_, other.agent_)
 
 
+@pytest.mark.slow
 def test_later_rounds_of_preference_draw_their_own_pairs(
     demo_llm: MaraLLM, demo_pairs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ def as_lists(sets: CandidateSets) -> list[list[int]]:
     return [ids[:n] for ids, n in zip(sets.token_ids.tolist(), sets.counts.tolist(), strict=True)]
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     st.lists(st.integers(-80, 80), min_size=2, max_size=30, unique=True),
@@ -71,6 +72,7 @@ def straightforward(logits: Tensor, top_k: int, top_p: float) -> CandidateSets:
     return CandidateSets(token_ids, scores.float(), keep.sum(-1))
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     st.lists(st.lists(st.sampled_from([NAN, INF, -INF, -3.0, 0.0, 0.5, 1.0]), min_size=50, max_size=50), max_size=4),

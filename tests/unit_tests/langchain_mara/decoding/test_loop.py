@@ -169,6 +169,7 @@ PROMPTS = [[5, 6, 7], [9] * 12, [3], list(range(2, 30)), [44, 3, 44, 3, 44]]
 AGENTS = [tiny_agent(seed=seed, bias=bias) for seed, bias in enumerate([0.0, 1.0, -1.0, 2.0])]
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     st.lists(st.tuples(st.sampled_from(range(5)), st.sampled_from([0, 1, 2, 3, None])), min_size=1, max_size=6),
@@ -218,6 +219,7 @@ def generate_greedy(policy: PolicyModel, prompt: list[int], new_tokens: int, eos
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", [None, tiny_agent(bias=100.0)], ids=["no agent", "always accepts"])
 @pytest.mark.parametrize("width", [1, 8])
 def test_accepting_everything_is_plain_generate(policy: PolicyModel, agent: MaraAgent | None, width: int) -> None:
@@ -244,6 +246,7 @@ def test_fallback_in_reversed_order_is_the_most_probable(policy: PolicyModel) ->
     assert tokens(decisions) == generate_greedy(policy, [5, 6], 20)
 
 
+@pytest.mark.slow
 def test_sometimes_accepting_equals_the_cache_free_evaluation(policy: PolicyModel) -> None:
     for prompt, agent in zip(PROMPTS, AGENTS, strict=False):
         expected = cache_free(policy.model, agent, prompt, max_new_tokens=15)
@@ -294,6 +297,7 @@ def test_random_strategy_is_uniform_over_the_accepted(policy: PolicyModel) -> No
     assert min(counts) > 0.6 * draws / len(accepted)
 
 
+@pytest.mark.slow
 def test_sampled_strategy_accepts_each_candidate_with_its_probability(policy: PolicyModel) -> None:
     draws = 4000
     options = [DecodingOptions(top_k=3, top_p=1.0, strategy="sampled", seed=i, max_new_tokens=1) for i in range(draws)]

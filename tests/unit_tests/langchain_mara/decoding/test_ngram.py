@@ -92,6 +92,7 @@ def test_drafts_grow_while_they_are_right_and_shrink_to_what_was() -> None:
     assert lengths == [2, 4, 8, 16, 3, 6, 1]
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     st.lists(st.tuples(st.sampled_from(PROMPTS), st.sampled_from(AGENTS)), min_size=1, max_size=5),
@@ -123,6 +124,7 @@ def test_results_never_depend_on_drafts(
     assert_same(got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "order"), [("first-accept", "descending"), ("sampled", "descending")])
 def test_some_drafts_are_right_some_are_wrong_and_passes_are_saved(
     policy: PolicyModel, strategy: str, order: str
@@ -147,6 +149,7 @@ def test_repeating_for_ever_takes_a_pass_for_many_tokens(policy: PolicyModel) ->
     assert policy.passes - start < 30
 
 
+@pytest.mark.slow
 def test_wrong_drafts_change_nothing(policy: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drafts.NgramProposer, "draft", lambda _self, first, most: [(first + 1) % 97] * most)
     got = run(policy, requests_of())
@@ -154,6 +157,7 @@ def test_wrong_drafts_change_nothing(policy: PolicyModel, monkeypatch: pytest.Mo
     assert drafted(got) < 5
 
 
+@pytest.mark.slow
 def test_an_end_inside_a_draft_ends_the_row(policy: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def request(end: int, minimum: int = 0) -> Request:
         return Request(PROMPTS[1], options(30, min_new_tokens=minimum), AGENTS[2], frozenset([end]))
@@ -192,6 +196,7 @@ def test_no_draft_reaches_beyond_the_context_s_embeddings(monkeypatch: pytest.Mo
         assert_same(run(policy, [request]), run(policy, [request], draft=0))
 
 
+@pytest.mark.slow
 def test_a_row_cancelled_inside_a_draft_says_no_more(policy: PolicyModel) -> None:
     (whole,) = run(policy, [Request(PROMPTS[0], options(30), AGENTS[0])])
     other_whole = run(policy, [Request(PROMPTS[1], options(30), AGENTS[1])], draft=0)
@@ -240,6 +245,7 @@ def test_logits_processors_see_every_answer_grow_token_by_token(policy: PolicyMo
     assert seen == list(range(5, 15))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["default", "eager"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_every_family_drafts_like_a_cache_free_evaluation(family: str, attention: str) -> None:

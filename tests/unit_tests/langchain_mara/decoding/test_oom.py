@@ -100,6 +100,7 @@ def assert_as_alone(policy: PolicyModel, requests: list[Request], got: list[list
         assert [len(d.accept_probabilities) for d in decisions] == [len(d.accept_probabilities) for d in expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "order"), [("first-accept", "descending"), ("random", "sampled")])
 @pytest.mark.parametrize(("rows", "refused"), [(7, [8]), (4, [8]), (3, [8, 4]), (1, [8, 4, 2])])
 def test_rows_are_halved_until_a_pass_fits(
@@ -165,6 +166,7 @@ def test_preempted_rows_come_before_those_that_have_not_begun(policy: PolicyMode
     assert [row.request for row in batch.sequences] == [first[3], late[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0, 2**26])
 def test_preempted_rows_go_on_where_they_were(policy: PolicyModel, budget: int) -> None:
     requests = [
@@ -246,6 +248,7 @@ def test_rows_behind_one_that_failed_have_all_the_memory_again(policy: PolicyMod
     assert max(memory.tried[memory.refused[-1] + 1 :]) == (4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 3])
 def test_logits_that_do_not_fit_are_taken_in_parts(
     policy: PolicyModel, most: int, monkeypatch: pytest.MonkeyPatch
@@ -342,6 +345,7 @@ class HungryAgent(MaraAgent):
         return super().accept_probability(states, accept_action)
 
 
+@pytest.mark.slow
 def test_an_agent_without_memory_makes_rows_wait(policy: PolicyModel) -> None:
     hungry = HungryAgent(32, width=16).eval()
     hungry.load_state_dict(AGENT.state_dict())
@@ -403,6 +407,7 @@ def test_cancelled_preempted_rows_make_room(policy: PolicyModel) -> None:
     assert policy.passes - before == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(
     st.lists(st.integers(0, 11), min_size=1, max_size=7),
@@ -445,6 +450,7 @@ def test_however_memory_changes_everything_is_decoded_the_same(
         assert facts(decisions) == facts(other)
 
 
+@pytest.mark.slow
 def test_what_was_reused_counts_no_more_than_the_prompt(policy: PolicyModel) -> None:
     requests = [Request([*range(2, 40)], options(40), AGENT) for _ in range(2)]
     memory = Memory(policy)

@@ -199,6 +199,7 @@ def test_what_is_known_of_a_model_goes_with_it() -> None:
     assert gone() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("costs", [FLAT, STEEP, PassCosts([1, 8, 16], [1.0, 1.0, 4.0])])
 @pytest.mark.parametrize("strategy", ["first-accept", "max-prob", "random", "sampled"])
 @pytest.mark.parametrize("draft", [0, 4])
@@ -212,7 +213,7 @@ def test_results_do_not_depend_on_chosen_widths(
     agent.share = 0.3
 
     def answers(width: int | None) -> list[tuple[Any, ...]]:
-        options = DecodingOptions(max_new_tokens=10, strategy=strategy)
+        options = DecodingOptions(top_k=12, max_new_tokens=10, strategy=strategy)
         requests = [Request(list(range(1, 3 + 2 * i)), options, agent) for i in range(4)]
         decisions = decode(policy, requests, batch_size=3, width=width, draft=draft)
         found = [(requests.index(one.request), one.token_id, one.index, one.candidates, one.accepted)

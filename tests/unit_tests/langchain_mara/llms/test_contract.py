@@ -84,6 +84,7 @@ def variant(llm: MaraLLM, **changes: Any) -> MaraLLM:
 # Per-call arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CALL_OPTIONS, ids=str)
 async def test_options_act_the_same_on_every_call_and_at_construction(llm: MaraLLM, options: dict[str, Any]) -> None:
     expected = variant(llm, **options).invoke("hi")
@@ -105,6 +106,7 @@ def test_seed_and_temperature_act_on_a_call(llm: MaraLLM) -> None:
     assert llm.invoke("hi", **cold) == llm.invoke("hi")
 
 
+@pytest.mark.slow
 def test_n_answers_are_drawn_with_consecutive_seeds(llm: MaraLLM) -> None:
     result = llm.generate(["hi", "a"], n=3, **DRAWN, seed=5)
     texts = [[generation.text for generation in answers] for answers in result.generations]
@@ -131,6 +133,7 @@ def test_both_names_of_one_option_are_refused(llm: MaraLLM) -> None:
 # Batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concurrency", [None, 1, 3])
 async def test_max_concurrency_changes_no_answer(llm: MaraLLM, concurrency: int | None) -> None:
     expected = [llm.invoke(prompt) for prompt in PROMPTS]
@@ -140,6 +143,7 @@ async def test_max_concurrency_changes_no_answer(llm: MaraLLM, concurrency: int 
     assert dict(llm.batch_as_completed(PROMPTS, config)) == dict(enumerate(expected))
 
 
+@pytest.mark.slow
 async def test_one_bad_prompt_fails_alone_where_exceptions_are_returned(llm: MaraLLM) -> None:
     prompts = ["hi", "x" * 300, "a"]
     for answers in (
@@ -236,6 +240,7 @@ def test_traces_tell_model_limits_and_stop(llm: MaraLLM) -> None:
 # Cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CALL_OPTIONS, ids=str)
 async def test_no_cache_entry_serves_another_call(llm: MaraLLM, change: dict[str, Any]) -> None:
     cached = variant(llm, cache=InMemoryCache())
@@ -246,6 +251,7 @@ async def test_no_cache_entry_serves_another_call(llm: MaraLLM, change: dict[str
         assert cached.invoke("hi") == plain
 
 
+@pytest.mark.slow
 def test_two_agents_never_share_an_entry(llm: MaraLLM) -> None:
     cached = variant(llm, cache=InMemoryCache())
     for seed in (3, 4, 5):
@@ -310,6 +316,7 @@ def test_configurable_alternatives_share_the_model(llm: MaraLLM) -> None:
 # Copies
 
 
+@pytest.mark.slow
 def test_copies_share_the_loaded_model_and_nothing_else(llm: MaraLLM) -> None:
     for copied in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy(deep=True), llm.model_copy()):
         assert copied.model is llm.model
@@ -334,6 +341,7 @@ def test_serialization_shows_no_weights(llm: MaraLLM) -> None:
 # Stop strings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 9])
 async def test_no_part_of_a_stop_string_is_ever_streamed(llm: MaraLLM, length: int) -> None:
     free = llm.invoke("hi")
@@ -348,6 +356,7 @@ async def test_no_part_of_a_stop_string_is_ever_streamed(llm: MaraLLM, length: i
 # Concurrency
 
 
+@pytest.mark.slow
 async def test_answers_that_are_asked_together_are_those_asked_alone(llm: MaraLLM) -> None:
     expected = {prompt: llm.invoke(prompt) for prompt in PROMPTS}
     answers = await asyncio.gather(*(llm.ainvoke(prompt) for prompt in PROMPTS * 5))
@@ -358,6 +367,7 @@ async def test_answers_that_are_asked_together_are_those_asked_alone(llm: MaraLL
     wait_until(lambda: decoding_threads() == 0)
 
 
+@pytest.mark.slow
 async def test_cancelling_a_task_leaves_the_others_and_no_thread(llm: MaraLLM) -> None:
     expected = llm.invoke("a", max_new_tokens=60)
     task = asyncio.create_task(llm.ainvoke("hi", max_new_tokens=60))

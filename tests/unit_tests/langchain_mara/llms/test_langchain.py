@@ -153,6 +153,7 @@ def test_cache_spares_the_second_run(cached: MaraLLM) -> None:
     assert len(passes) == count > 0
 
 
+@pytest.mark.slow
 def test_cache_does_not_mix_up_agents(llm: MaraLLM, cached: MaraLLM) -> None:
     for agent in (llm.agent, tiny_agent(seed=5), None):
         for _ in range(2):

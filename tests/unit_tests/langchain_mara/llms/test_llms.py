@@ -28,6 +28,7 @@ def alive() -> int:
     return sum(type(thing) in (RaggedCache, Completion) for thing in gc.get_objects())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -51,6 +52,7 @@ async def test_every_way_of_running_gives_the_same_text(llm: MaraLLM, kwargs: di
     assert expected != ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"order": "sampled", "strategy": "random", "top_k": 8}], ids=str)
 def test_batch_size_and_width_never_change_results(llm: MaraLLM, options: dict[str, Any]) -> None:
     fields = {
@@ -101,6 +103,7 @@ def test_running_leaves_global_random_state_and_gradients_alone(llm: MaraLLM) ->
     assert not torch.is_inference_mode_enabled()
 
 
+@pytest.mark.slow
 def test_closing_a_stream_early_leaves_nothing_behind(llm: MaraLLM) -> None:
     expected = llm.invoke("hi")
     before = alive()
@@ -158,6 +161,7 @@ def test_with_agent_shares_the_model_and_leaves_the_original_alone(llm: MaraLLM)
     assert llm.invoke("hi") == expected
 
 
+@pytest.mark.slow
 def test_agent_comes_as_object_folder_checkpoint_or_none(
     llm: MaraLLM, agent: MaraAgent, agent_folder: Path, tmp_path: Path
 ) -> None:

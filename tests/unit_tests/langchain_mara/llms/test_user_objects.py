@@ -48,6 +48,7 @@ def state_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, agent: 
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     run=st.sampled_from(sorted(RUNS)),

@@ -169,6 +169,7 @@ def test_empty_folder_is_no_model(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "cause"),
     [

@@ -73,6 +73,7 @@ def test_merged_it_computes_what_peft_computes(
     assert (expected - model(IDS).logits).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_it_decodes_and_takes_an_agent_as_any_model(lora: PeftModel, folder: Path, agent: MaraAgent) -> None:
     llm = MaraLLM.from_model_id(folder, max_new_tokens=12)
     prompt = llm.encode("the answer is")

@@ -20,7 +20,7 @@ def prompts_of(lengths: tuple[int, ...]) -> list[list[int]]:
     return [torch.randint(2, 97, (n,), generator=generator).tolist() for n in lengths]
 
 
-@pytest.mark.parametrize("attention", ["default", "eager"])
+@pytest.mark.parametrize("attention", ["default", pytest.param("eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_decodes_like_a_cache_free_evaluation(family: str, attention: str) -> None:
     model = tiny_model(family)

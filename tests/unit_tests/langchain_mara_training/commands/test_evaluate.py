@@ -8,6 +8,7 @@ from command_line import mara, message_of, succeed, table
 from langchain_mara_training.evaluation.comparison import Comparison
 
 
+@pytest.mark.slow
 def test_a_comparison_is_kept_where_it_is_wanted(fitted: Path) -> None:
     Path("harm_of_test_cli.py").write_text(
         "def lengthy(completions, **_): return [len(one) > 20 for one in completions]"

@@ -15,6 +15,7 @@ from langchain_mara_training import run_folder
 from langchain_mara import MaraAgent
 
 
+@pytest.mark.slow
 def test_from_pairs_to_a_comparison(demo_pairs: list[dict[str, Any]]) -> None:
     labels = table(succeed("label", "pairs.jsonl", "--output", "run", "--all-tokens", "--device", "cpu"))
     found = run_folder.read_labels("run")

@@ -11,6 +11,7 @@ from langchain_mara_training.evaluation.comparison import Comparison
 from langchain_mara import MaraLLM
 
 
+@pytest.mark.slow
 def test_report_of_a_comparison_with_traces(fitted: Path) -> None:
     asked = ["prompts.jsonl", "--agent", fitted, "--max-new-tokens", "6", "--device", "cpu"]
     succeed("evaluate", *asked, "--output", "comparison")

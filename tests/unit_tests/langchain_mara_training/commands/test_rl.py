@@ -6,6 +6,7 @@ from command_line import mara, message_of, succeed, table
 from langchain_mara_training import run_folder
 
 
+@pytest.mark.slow
 def test_reinforcement_by_a_recipe() -> None:
     reward = "def short(completions, **_):\n    return [-float(len(one)) for one in completions]\n"
     Path("rl_rewards_of_test_cli.py").write_text(reward)

@@ -90,6 +90,7 @@ def run(systems: Sequence[System], output: Path | None = None, **changes: Any) -
     return compare(systems, ROWS, REWARDS, output, **{"harmful": wordy, "chunk": 2, **changes})
 
 
+@pytest.mark.slow
 def test_a_folder_holds_what_is_returned(
     systems: list[System], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +109,7 @@ def test_a_folder_holds_what_is_returned(
     assert config["command"] == "mara evaluate 'my prompts.jsonl'"
 
 
+@pytest.mark.slow
 def test_answers_are_the_systems_own_and_scored_one_by_one(whole: Comparison, llm: MaraLLM) -> None:
     assert [answer.completion for answer in whole.answers["plain"]] == llm.batch(PROMPTS)
     for answers in whole.answers.values():
@@ -134,11 +136,13 @@ def test_costs_are_those_of_the_systems(llm: MaraLLM) -> None:
     assert best_of_n(llm, ROWS, vowels, 2).tokens == 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_answers_do_not_depend_on_chunks(systems: list[System], whole: Comparison, chunk: int) -> None:
     assert stable(run(systems, chunk=chunk)) == stable(whole)
 
 
+@pytest.mark.slow
 def test_systems_draw_alike_and_prompts_do_not(llm: MaraLLM) -> None:
     sampled = llm.model_copy(update={"order": "sampled", "max_new_tokens": 16})
     twins = run([Decoding("plain", sampled), Decoding("twin", sampled.model_copy(update={"seed": 9}))])
@@ -154,6 +158,7 @@ class ProcessEndedError(Exception):
     """Stands for whatever ends a process."""
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_and_ends_the_same(
     systems: list[System], whole: Comparison, tmp_path: Path
 ) -> None:
@@ -225,6 +230,7 @@ def test_another_configuration_is_refused(
     assert {file: file.read_bytes() for file in kept.rglob("*.json*")} == before
 
 
+@pytest.mark.slow
 def test_other_systems_prompts_and_rewards_are_refused(systems: list[System], tmp_path: Path, llm: MaraLLM) -> None:
     kept = tmp_path / "kept"
     run(systems[:2], kept)

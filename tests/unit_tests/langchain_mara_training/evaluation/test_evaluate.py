@@ -32,6 +32,7 @@ def answers_of(llm: MaraLLM, n: int, seed: int) -> list[list[str]]:
     return [[generation.text for generation in answers] for answers in drawn]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"order": "sampled", "seed": 5}, {"agent": tiny_agent(192)}])
 def test_a_system_answers_as_the_llm_does(llm: MaraLLM, changes: dict[str, Any]) -> None:
     system = llm.model_copy(update=changes)
@@ -61,6 +62,7 @@ def test_passes_with_an_agent_are_those_its_candidates_need(llm: MaraLLM) -> Non
     assert decode_system(system, PROMPTS[:1], vowels, "").passes == by_hand > 1 + 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 7])
 def test_best_of_n_is_the_best_of_the_answers_drawn(llm: MaraLLM, seed: int) -> None:
     drawn = answers_of(llm, 4, seed)
@@ -71,6 +73,7 @@ def test_best_of_n_is_the_best_of_the_answers_drawn(llm: MaraLLM, seed: int) -> 
     assert (decoded.name, decoded.prompts) == ("best-of-4", PROMPTS)
 
 
+@pytest.mark.slow
 def test_best_of_n_pays_for_all_answers(llm: MaraLLM) -> None:
     one_by_one = [
         llm.generate([prompt], order="sampled", seed=seed).llm_output["token_usage"]["completion_tokens"]  # type: ignore[index]
@@ -84,6 +87,7 @@ def test_best_of_n_pays_for_all_answers(llm: MaraLLM) -> None:
     assert decoded.passes_per_token == decoded.passes / 24
 
 
+@pytest.mark.slow
 def test_of_equal_answers_the_first_is_kept_and_unscored_ones_only_where_all_are(llm: MaraLLM) -> None:
     scores = iter([1.0, 2.0, 2.0, None, -5.0, None, None, None, None])
     decoded = best_of_n(llm, PROMPTS, lambda completions: [next(scores) for _ in completions], 3)

@@ -104,6 +104,7 @@ def test_long_prompt_sets_are_resampled_in_parts_with_the_same_result(monkeypatc
     assert Preference.between(rewards, baseline) == whole
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_true_rate_about_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("langchain_mara_training.evaluation.preference_rate.RESAMPLES", 400)
     generator = np.random.default_rng(3)

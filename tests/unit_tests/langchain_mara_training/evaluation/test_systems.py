@@ -53,6 +53,7 @@ def test_best_of_n_draws_for_each_prompt_from_its_own_seed(llm: MaraLLM, n: int)
         assert costed.tokens == drawn.llm_output["token_usage"]["completion_tokens"]  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_the_corrector_answers_the_papers_prompt(llm: MaraLLM, demo_llm: MaraLLM) -> None:
     plain_text = demo_llm.model_copy(update={"use_chat_template": False, "max_new_tokens": 10})
     aligner = Aligner("aligner", llm, demo_llm.model_copy(update={"max_new_tokens": 10}))

@@ -22,6 +22,7 @@ def starts(llm: MaraLLM, **kwargs: Any) -> list[AnswerStart]:
     return [AnswerStart(llm.encode(prompt), **kwargs) for prompt in PROMPTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_answers_are_those_of_batch(aligned: MaraLLM, batch_size: int) -> None:
     found = generate_answers(aligned, starts(aligned), batch_size)

@@ -20,6 +20,7 @@ from langchain_mara.exceptions import CheckpointError, OptionsError, RewardError
 from langchain_mara.loading.models import DEMO_MODEL_FOLDER
 
 
+@pytest.mark.slow
 def test_systems_are_compared_as_by_hand(run: Path, pairs: Rows, pairs_file: str, demo_llm: MaraLLM) -> None:
     options = {**EVALUATE, "data": pairs_file, "limit": 5, "agent": str(run), "best_of": [3, 2], "seed": 6}
     found = evaluate.evaluate(run / "new" / "report.json", None, options)
@@ -62,6 +63,7 @@ def test_harm_is_judged_by_a_reward_above_zero(run: Path, pairs_file: str, vowel
     assert found.comparison.config["facts"] == {"reward": [f"pairs:{pairs_file}"], "harmful": spec}
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_in_its_folder(
     run: Path, pairs_file: str, vowels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +98,7 @@ def test_prompts_may_stand_in_any_column(run: Path, tmp_path: Path) -> None:
     assert evaluate.evaluate(None, None, options).comparison.prompts == ["How do I boil an egg?"]
 
 
+@pytest.mark.slow
 def test_what_is_not_said_comes_from_the_run(
     tmp_path: Path, pairs: Rows, pairs_file: str, vowels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

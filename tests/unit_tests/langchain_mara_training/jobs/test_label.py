@@ -51,6 +51,7 @@ def test_rollouts_need_a_reward(tmp_path: Path, pairs_file: str) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_labelling_goes_on_and_ends_byte_identical(
     tmp_path: Path, pairs_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

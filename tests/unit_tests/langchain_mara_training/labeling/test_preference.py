@@ -95,6 +95,7 @@ def test_ranks_are_places_in_the_candidate_set(demo_llm: MaraLLM) -> None:
     assert labels.ranks.min() == -1 < labels.ranks.max()
 
 
+@pytest.mark.slow
 def test_the_size_of_batches_and_shards_changes_nothing(demo_llm: MaraLLM, demo_pairs: list[Any]) -> None:
     whole = PreferenceLabeler(demo_llm).label(demo_pairs[:20])
     single = PreferenceLabeler(demo_llm, batch_tokens=1, shard_tokens=30).label(demo_pairs[:20])

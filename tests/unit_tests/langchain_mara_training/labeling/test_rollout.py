@@ -52,6 +52,7 @@ def brute_force(llm: MaraLLM, prompt: str, place: int) -> list[tuple[int, float,
     return list(zip(tokens, rewards - rewards @ shares, shares, strict=True))
 
 
+@pytest.mark.slow
 def test_labels_are_the_signs_of_advantages(demo_llm: MaraLLM, labels: TokenLabels) -> None:
     compared = set()
     for group, place in {*zip(labels.groups.tolist(), labels.positions.tolist(), strict=True)}:
@@ -67,6 +68,7 @@ def test_labels_are_the_signs_of_advantages(demo_llm: MaraLLM, labels: TokenLabe
     assert (labels.weight == 1).all()
 
 
+@pytest.mark.slow
 def test_states_are_those_the_candidates_produce(demo_llm: MaraLLM, labels: TokenLabels) -> None:
     backbone = demo_llm.model.base_model
     for i in range(len(labels)):
@@ -77,6 +79,7 @@ def test_states_are_those_the_candidates_produce(demo_llm: MaraLLM, labels: Toke
         np.testing.assert_allclose(np.asarray(labels.X[i], np.float32), states[0, -1].numpy(), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_weights_by_advantage(demo_llm: MaraLLM) -> None:
     labels = RolloutLabeler(demo_llm, count_letters, weighting="advantage", **OPTIONS).label(PROMPTS[:1])
     for place in {*labels.positions.tolist()}:
@@ -85,6 +88,7 @@ def test_weights_by_advantage(demo_llm: MaraLLM) -> None:
         assert labels.weight[here][np.argsort(labels.ranks[here])] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_agent_completes_and_answers(demo_llm: MaraLLM, labels: TokenLabels) -> None:
     aligned = demo_llm.with_agent(MaraLLM.demo(device="cpu").agent)
     other = RolloutLabeler(aligned, count_letters, **OPTIONS).label(PROMPTS)
@@ -104,6 +108,7 @@ def test_columns_reach_the_reward_and_groups_the_labels(demo_llm: MaraLLM) -> No
     assert {*labels.groups.tolist()} == {0, 2, 40}
 
 
+@pytest.mark.slow
 def test_several_continuations_are_drawn_and_repeatable(demo_llm: MaraLLM) -> None:
     options = {**OPTIONS, "continuations": 3, "generations": 2, "positions": 2}
     one, same = (RolloutLabeler(demo_llm, count_letters, **options).label(PROMPTS[:2]) for _ in range(2))
@@ -113,6 +118,7 @@ def test_several_continuations_are_drawn_and_repeatable(demo_llm: MaraLLM) -> No
     assert len({*zip(one.groups.tolist(), one.positions.tolist(), strict=True)}) > 4
 
 
+@pytest.mark.slow
 def test_shards_resume_and_refuse_other_rewards(demo_llm: MaraLLM, tmp_path: Path) -> None:
     def labeler(reward: Any) -> RolloutLabeler:
         return RolloutLabeler(demo_llm, reward, prompts_per_shard=1, **OPTIONS)

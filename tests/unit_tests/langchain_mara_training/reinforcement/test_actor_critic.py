@@ -85,6 +85,7 @@ def steps(count: int, seed: int = 1) -> Transitions:
     return Transitions(states, actions, rewards, following, torch.rand(count, generator=draw) < 0.5)
 
 
+@pytest.mark.slow
 def test_it_learns_which_action_is_rewarded() -> None:
     learner = make(discount=0.0, learning_rate_actor=3e-3, learning_rate_critic=3e-3)
     first, *_, last = learner.update([steps(256, seed) for seed in range(300)])

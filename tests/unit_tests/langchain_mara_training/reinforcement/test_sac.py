@@ -52,6 +52,7 @@ def test_it_learns_and_says_how(short: MaraLLM) -> None:
     assert trained.score(PROMPTS[:2]) == pytest.approx(best)
 
 
+@pytest.mark.slow
 def test_predicting_calls_no_reward_function(short: MaraLLM) -> None:
     def reward(completions: list[str], **_: Any) -> list[float]:
         if not training:
@@ -66,6 +67,7 @@ def test_predicting_calls_no_reward_function(short: MaraLLM) -> None:
         trained.score(PROMPTS)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_agents(short: MaraLLM) -> None:
     state = torch.random.get_rng_state()
     first, same_seed, other_seed = (sac(short, random_state=seed).fit(PROMPTS) for seed in (1, 1, 2))
@@ -102,6 +104,7 @@ def test_a_folder_of_another_job_is_refused(short: MaraLLM, tmp_path: Path) -> N
         sac(short, output=tmp_path, episodes=16).fit(PROMPTS)
 
 
+@pytest.mark.slow
 def test_partial_fit_continues(short: MaraLLM) -> None:
     seen: list[str] = []
 
@@ -119,6 +122,7 @@ def test_partial_fit_continues(short: MaraLLM) -> None:
     assert not same(first, trained.agent_)
 
 
+@pytest.mark.slow
 def test_it_begins_with_the_agent_that_is_there(short: MaraLLM) -> None:
     agent = MaraLLM.demo(device="cpu").agent
     assert agent is not None
@@ -131,6 +135,7 @@ def test_it_begins_with_the_agent_that_is_there(short: MaraLLM) -> None:
     assert all(torch.equal(agent.state_dict()[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.slow
 def test_the_reference_s_environment(short: MaraLLM) -> None:
     reference = sac(short, preset="reference").fit(PROMPTS)
     by_options = sac(short, environment=EnvironmentOptions.reference()).fit(PROMPTS)

@@ -84,6 +84,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_the_history(short: MaraLLM, tmp_path: Path) -> None:
     trained = sac(short, output=tmp_path, trackers="tensorboard").fit(PROMPTS, evaluation=PROMPTS[:1])
     events = EventAccumulator(str(tmp_path / "langchain-mara")).Reload()
@@ -99,6 +100,7 @@ def test_tensorboard_holds_the_history(short: MaraLLM, tmp_path: Path) -> None:
     assert "batch_size: 16" in hparams.read_text()
 
 
+@pytest.mark.slow
 def test_trackers_are_started_told_and_finished(short: MaraLLM) -> None:
     recorder = Recorder()
     trained = sac(short, trackers=[recorder], random_state=3).fit(PROMPTS)
@@ -144,6 +146,7 @@ def test_trackers_that_started_are_finished_when_another_does_not(short: MaraLLM
     assert offline.order == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [1, 9, 20])
 def test_a_killed_fit_logs_each_entry_once(short: MaraLLM, tmp_path: Path, killed_after: int) -> None:
     recorder = Recorder()

@@ -32,6 +32,7 @@ class RaisingAgent(MaraAgent):
         raise ZeroDivisionError("an agent's own error")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_what_concerns_one_request_fails_it_alone(policy: PolicyModel, batch_size: int) -> None:
     broken = RaisingAgent(32, width=16)
@@ -128,6 +129,7 @@ def test_a_request_without_memory_for_its_prompt_leaves(policy: PolicyModel) -> 
         raise caller.requests[0].error or AssertionError
 
 
+@pytest.mark.slow
 async def test_the_error_of_a_request_reaches_its_caller_and_no_other(
     policy: PolicyModel, completion_of: MakeCompletion
 ) -> None:

@@ -32,6 +32,7 @@ def test_a_cancelled_request_frees_its_row_within_a_pass(policy: PolicyModel) ->
     assert caller.left == requests
 
 
+@pytest.mark.slow
 def test_closing_early_frees_the_rows_and_ends_the_thread(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     completions = [completion_of() for _ in range(3)]
     steps = complete(GenerationJob(policy, completions, BatchConfig(2, 4)))
@@ -46,6 +47,7 @@ def test_closing_early_frees_the_rows_and_ends_the_thread(policy: PolicyModel, c
     assert completions[2].statistics.tokens == 0
 
 
+@pytest.mark.slow
 def test_a_forgotten_generator_frees_the_rows_too(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     completion = completion_of()
     with Gate(policy, passes=2) as gate:
@@ -56,6 +58,7 @@ def test_a_forgotten_generator_frees_the_rows_too(policy: PolicyModel, completio
     assert len(gate.rows) <= 3
 
 
+@pytest.mark.slow
 async def test_breaking_out_frees_the_rows(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     completions = [completion_of(), completion_of()]
     with Gate(policy, passes=2) as gate:
@@ -69,6 +72,7 @@ async def test_breaking_out_frees_the_rows(policy: PolicyModel, completion_of: M
     assert completions[1].statistics.tokens == 0
 
 
+@pytest.mark.slow
 async def test_cancelling_the_task_frees_the_rows(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     completions = [completion_of(), completion_of()]
     deltas: list[CompletionDelta] = []
@@ -93,6 +97,7 @@ async def test_cancelling_the_task_frees_the_rows(policy: PolicyModel, completio
 TIMEOUT = r"LlamaForCausalLM did not answer within timeout=0\.02 seconds"
 
 
+@pytest.mark.slow
 def test_a_timeout_frees_the_rows(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     completions = [completion_of(), completion_of()]
     with Gate(policy, passes=2) as gate:
@@ -106,6 +111,7 @@ def test_a_timeout_frees_the_rows(policy: PolicyModel, completion_of: MakeComple
     assert completions[1].statistics.tokens == 0
 
 
+@pytest.mark.slow
 async def test_an_async_timeout_frees_the_rows(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     work = GenerationJob(policy, [completion_of(), completion_of()], BatchConfig(1, 4), timeout=0.02)
     with Gate(policy, passes=2) as gate:
@@ -118,6 +124,7 @@ async def test_an_async_timeout_frees_the_rows(policy: PolicyModel, completion_o
     assert work.completions[1].statistics.tokens == 0
 
 
+@pytest.mark.slow
 def test_a_timeout_includes_waiting_for_a_row(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     batch_config = BatchConfig(1, 4)
     running = Caller(policy, [a_request()], batch_config)
@@ -132,6 +139,7 @@ def test_a_timeout_includes_waiting_for_a_row(policy: PolicyModel, completion_of
     assert late.statistics.tokens == 0
 
 
+@pytest.mark.slow
 async def test_what_was_decoded_in_time_is_given_to_a_slow_reader(
     policy: PolicyModel, completion_of: MakeCompletion
 ) -> None:
@@ -147,6 +155,7 @@ async def test_what_was_decoded_in_time_is_given_to_a_slow_reader(
         assert [delta.decision.token_id for delta in (first_delta, *deltas)] == alone(policy, a_request())
 
 
+@pytest.mark.slow
 def test_a_loop_that_was_closed_is_not_told(policy: PolicyModel, completion_of: MakeCompletion) -> None:
     completion = completion_of(a_request())
     loop = asyncio.new_event_loop()

@@ -240,6 +240,7 @@ def test_nothing_is_loaded_or_run(comparison: Comparison, tmp_path: Path, demo_l
     assert set(re.findall(r"url\((.)", html)) <= {"#"}
 
 
+@pytest.mark.slow
 def test_the_command_is_the_comparisons_or_the_one_given(comparison: Comparison, tmp_path: Path) -> None:
     assert "mara evaluate prompts.jsonl --agent 'a & b'" in page_of(comparison, tmp_path).text
     assert "    mara evaluate prompts.jsonl --agent 'a & b'\n" in (tmp_path / "report.md").read_text()

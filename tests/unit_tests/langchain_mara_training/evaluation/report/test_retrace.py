@@ -34,6 +34,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     return Comparison.load(folder)
 
 
+@pytest.mark.slow
 def test_traces_are_the_answers_compared(comparison: Comparison) -> None:
     traces = retrace(comparison, DEMO_AGENT_FOLDER, device="cpu", count=4)
     assert list(traces) == ["MARA", "strict", "drawn"]
@@ -60,6 +61,7 @@ def test_another_agent_is_refused(comparison: Comparison) -> None:
         retrace(comparison, tiny_agent(192), device="cpu")
 
 
+@pytest.mark.slow
 def test_another_model_is_refused(comparison: Comparison, tmp_path: Path) -> None:
     llm = MaraLLM.demo(device="cpu")
     llm.model.model.norm.weight.data.mul_(1.5)

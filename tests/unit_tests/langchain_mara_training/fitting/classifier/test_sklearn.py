@@ -28,6 +28,7 @@ Y = (X[:, 0] > X[:, 1]).astype(int)
 GROUPS = np.arange(240) // 6
 
 
+@pytest.mark.slow
 @parametrize_with_checks(
     [MaraClassifier(**SMALL), MaraClassifier(**SMALL, early_stopping=True)],
     expected_failed_checks=lambda _: EXPECTED_FAILURES,
@@ -43,6 +44,7 @@ def test_pipeline_and_clone() -> None:
     np.testing.assert_array_equal(again.predict_proba(X), pipeline.predict_proba(X))
 
 
+@pytest.mark.slow
 def test_grid_search_over_groups() -> None:
     grid = {"learning_rate": [1e-5, 3e-2], "width": [8, 16]}
     search = GridSearchCV(MaraClassifier(**SMALL), grid, cv=GroupKFold(3)).fit(X, Y, groups=GROUPS)
@@ -73,6 +75,7 @@ def test_pickling_keeps_predictions_and_the_optimiser() -> None:
     assert copy.partial_fit(X, Y).agent_.fingerprint == fitted.partial_fit(X, Y).agent_.fingerprint
 
 
+@pytest.mark.slow
 def test_threads_do_not_disturb_each_other() -> None:
     def fit(seed: int) -> str:
         return MaraClassifier(**SMALL | {"random_state": seed}).fit(X, Y).agent_.fingerprint
@@ -82,6 +85,7 @@ def test_threads_do_not_disturb_each_other() -> None:
     assert Parallel(n_jobs=6, backend="threading")(delayed(fit)(seed) for seed in range(6)) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["balanced_accuracy", "f1"])
 def test_a_tuned_threshold_carries_over_to_decoding(metric: str) -> None:
     rare = (X[:, 0] > X[:, 1] + 1).astype(int)

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from command_line import mara, message_of, succeed, table
 from langchain_mara_training.evaluation.comparison import Comparison
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from command_line import mara, message_of, succeed, table
 from langchain_mara_training import run_folder
 

@@ -35,6 +35,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
+        self.training = linear.training
         self._packed = _packed(linear.weight)
         # In a tuple, so that it does not become a parameter of this module.
         self._shared: tuple[Tensor, ...] = (linear.weight,) if shared else ()

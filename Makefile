@@ -6,6 +6,8 @@ RESULTS := benchmarks/results
 FLOORS ?= .venv-floors
 PARALLEL := --numprocesses logical --dist worksteal
 INSTALLED := $(VENV)/.installed
+# Compiled tests are kept, whatever the caller's habit: pytest rewrites the assertions of a module once.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-fast test-floors lint types bench bench-long cookbook report docs clean
 

@@ -82,18 +82,22 @@ class Gate:
         self.rows: list[int] = []
         self._backbone = policy.backbone
         self._permits = threading.Semaphore(passes)
+        self._opened = threading.Event()
 
     def _before_pass(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
         self.rows.append(kwargs["input_ids"].shape[0])
         if not self._permits.acquire(timeout=SECONDS):
             raise TimeoutError("nobody opened the gate")
+        if self._opened.is_set():
+            self._permits.release()
 
     def reached(self, passes: int) -> None:
         """Waits until a pass stands at the gate, after so many that went through."""
         wait_until(lambda: len(self.rows) > passes, SECONDS)
 
     def open(self) -> None:
-        self._permits.release(10**6)
+        self._opened.set()
+        self._permits.release()
 
     def __enter__(self) -> Self:
         self._hook = self._backbone.register_forward_pre_hook(self._before_pass, with_kwargs=True)

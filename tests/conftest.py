@@ -1,5 +1,6 @@
 """Tests run without network, on one thread (the models are tiny), and without denormals; slow ones start first."""
 
+import gc
 import json
 import os
 import random
@@ -64,6 +65,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, name in enumerate(LONG_FILES) if name in item.nodeid), len(LONG_FILES))
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what was imported: collecting is a fifth of a second cheaper, and tests collect."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

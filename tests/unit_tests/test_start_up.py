@@ -16,6 +16,7 @@ SMALL = (
     "pydantic", "statistics", "_statistics",
 )  # fmt: skip
 """Beginnings of the names of modules that first use may load beyond that: this package, and what costs milliseconds."""
+pytestmark = pytest.mark.slow
 HEAVY = ("torch", "transformers", "langchain_core")
 
 
@@ -50,7 +51,6 @@ except SystemExit as end:
     assert loaded_modules(code).isdisjoint(HEAVY)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["MaraLLM", "ChatMara"])
 def test_first_use_loads_what_torch_transformers_and_langchain_load(name: str) -> None:
     extra = loaded_modules(f"from langchain_mara import {name}") - loaded_modules(REFERENCE)

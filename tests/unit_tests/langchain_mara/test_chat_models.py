@@ -30,6 +30,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"stop": ["n"]},
     {**DRAWN, "seed": 3},
 ]
+"""Each changes the answer."""
+EACH_OPTION = [OPTIONS[0], *(pytest.param(options, marks=pytest.mark.slow) for options in OPTIONS[1:])]
 CONVERSATION = [
     SystemMessage("be nice"),
     HumanMessage("hi", name="ann"),
@@ -71,7 +73,7 @@ def test_from_model_id_loads_a_folder(chat: ChatMara, model_folder: Path, agent_
     assert loaded.invoke(CONVERSATION).text == chat.invoke(CONVERSATION).text
 
 
-@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)
+@pytest.mark.parametrize("options", [{}, *EACH_OPTION], ids=str)
 async def test_every_way_of_running_gives_the_same_text(chat: ChatMara, options: dict[str, Any]) -> None:
     expected = chat.invoke(CONVERSATION, **options).text
     assert (expected != chat.invoke(CONVERSATION).text) == bool(options)
@@ -120,7 +122,7 @@ def test_n_answers_are_n_generations(chat: ChatMara) -> None:
         list(chat.stream("hi", n=2, **DRAWN))
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", EACH_OPTION, ids=str)
 async def test_no_cache_entry_serves_another_call(chat: ChatMara, options: dict[str, Any]) -> None:
     cached = ChatMara(**{**dict(chat), "cache": InMemoryCache()})
     plain = cached.invoke("hi").text

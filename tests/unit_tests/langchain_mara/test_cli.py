@@ -129,6 +129,7 @@ def test_generate_without_model_is_the_demonstration() -> None:
         assert result.stdout == llm.invoke("How do I boil an egg?") + "\n"
 
 
+@pytest.mark.slow
 @needs_demo
 def test_demo_compares_plain_with_aligned() -> None:
     pytest.importorskip("sklearn", reason="the judge needs the extra 'training'")

@@ -290,7 +290,7 @@ def reusable(shared: int, length: int) -> int:
     return min(shared, length - 1) // BLOCK_TOKENS * BLOCK_TOKENS
 
 
-@pytest.mark.parametrize("shared", [0, 31, 32, 33, 64, 100])
+@pytest.mark.parametrize("shared", [0, 33, *(pytest.param(n, marks=pytest.mark.slow) for n in (31, 32, 64, 100))])
 @pytest.mark.parametrize("together", [True, False], ids=["together", "one after another"])
 def test_a_common_beginning_is_computed_once(policy: PolicyModel, shared: int, together: bool) -> None:
     requests = [a_request([*TEXT[:shared], 20 + n, *TEXT[200 : 203 + 7 * n]]) for n in range(3)]
@@ -307,7 +307,7 @@ def test_a_common_beginning_is_computed_once(policy: PolicyModel, shared: int, t
     assert [request.reused_tokens for request in requests] == reused
 
 
-@pytest.mark.parametrize("length", [31, 32, 33, 64, 65, 97])
+@pytest.mark.parametrize("length", [33, 64, *(pytest.param(n, marks=pytest.mark.slow) for n in (31, 32, 65, 97))])
 @pytest.mark.parametrize("together", [True, False], ids=["together", "one after another"])
 def test_a_prompt_repeated_computes_its_end_only(policy: PolicyModel, length: int, together: bool) -> None:
     requests = [a_request(TEXT[:length], seed=n, order="sampled", top_p=1.0, temperature=9.0) for n in range(3)]

@@ -162,6 +162,7 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "calls", [[], ["--help"], ["label --help"], ["fit --help", "rl --help", "evaluate --help", "table --help"]], ids=str
 )

@@ -38,6 +38,7 @@ from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.packed_linear import is_packed
 from langchain_mara.policy.verification import verify_siblings
 from langchain_mara.serving.completion import Completion, CompletionDelta, GenerationJob, complete
+from langchain_mara.serving.scheduler import refuse_large
 from langchain_mara.text.chat_template import eos_token_ids
 from langchain_mara.text.detokenizer import IncrementalDetokenizer, Stop, as_list
 from langchain_mara.tracing.trace import Trace
@@ -136,8 +137,7 @@ class LocalModel(BatchFields, DecodingFields):
         """
         # Check arguments first: a typo should not cost the time to load a model.
         kwargs = canonical(kwargs)
-        options = {name: kwargs[name] for name in DecodingOptions.model_fields if name in kwargs}
-        DecodingOptions.parse(**options)
+        DecodingOptions.parse(**{name: kwargs[name] for name in DecodingOptions.model_fields if name in kwargs})
         settable = set(cls.model_fields) - {"model", "tokenizer"}
         refuse_unknown(kwargs, settable, {*settable, *inspect.signature(cls.from_model_id).parameters})
         loaded_agent = load_agent(agent, token=token, local_files_only=local_files_only)
@@ -162,8 +162,8 @@ class LocalModel(BatchFields, DecodingFields):
         Args:
             **kwargs: Arguments of `from_model_id`; `agent=None` gives the model without alignment.
         """
-        values = {"agent": DEMO_AGENT_FOLDER, "dtype": torch.float32, "local_files_only": True, **kwargs}
-        llm = cls.from_model_id(DEMO_MODEL_FOLDER, **values)
+        values = {"agent": DEMO_AGENT_FOLDER, "dtype": torch.float32, "local_files_only": True}
+        llm = cls.from_model_id(DEMO_MODEL_FOLDER, **{**values, **kwargs})
         # The bundled model needs no network, which says nothing of other models and agents.
         LoadedModel.of(llm.model).hub_options = {"local_files_only": kwargs.get("local_files_only", False)}
         return llm
@@ -204,8 +204,7 @@ class LocalModel(BatchFields, DecodingFields):
         hub = {**LoadedModel.of(self.model).hub_options, "revision": revision}
         model, tokenizer = load_model_once(str(model_id), *placement, **hub)
         agent = changed.agent if "agent" in changes else self.agent
-        fields = {"model": model, "tokenizer": tokenizer, "model_id": model_id, "agent": agent}
-        return changed._copied(fields)  # noqa: SLF001
+        return changed._copied({"model": model, "tokenizer": tokenizer, "model_id": model_id, "agent": agent})  # noqa: SLF001
 
     def _shared_with(self, kind: type["LocalModel"]) -> dict[str, Any]:
         """The values of all fields that another class of local models has, too."""
@@ -216,6 +215,7 @@ class LocalModel(BatchFields, DecodingFields):
 
     def _completions(self, prompt_ids: Sequence[int], stop: Stop, markers: Sequence[str] = ()) -> list[Completion]:
         """The `n` completions of a prompt, not begun. `markers` are special tokens that stay in their text."""
+        refuse_large(self.n, self.batch_size + self.queue_size)
         options = self._options()
         strings = as_list(self.stop if stop is None else stop) or ()
         eos = eos_token_ids(self.model, self.tokenizer)

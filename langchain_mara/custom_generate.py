@@ -104,8 +104,6 @@ def mara_generate(
     policy = PolicyModel(model)
     verify_siblings(policy)
     for decision in decode(policy, requests, batch_size=len(requests), width=width, draft=draft):
-        if decision.token_id is None:
-            continue
         ids = rows[decision.request]
         ids.append(decision.token_id)
         if streamer is not None:

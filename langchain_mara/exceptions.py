@@ -22,7 +22,15 @@ class UnsupportedModelError(MaraError, ValueError):
 
 
 class AgentMismatchError(MaraError, ValueError):
-    """The agent reads states of a different size than the policy model produces."""
+    """The agent reads states of a different size than the policy model produces, or answers in another shape."""
+
+
+class LogitsProcessorError(MaraError, ValueError):
+    """A logits processor returned something else than the scores of all tokens."""
+
+
+class NonFiniteError(MaraError, ArithmeticError):
+    """States, logits or accept probabilities are NaN or infinite, so there is no answer."""
 
 
 class LoadingError(MaraError, ValueError):
@@ -31,6 +39,10 @@ class LoadingError(MaraError, ValueError):
 
 class QueueFullError(MaraError, RuntimeError):
     """Too many requests are waiting for a loaded model already."""
+
+
+class InterpreterExitError(MaraError, RuntimeError):
+    """The interpreter exits, so the answer is not decoded to its end."""
 
 
 class DataError(MaraError, ValueError):

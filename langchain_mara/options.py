@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from langchain_mara.exceptions import OptionsError
 
@@ -22,8 +22,18 @@ DEFAULT_QUEUE_SIZE = 4096
 """Most requests that may wait for a loaded model."""
 
 
+def _plain_number(value: Any) -> Any:
+    """A number of NumPy or PyTorch as Python's, which pydantic can check; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
 class DecodingFields(BaseModel):
     """The fields of `DecodingOptions`, which the LangChain classes share. The defaults are the paper's."""
+
+    _plain_numbers = field_validator(
+        "top_k", "top_p", "temperature", "accept_threshold", "accept_action", "fallback", "max_new_tokens",
+        "min_new_tokens", "seed", mode="before",
+    )(_plain_number)  # fmt: skip
 
     top_k: int = Field(default=40, ge=1)
     """Most candidates at a position."""
@@ -49,7 +59,7 @@ class DecodingFields(BaseModel):
     """Most tokens of an answer, including the EOS."""
     min_new_tokens: int = Field(default=0, ge=0)
     """Least tokens of an answer: before this many, the EOS is not a candidate."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the `sampled` order and of the `random` and `sampled` strategies. No other prompt in a batch changes the
     draws."""
 
@@ -108,6 +118,8 @@ BATCH_DEFAULTS = BatchConfig()
 
 class BatchFields(BaseModel):
     """The fields of `BatchConfig`, which the LangChain classes share."""
+
+    _plain_numbers = field_validator("batch_size", "width", "draft", "prefix_memory", mode="before")(_plain_number)
 
     batch_size: int = Field(default=BATCH_DEFAULTS.batch_size, ge=1)
     """Most prompts in one pass. Calls with equal batch settings share passes."""

@@ -10,11 +10,11 @@ from functools import partial
 import torch
 
 from langchain_mara.decoding.candidate_table import CandidateTable, PendingPosition
-from langchain_mara.decoding.oom import fits_in_memory, single_sequence_error, warn_of_preemption
 from langchain_mara.decoding.pass_width import MOST_WIDTH, PassWidthTuner
+from langchain_mara.decoding.recovery import attempt, fits_in_memory, single_sequence_error, warn_of_preemption
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.decoding.sequence import SequenceState
-from langchain_mara.decoding.step import StepPlan, StepResult, ask_agents, to_host
+from langchain_mara.decoding.step import StepPlan, StepResult, ask_agents, follow_draft, nonfinite_error, to_host
 from langchain_mara.policy.cache import enlarged
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.prefix_cache import Block, KeysValues, PrefixCache
@@ -77,10 +77,10 @@ class Batch:
         while entering:
             wave, entering = self._next_wave(entering)
             first = len(self.sequences)
-            if not fits_in_memory(partial(self._prefill, wave)):
+            if error := attempt(partial(self._prefill, wave)):
                 self.sequences[first:] = wave
                 self.preempted = entering + self.preempted
-                self._preempt(first, first + len(wave) // 2)
+                self._recover(error, first, first + len(wave) // 2)
                 return
 
     def _begin(self, request: Request) -> SequenceState | None:
@@ -144,16 +144,16 @@ class Batch:
         """Runs one pass; returns the decisions it brought, in order of sequences."""
         self._release({i for i, sequence in enumerate(self.sequences) if sequence.request.cancelled})
         results: list[StepResult] = []
-        while self.sequences and not fits_in_memory(lambda: results.append(self._evaluate())):
-            self._preempt(len(self.sequences) // 2, len(self.sequences) // 2)
+        while self.sequences and (error := attempt(lambda: results.append(self._evaluate()))):
+            self._recover(error, len(self.sequences) // 2, len(self.sequences) // 2)
         if not self.sequences:
             return []
         decisions = self._decide(results[0])
-        committed = fits_in_memory(partial(self._commit, decisions, results[0]))
+        error = attempt(partial(self._commit, decisions, results[0]))
         self._release({i for i, decided in decisions.items() if decided[-1].finish_reason})
-        if not committed:
+        if error:
             # Some sequences have no candidate set, so all begin again from their tokens.
-            self._preempt(0, len(self.sequences) // 2)
+            self._recover(error, 0, len(self.sequences) // 2)
         in_order = [decision for decided in decisions.values() for decision in decided]
         if self._width_tuner is not None:
             self._width_tuner.learn(in_order)
@@ -178,6 +178,8 @@ class Batch:
             count = result.counts[i]
             siblings = result.probabilities[i][: result.plan.siblings(i)]
             seen = min(len(sequence.probabilities) + len(siblings), count)
+            if error := nonfinite_error(self.policy, sequence, siblings, count, self._states[i]):
+                self._fail(sequence.request, error)
             index = None if sequence.request.cancelled else sequence.examine(siblings, count)
             if index is not None:
                 states = self._states[i, :seen].clone() if sequence.request.keep_states else None
@@ -199,54 +201,51 @@ class Batch:
             states = self._states[torch.tensor(sources).to(self.policy.device).unbind(1)]
             self.candidate_table.cut(positions, states)
             drafting = [i for i, index in continuing.items() if index == 0 and plan.drafts[i]]
-            sets = to_host(self.candidate_table.token_ids, self.candidate_table.counts) if drafting else ()
+            table, context = self.candidate_table, self.policy.context
+            sets = to_host(table.token_ids, table.counts) if drafting else []
             for i in drafting:
-                commits += self._follow_draft(i, decisions[i], result, *sets)
+                commits += follow_draft(i, self.sequences[i], decisions[i], result, self._states, table, sets, context)
             self.cache.commit(*torch.tensor(commits).T.to(self.policy.device))
 
-    def _follow_draft(
-        self, row: int, decided: list[Decision], result: StepResult, sets: list[list[int]], counts: list[int]
-    ) -> list[tuple[int, int, int]]:
-        """Emits a sequence's drafted tokens as far as the rule does.
-
-        A drafted token that is candidate 0 of its position is examined as the first of that position's siblings.
-
-        Args:
-            row: Row of the sequence.
-            decided: Decisions of the sequence in this pass; further ones are appended.
-            result: What the pass gave.
-            sets: Lines of the candidate table.
-            counts: Size of the candidate set in each line.
-
-        Returns:
-            (row, slot, position) of each token to commit.
-        """
-        plan, sequence = result.plan, self.sequences[row]
-        commits = []
-        right, siblings = 0, plan.siblings(row)
-        for token in plan.drafts[row]:
-            line, column = plan.line(row, right), siblings + right
-            candidates = sets[line][: counts[line]]
-            if candidates[:1] != [token] or decided[-1].finish_reason:
-                break
-            sequence.make_first_candidate(plan.slots[row][column])
-            index = sequence.examine(result.probabilities[row][column : column + 1], len(candidates))
-            if index is None:
-                self._states[row, 0] = self._states[row, column]
-                break
-            decided.append(sequence.decide(index, candidates, self.policy.context, drafted=True))
-            right += 1
-            if decided[-1].finish_reason is None:
-                commits.append((row, sequence.commit_slot(index), sequence.length - 1))
-        sequence.record_draft(len(plan.drafts[row]), right)
-        self.candidate_table.move(plan.line(row, right), row)
-        return commits
-
-    def _fail(self, request: Request, error: Exception) -> None:
+    def _fail(self, request: Request, error: BaseException) -> None:
         """Ends one request by its error; the others continue."""
         if self.raise_errors:
             raise error
         request.fail(error)
+
+    def _recover(self, error: BaseException, kept: int, limit: int) -> None:
+        """Goes on after a pass failed: with fewer sequences if memory ran out, else without those that are to blame."""
+        if isinstance(error, torch.OutOfMemoryError):
+            self._preempt(kept, limit)
+        elif self.raise_errors:
+            raise error
+        else:
+            self._isolate(error)
+
+    def _isolate(self, error: BaseException) -> None:
+        """Fails the sequences that fail alone; the others begin again from their tokens, and their answers stay."""
+        suspects, self.sequences = self.sequences, []
+        self._reset()
+        innocent = []
+        for sequence in suspects:
+            own_error = error if len(suspects) == 1 else self._error_alone(sequence)
+            sequence.restart()
+            if own_error is None:
+                innocent.append(sequence)
+            else:
+                self._fail(sequence.request, own_error)
+                self.finished.append(sequence.request)
+        self.preempted = innocent + self.preempted
+        if len(innocent) == len(suspects):
+            self.limit = len(suspects) // 2  # together is what they fail, so fewer are tried
+
+    def _error_alone(self, sequence: SequenceState) -> BaseException | None:
+        """The error of a pass with one sequence alone."""
+        alone = Batch(self.policy, self.width, draft=self.draft)
+        alone._width_tuner = self._width_tuner
+        sequence.restart()
+        error = attempt(lambda: (alone._prefill([sequence]), alone._evaluate()))
+        return None if isinstance(error, torch.OutOfMemoryError) else error
 
     def _release(self, leaving: set[int]) -> None:
         """Takes sequences out of the batch; the last one moves into each gap."""

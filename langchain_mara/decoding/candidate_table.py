@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from langchain_mara.decoding.candidates import candidate_sets, log_probabilities, order_candidates
-from langchain_mara.decoding.oom import fits_in_memory
+from langchain_mara.decoding.recovery import attempt, fits_in_memory
 from langchain_mara.decoding.request import Request
 from langchain_mara.decoding.sequence import SequenceState
+from langchain_mara.exceptions import LogitsProcessorError
 from langchain_mara.policy.cache import enlarged
 from langchain_mara.policy.model import PolicyModel
 
@@ -43,7 +44,7 @@ class CandidateTable:
         counts: (lines,) int64, size of the set in each line.
     """
 
-    def __init__(self, policy: PolicyModel, fail: Callable[[Request, Exception], None]) -> None:
+    def __init__(self, policy: PolicyModel, fail: Callable[[Request, BaseException], None]) -> None:
         self.token_ids = torch.zeros((0, 0), dtype=torch.long, device=policy.device)
         self.counts = torch.zeros(0, dtype=torch.long, device=policy.device)
         self._policy = policy
@@ -74,11 +75,12 @@ class CandidateTable:
         lines = max(position.line for position in positions) + 1
         self.token_ids = enlarged(self.token_ids, (lines, columns))
         self.counts = enlarged(self.counts, (lines,))
-        logits = self._processed_logits(positions, states)
+        logits = self._policy.logits(states)
 
         def key(index: int) -> tuple[object, ...]:
-            options = positions[index].sequence.request.options
-            return (options.order, options.top_k, options.top_p, options.temperature)
+            request = positions[index].sequence.request
+            options, processed = request.options, request.logits_processor is not None
+            return (options.order, options.top_k, options.top_p, options.temperature, processed)
 
         for _, group in groupby(sorted(range(len(positions)), key=key), key=key):
             members = list(group)
@@ -88,6 +90,8 @@ class CandidateTable:
     def _cut_alike(self, positions: Sequence[PendingPosition], logits: Tensor) -> None:
         sequences = [position.sequence for position in positions]
         options = sequences[0].request.options
+        logits = self._processed(sequences, logits)
+        self._mask_eos(positions, logits)
         sets = candidate_sets(logits, options.top_k, options.top_p)
         noise = None
         if options.order == "sampled":
@@ -101,24 +105,55 @@ class CandidateTable:
         self.token_ids[targets, : sets.token_ids.shape[1]] = sets.token_ids.to(targets.device)
         self.counts[targets] = sets.counts.to(targets.device)
 
-    def _processed_logits(self, positions: Sequence[PendingPosition], states: Tensor) -> Tensor:
-        logits = self._policy.logits(states)
+    def _processed(self, sequences: Sequence[SequenceState], logits: Tensor) -> Tensor:
+        """The logits after the requests' processors, in float32, because a narrower dtype could drop a forced token."""
+        if sequences[0].request.logits_processor is None:
+            return logits
+        logits = logits.float()
+        for i, sequence in enumerate(sequences):
+            row = logits[i : i + 1]
+            error = attempt(lambda row=row, sequence=sequence: row.copy_(_process(sequence, row)))  # type: ignore[misc]
+            if isinstance(error, torch.OutOfMemoryError):
+                raise error
+            if error is not None:
+                self._fail(sequence.request, error)
+        return logits
+
+    def _mask_eos(self, positions: Sequence[PendingPosition], logits: Tensor) -> None:
+        """Takes the EOS from the candidates of answers that must be longer."""
         for i, (sequence, _, ahead) in enumerate(positions):
             request = sequence.request
-            if request.logits_processor is not None:
-                ids = torch.tensor([sequence.token_ids], device=logits.device)
-                try:
-                    scores = request.logits_processor(ids, logits[i : i + 1].float())
-                    logits[i] = scores[0].to(logits.dtype)
-                except torch.OutOfMemoryError:
-                    raise
-                except Exception as error:  # noqa: BLE001 - a processor may be anybody's
-                    self._fail(request, error)
             if len(sequence.generated) + ahead < request.options.min_new_tokens:
-                logits[i, list(request.eos_token_ids)] = -torch.inf
-        return logits
+                # A configuration may name ids that the vocabulary lacks, such as -1 for none.
+                logits[i, [token for token in request.eos_token_ids if 0 <= token < logits.shape[-1]]] = -torch.inf
 
     def move(self, source: int, target: int) -> None:
         """Copies the set at `source` over the one at `target`."""
         self.token_ids[target] = self.token_ids[source]
         self.counts[target] = self.counts[source]
+
+
+def _process(sequence: SequenceState, logits: Tensor) -> Tensor:
+    """(1, vocabulary) float32 scores that a request's logits processor makes of logits; all of them are below infinity.
+
+    Raises:
+        LogitsProcessorError: If the processor returns something else.
+    """
+    processor = sequence.request.logits_processor
+    ids = torch.tensor([sequence.token_ids], device=logits.device)
+    scores = processor(ids, logits.clone())  # type: ignore[misc]
+    name = getattr(processor, "__name__", type(processor).__name__)
+    if not isinstance(scores, Tensor) or scores.shape != logits.shape or not scores.is_floating_point():
+        kind = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise LogitsProcessorError(
+            f"The logits processor {name} returned {kind} instead of {tuple(logits.shape)} scores of a float dtype. "
+            "Return the scores of all tokens."
+        )
+    scores = scores.to(logits)
+    if bool((scores.isnan() & ~logits.isnan()).any()):
+        raise LogitsProcessorError(
+            f"The logits processor {name} returned NaN. Return a finite score for each token, -inf to forbid it, or "
+            "+inf to force it."
+        )
+    forced = scores == torch.inf
+    return torch.where(forced, 0.0, -torch.inf) if bool(forced.any()) else scores

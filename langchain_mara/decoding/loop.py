@@ -7,7 +7,7 @@ already at its next position (docs/algorithm.md, "Why aligned decoding costs abo
     candidates.py       which tokens may come next    sequence.py    the rule, one sequence at a time
     candidate_table.py  the sets of all sequences     step.py        what goes through the model together
     batch.py            sequences side by side        pass_width.py  how many siblings pay
-    ngram.py            tokens likely to come next    oom.py         what happens when memory runs out
+    ngram.py            tokens likely to come next    recovery.py    what happens when a pass fails
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -11,7 +11,7 @@ from langchain_mara.exceptions import PromptError
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.model import PolicyModel
 
-FinishReason = Literal["stop", "length", "nonfinite"]
+FinishReason = Literal["stop", "length"]
 
 LogitsProcess = Callable[[Tensor, Tensor], Tensor]
 """A Hugging Face `LogitsProcessor` or `LogitsProcessorList`: (1, length) ids and (1, vocabulary) float32
@@ -35,7 +35,8 @@ class Request:
         logits_processor: Changes the logits before the candidate set is cut.
         keep_states: Whether decisions come with states and log-probabilities, which training needs.
         cancelled: Whether the request is to end, or has ended, early.
-        error: Error that made the request fail, for example one of its agent or logits processor.
+        error: Error that made the request fail, for example one of its agent or logits processor. No other request
+            of the batch fails with it.
         reused_tokens: Number of prompt tokens whose keys and values were taken from another prompt.
     """
 
@@ -62,7 +63,8 @@ class Request:
         """Refuses a request that cannot be decoded, before any work is done.
 
         Raises:
-            PromptError: If the prompt is empty or leaves no room for an answer in the context.
+            PromptError: If the prompt is empty, leaves no room for an answer in the context, or holds an id that the
+                model has no embedding of.
             AgentMismatchError: If the agent reads states of another size.
         """
         length = len(self.prompt_ids)
@@ -72,6 +74,12 @@ class Request:
             raise PromptError(
                 f"The prompt has {length} tokens, but {policy.name} holds {policy.context}, the answer "
                 "included. Shorten the prompt or use a model with a longer context."
+            )
+        low, high = min(self.prompt_ids), max(self.prompt_ids)
+        if low < 0 or high >= policy.embeddings:
+            raise PromptError(
+                f"The prompt holds token id {low if low < 0 else high}, but {policy.name} knows 0 to "
+                f"{policy.embeddings - 1}. Use the tokenizer that belongs to the model."
             )
         if self.agent is not None:
             self.agent.check_fits(policy.hidden_size, policy.name)
@@ -97,21 +105,21 @@ class Decision:
 
     Attributes:
         request: Request that the token answers.
-        token_id: Emitted token; None only if every logit was NaN or infinite.
+        token_id: Emitted token.
         candidates: Whole candidate set, in order of examination.
         accept_probabilities: Accept probabilities of the examined candidates, which are the first of `candidates`.
             Empty if the agent was not asked (a single candidate, or no agent). NaN marks a state that was not finite,
             which counts as rejected.
         index: Index of the token in `candidates`.
         accepted: Whether the agent accepted the token, or was not asked; False for a fallback.
-        finish_reason: `stop` (EOS), `length` (token limit or end of the context) or `nonfinite`
-            on the last decision of a request, None before.
+        finish_reason: `stop` (EOS) or `length` (token limit or end of the context) on the last decision of a request,
+            None before.
         candidate_states: States and log-probabilities, if the request keeps them.
         drafted: Whether the token was drafted: it went through the model before its position was reached.
     """
 
     request: Request
-    token_id: int | None
+    token_id: int
     candidates: tuple[int, ...]
     accept_probabilities: tuple[float, ...]
     index: int

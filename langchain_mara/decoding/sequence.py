@@ -178,7 +178,7 @@ class SequenceState:
         request = self.request
         asked = request.agent is not None and len(candidates) > 1
         probabilities = tuple(self.probabilities) if asked else ()
-        token_id = candidates[index] if candidates else None
+        token_id = candidates[index]
         decision = Decision(
             request,
             token_id,
@@ -198,9 +198,7 @@ class SequenceState:
             return None
         return CandidateStates(states, self.log_probabilities[:count])
 
-    def _advance(self, token_id: int | None, context: int | None) -> FinishReason | None:
-        if token_id is None:
-            return "nonfinite"
+    def _advance(self, token_id: int, context: int | None) -> FinishReason | None:
         self.generated.append(token_id)
         self.length += 1
         if token_id in self.request.eos_token_ids:

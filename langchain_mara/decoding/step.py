@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from langchain_mara.decoding.candidate_table import CandidateTable
 from langchain_mara.decoding.pass_width import PassWidthTuner
-from langchain_mara.decoding.request import Request
+from langchain_mara.decoding.recovery import attempt, nan_of_agent_error, no_candidates_error
+from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.decoding.sequence import SequenceState
+from langchain_mara.exceptions import AgentMismatchError, NonFiniteError
 from langchain_mara.policy.cache import RaggedCache
 from langchain_mara.policy.model import PolicyModel
 
@@ -133,14 +136,14 @@ def _siblings_that_matter(
 
 
 def ask_agents(
-    sequences: Sequence[SequenceState], states: Tensor, fail: Callable[[Request, Exception], None]
+    sequences: Sequence[SequenceState], states: Tensor, fail: Callable[[Request, BaseException], None]
 ) -> Tensor:
     """Accept probabilities by each sequence's agent; sequences without an agent accept everything.
 
     Args:
         sequences: The running sequences.
         states: (rows, width, d).
-        fail: Called with each request whose agent raises, and the error.
+        fail: Called with each request whose agent raises or answers in another shape, and the error.
 
     Returns:
         (rows, width) float32.
@@ -151,15 +154,109 @@ def ask_agents(
         if agent is None:
             continue
         rows = [i for i, key in enumerate(keys) if key == (agent, action)]
-        index: Any = slice(None) if len(rows) == len(keys) else torch.tensor(rows).to(states.device)
-        try:
-            probabilities[index] = agent.accept_probability(states[index], action)  # type: ignore[operator]
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - an agent may be anybody's
-            for i in rows:
-                fail(sequences[i].request, error)
+        error = _ask(agent, action, states, rows, probabilities)
+        if error is None:
+            continue
+        for row in rows:
+            # One sequence's states may be to blame, so each is judged alone.
+            own_error = error if len(rows) == 1 else _ask(agent, action, states, [row], probabilities)
+            if own_error is not None:
+                fail(sequences[row].request, own_error)
     return probabilities
+
+
+def _ask(agent: nn.Module, action: int, states: Tensor, rows: list[int], probabilities: Tensor) -> BaseException | None:
+    """Writes what an agent says of rows of the states into the same rows of the probabilities; returns its error.
+
+    Raises:
+        torch.OutOfMemoryError: If memory runs out, which is nobody's fault.
+    """
+    index: Any = slice(None) if len(rows) == len(states) else torch.tensor(rows).to(states.device)
+
+    def ask() -> None:
+        answer = agent.accept_probability(states[index], action)  # type: ignore[operator]
+        if not isinstance(answer, Tensor) or answer.shape != (len(rows), states.shape[1]):
+            kind = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise AgentMismatchError(
+                f"{type(agent).__name__}.accept_probability returned {kind} for {tuple(states[index].shape)} states. "
+                "Return one probability for each state, in a tensor without the last dimension."
+            )
+        probabilities[index] = answer.to(probabilities)
+
+    error = attempt(ask)
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    return error
+
+
+def nonfinite_error(
+    policy: PolicyModel, sequence: SequenceState, siblings: list[float], count: int, states: Tensor
+) -> NonFiniteError | None:
+    """The error of a sequence without candidates, or whose agent says NaN of a finite state; None if there is none.
+
+    Args:
+        policy: The policy model.
+        sequence: The sequence.
+        siblings: Accept probabilities of the pass.
+        count: Size of the candidate set.
+        states: (columns, d) states of the position's candidates.
+    """
+    if sequence.request.cancelled:
+        return None
+    if count == 0:
+        return no_candidates_error(policy, sequence.token_ids)
+    first = len(sequence.probabilities)
+    nan = [first + i for i, probability in enumerate(siblings[: count - first]) if isnan(probability)]
+    return nan_of_agent_error(policy.name) if nan and bool(states[nan].isfinite().all(-1).any()) else None
+
+
+def follow_draft(
+    row: int,
+    sequence: SequenceState,
+    decided: list[Decision],
+    result: StepResult,
+    states: Tensor,
+    table: CandidateTable,
+    sets: tuple[list[list[int]], list[int]],
+    context: int | None,
+) -> list[tuple[int, int, int]]:
+    """Emits a sequence's drafted tokens as far as the rule does.
+
+    A drafted token that is candidate 0 of its position is examined as the first of that position's siblings.
+
+    Args:
+        row: Row of the sequence.
+        sequence: The sequence.
+        decided: Decisions of the sequence in this pass; further ones are appended.
+        result: What the pass gave.
+        states: (rows, columns, d) states of the siblings; the state of a draft that was rejected becomes the first.
+        table: The candidate table; the set of the position reached becomes the sequence's own.
+        sets: Lines of the candidate table, and the size of the set in each.
+        context: Most tokens of a sequence, or None.
+
+    Returns:
+        (row, slot, position) of each token to commit.
+    """
+    plan, (lines, counts) = result.plan, sets
+    commits = []
+    right, siblings = 0, plan.siblings(row)
+    for token in plan.drafts[row]:
+        line, column = plan.line(row, right), siblings + right
+        candidates = lines[line][: counts[line]]
+        if candidates[:1] != [token] or decided[-1].finish_reason:
+            break
+        sequence.make_first_candidate(plan.slots[row][column])
+        index = sequence.examine(result.probabilities[row][column : column + 1], len(candidates))
+        if index is None:
+            states[row, 0] = states[row, column]
+            break
+        decided.append(sequence.decide(index, candidates, context, drafted=True))
+        right += 1
+        if decided[-1].finish_reason is None:
+            commits.append((row, sequence.commit_slot(index), sequence.length - 1))
+    sequence.record_draft(len(plan.drafts[row]), right)
+    table.move(plan.line(row, right), row)
+    return commits
 
 
 def to_host(*tensors: Tensor) -> list[Any]:

@@ -1,6 +1,7 @@
 """LoadedModel: everything that lives exactly as long as a loaded language model, in one place."""
 
 import copy
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,19 +53,23 @@ class LoadedModel:
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
-        self.lock = threading.RLock()
         self.verified = False
         self.compilable = True
         self.hub_options: Mapping[str, Any] = {}
         self.width_tuner: PassWidthTuner | None = None
-        self.scheduler: Scheduler | None = None
         self._model = ref(model)
         self._fingerprint = WeightsFingerprint()
+        self._agent_copies: WeakKeyDictionary[nn.Module, _AgentCopy] = WeakKeyDictionary()
+        self._training_modules: list[nn.Module] = []
+        self.forget_threads()
+
+    def forget_threads(self) -> None:
+        """Begins anew with whatever a thread may hold or be writing: a forked process has none of its parent's."""
+        self.lock = threading.RLock()
+        self.scheduler: Scheduler | None = None
         self._prefix_cache = PrefixCache(budget=0)
         self._prefix_weights = (0, 0)
-        self._agent_copies: WeakKeyDictionary[nn.Module, _AgentCopy] = WeakKeyDictionary()
         self._running_passes = 0
-        self._training_modules: list[nn.Module] = []
 
     @staticmethod
     def of(model: "PreTrainedModel") -> "LoadedModel":
@@ -156,6 +161,17 @@ class LoadedModel:
                     for module in self._training_modules:
                         module.training = True
                     self._training_modules = []
+
+
+def _after_fork() -> None:
+    global _creation  # noqa: PLW0603 - the parent may hold the old one
+    _creation = threading.Lock()
+    for loaded in _loaded_models.values():
+        loaded.forget_threads()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _modules_in_training(model: nn.Module) -> list[nn.Module]:

@@ -48,6 +48,7 @@ class PolicyModel:
         loaded: What belongs to the model and is shared by all its users.
         hidden_size: Size d of a state.
         vocabulary_size: Number of token ids.
+        embeddings: Number of token ids that have an embedding.
         context: Most tokens a row may hold; None if the model sets no limit.
         passes: Number of forward passes made so far, including prefill.
         prefilled: Number of prompt tokens computed so far, not counting reused ones.
@@ -68,6 +69,7 @@ class PolicyModel:
         self.context = context_length(self.config)
         self.hidden_size = int(self.config.hidden_size)
         self.vocabulary_size = int(self.config.vocab_size)
+        self.embeddings = int(model.get_input_embeddings().weight.shape[0])
         self.device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
         self.passes = self.prefilled = 0
         self._backend = _backend

@@ -66,7 +66,7 @@ class Completion:
         if self.accept_probabilities is not None:
             self.accept_probabilities.append([None if isnan(p) else p for p in decision.accept_probabilities])
         self.finish_reason = decision.finish_reason
-        released = "" if decision.token_id is None else self.detokenizer.push(decision.token_id)
+        released = self.detokenizer.push(decision.token_id)
         if self.detokenizer.stopped:
             self.finish_reason = "stop"
             self.request.cancel()

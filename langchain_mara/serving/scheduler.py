@@ -3,6 +3,9 @@
 A caller submits a `RequestGroup` and waits for its decisions. The thread runs only while there are requests. Groups
 take turns: the next free place in the batch goes to the group that has waited longest since its last turn, so a single
 prompt does not wait for a batch of a thousand to finish.
+
+When the main thread ends, the interpreter waits for all threads. So the decoding thread then stops before its next
+pass, and its callers get an error.
 """
 
 import threading
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, Request
-from langchain_mara.exceptions import QueueFullError
+from langchain_mara.exceptions import InterpreterExitError, QueueFullError
 from langchain_mara.options import DEFAULT_QUEUE_SIZE, BatchConfig
 from langchain_mara.policy.model import PolicyModel
 
@@ -62,12 +65,16 @@ class Scheduler:
 
         Args:
             group: Group with at least one request.
-            queue_size: Number of waiting requests at which the queue is full and the group is refused.
+            queue_size: Number of waiting requests at which the queue is full and the group is refused. A group that
+                holds more than that, beyond a full batch, is refused, too.
 
         Raises:
-            QueueFullError: If the queue is full.
+            QueueFullError: If the queue is full, or the group is too large.
+            InterpreterExitError: If the main thread has ended.
         """
+        refuse_large(len(group.waiting), group.batch_config.batch_size + queue_size)
         with self._lock:
+            _refuse_exit()
             self._forget_withdrawn()
             waiting = sum(len(queued.waiting) for queued in self._groups)
             if waiting >= queue_size:
@@ -104,6 +111,7 @@ class Scheduler:
 
         def joining() -> Iterator[Request | None]:
             while True:
+                _refuse_exit()
                 turn = self._next(batch_config)
                 if turn is not None:
                     running[turn[0]] = turn[1]
@@ -120,6 +128,7 @@ class Scheduler:
                 prefix_cache=policy.loaded.prefix_cache(batch_config.prefix_memory),
             )
             for decision in decisions:
+                _refuse_exit()
                 request = decision.request
                 if request in running and not request.cancelled:
                     _deliver(running[request], decision)
@@ -155,5 +164,31 @@ class Scheduler:
 def _deliver(group: RequestGroup, decision: Decision) -> None:
     try:
         group.on_decision(decision)
-    except Exception as error:  # noqa: BLE001 - the caller of this request raises it
+    except BaseException as error:  # noqa: BLE001 - the caller of this request raises it
         decision.request.fail(error)
+
+
+def _refuse_exit() -> None:
+    """Refuses work once the main thread has ended: the interpreter would wait for it before it exits."""
+    if not threading.main_thread().is_alive():
+        raise InterpreterExitError(
+            "The interpreter exits, so this answer is not decoded to its end. Wait for your answers before the main "
+            "thread ends, for example by joining the threads that ask for them."
+        )
+
+
+def refuse_large(requests: int, most: int) -> None:
+    """Refuses a call for more answers than may run and wait.
+
+    Args:
+        requests: Number of answers the call asks for.
+        most: `batch_size` and `queue_size` together.
+
+    Raises:
+        QueueFullError: If they are too many.
+    """
+    if requests > most:
+        raise QueueFullError(
+            f"One call asks for {requests} answers, but {most} may run and wait (batch_size + queue_size). "
+            "Ask for fewer at a time (a smaller n, or parts of the prompts), or raise queue_size."
+        )

@@ -44,7 +44,7 @@ class DecisionStatistics:
 
     def add(self, decision: Decision) -> None:
         """Counts one decision."""
-        self.tokens += decision.token_id is not None
+        self.tokens += 1
         self.drafted += decision.drafted
         if not decision.accept_probabilities:
             return

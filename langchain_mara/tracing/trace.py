@@ -87,7 +87,7 @@ class Trace(Sequence[Step]):
         decision = self[index][0]
         # Spaces before words and characters of several bytes depend on the tokens before.
         steps_before = self[max(0, index - _CONTEXT) : index]
-        tokens_before = [before.token_id for before, _ in steps_before if before.token_id is not None]
+        tokens_before = [before.token_id for before, _ in steps_before]
         length = len(self._decode(tokens_before))
         return [
             (self._decode([*tokens_before, token])[length:].strip(_INCOMPLETE) or self._name(token), probability)

@@ -22,7 +22,7 @@ langchain_mara.policy.attention: masks grouped_attention
 langchain_mara.policy: packed_linear fingerprints prefix_cache cache architectures loaded_model compilation model
     verification
 langchain_mara.agents: reference_checkpoints agent
-langchain_mara.decoding: request candidates oom ngram sequence candidate_table pass_width step batch loop
+langchain_mara.decoding: request candidates recovery ngram sequence candidate_table pass_width step batch loop
 langchain_mara.loading: peft_adapters models
 langchain_mara.tracing: statistics views trace
 langchain_mara.text: detokenizer chat_template tool_calls

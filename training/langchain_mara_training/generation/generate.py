@@ -168,5 +168,5 @@ def _started_completion(llm: MaraLLM, start: AnswerStart, options: DecodingOptio
 
 
 def _generated_answer(start: AnswerStart, completion: Completion, decisions: list[Decision]) -> GeneratedAnswer:
-    emitted = [decision.token_id for decision in decisions if decision.token_id is not None]
+    emitted = [decision.token_id for decision in decisions]
     return GeneratedAnswer(completion.detokenizer.text, [*start.answer_ids, *emitted], decisions)

@@ -10,6 +10,7 @@ from torch import Tensor
 from langchain_mara.decoding.batch import Batch
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, Request
+from langchain_mara.exceptions import NonFiniteError
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.cache import GROWTH_SLOTS
 from langchain_mara.policy.model import PolicyModel
@@ -173,16 +174,19 @@ def test_nonfinite_states_count_as_rejected_and_spoil_no_other_row() -> None:
     assert [d.token_id for d in results[again]] == expected
 
 
-def test_a_prompt_with_only_nonfinite_logits_ends_by_itself() -> None:
+def test_a_prompt_with_only_nonfinite_logits_fails_alone() -> None:
     model = tiny_model("llama-3")
     policy = PolicyModel(model)
     with torch.no_grad():
         model.get_input_embeddings().weight[50] = torch.nan
     healthy = Request([5, 6], options(4), AGENT)
-    decisions = list(decode(policy, [Request([5, 50], options(4), AGENT), healthy]))
-    sick = [d for d in decisions if d.request is not healthy]
-    assert [(d.token_id, d.candidates, d.finish_reason) for d in sick] == [(None, (), "nonfinite")]
-    assert sum(d.request is healthy for d in decisions) == 4
+    sick = Request([5, 50], options(4), AGENT)
+    decisions = list(decode(policy, [sick, healthy], on_leave=lambda _: None))
+    assert [d.request is healthy for d in decisions] == [True] * 4
+    assert isinstance(sick.error, NonFiniteError)
+    assert str(sick.error).startswith(
+        "No token can follow 2 tokens: the state that LlamaForCausalLM gives is not finite"
+    )
 
 
 def test_memory_grows_with_need_not_with_the_context(policy: PolicyModel) -> None:

@@ -1,7 +1,7 @@
 """Completions: text and finish reason out of decisions, and counts over them."""
 
 from collections.abc import Callable
-from math import nan
+from math import inf, nan
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.decoding.request import Decision, FinishReason, Request
+from langchain_mara.exceptions import NonFiniteError
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.serving.completion import Completion, CompletionDelta, GenerationJob, complete
@@ -115,26 +116,25 @@ def test_sequence_that_stops_leaves_its_neighbors_alone(policy: PolicyModel, com
         assert neighbor.statistics == expected.statistics
 
 
-def test_logits_that_are_not_finite_finish_with_nonfinite(policy: PolicyModel, completion_of: MakeCompletion) -> None:
-    def broken_after_three(ids: Tensor, scores: Tensor) -> Tensor:
-        return torch.full_like(scores, nan) if ids.shape[1] >= len(PROMPTS["hi"]) + 3 else scores
+def test_an_answer_without_a_next_token_is_an_error(policy: PolicyModel, completion_of: MakeCompletion) -> None:
+    def forbids_all_after_three(ids: Tensor, scores: Tensor) -> Tensor:
+        return torch.full_like(scores, -inf) if ids.shape[1] >= len(PROMPTS["hi"]) + 3 else scores
 
     expected = completion_of(new=3)
     run(policy, expected)
     completion = completion_of()
-    completion.request.logits_processor = broken_after_three
-    steps = run(policy, completion)
-    assert completion.finish_reason == "nonfinite"
-    assert completion.detokenizer.text == expected.detokenizer.text
-    assert [step.token_id is None for _, step, _ in steps] == [False, False, False, True]
+    completion.request.logits_processor = forbids_all_after_three
+    with pytest.raises(NonFiniteError, match="the logits processor or min_new_tokens forbids every token"):
+        run(policy, completion)
+    assert expected.detokenizer.text.startswith(completion.detokenizer.text)
     assert completion.statistics.tokens == 3
 
 
-@pytest.mark.parametrize("finish", ["stop", "length", "nonfinite"])
+@pytest.mark.parametrize("finish", ["stop", "length"])
 def test_last_decision_releases_what_was_held_back(completion_of: MakeCompletion, finish: FinishReason) -> None:
     completion = completion_of(stop=("az",))
     assert completion.push(decision(completion.request, 5)) == ""
-    last = decision(completion.request, None if finish == "nonfinite" else 3, finish=finish)
+    last = decision(completion.request, 3, finish=finish)
     assert completion.push(last) == "a"
     assert completion.finish_reason == finish
 

@@ -1,0 +1,100 @@
+"""What happens when a pass fails: work is tried, errors are told apart, and users are told."""
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import torch
+
+from langchain_mara.exceptions import NonFiniteError
+from langchain_mara.policy.model import PolicyModel
+
+
+def fits_in_memory(work: Callable[[], None]) -> bool:
+    """Runs work that may be repeated; False if there was not enough memory for it."""
+    try:
+        work()
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def attempt(work: Callable[[], object]) -> BaseException | None:
+    """Runs work that may be repeated; returns its error, or None.
+
+    Raises:
+        KeyboardInterrupt: If the user interrupts.
+    """
+    try:
+        work()
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        return error
+    return None
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether an error is the user's Ctrl-C, which only the main thread gets."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
+def no_candidates_error(policy: PolicyModel, token_ids: Sequence[int]) -> NonFiniteError:
+    """The error of a position without candidates; it names the first of state, logits and processor that is not finite.
+
+    Args:
+        policy: The policy model.
+        token_ids: Prompt and answer so far; they go through the model once more.
+    """
+    culprit, repair = "the logits processor or min_new_tokens forbids every token", "Leave one possible."
+    with suppress(torch.OutOfMemoryError):
+        state = policy.prefill(policy.new_cache(), 0, [token_ids])
+        model = f"Load {policy.name} in a wider dtype (bfloat16 or float32), or check its weights."
+        if not bool(state.isfinite().all()):
+            culprit, repair = f"the state that {policy.name} gives is not finite", model
+        elif not bool(policy.logits(state).isfinite().any()):
+            culprit, repair = f"the state that {policy.name} gives is finite, but no logit of its head is", model
+    return NonFiniteError(f"No token can follow {len(token_ids)} tokens: {culprit}. {repair}")
+
+
+def nan_of_agent_error(model: str) -> NonFiniteError:
+    """The error of an agent that answers NaN to a finite state.
+
+    Args:
+        model: Name of the policy model.
+    """
+    return NonFiniteError(
+        f"The agent's accept probability is NaN, although the state that {model} gives is finite. Check the agent's "
+        "weights, and load or train it again."
+    )
+
+
+def single_sequence_error(device: torch.device, tokens: int) -> torch.OutOfMemoryError:
+    """The error of a sequence that does not fit even alone.
+
+    Args:
+        device: Where memory ran out.
+        tokens: Length of the sequence.
+    """
+    return torch.OutOfMemoryError(
+        f"Out of memory on {device} with a single sequence of {tokens} tokens. Shorten the prompt, lower "
+        "max_new_tokens or top_k, or load the model in a smaller dtype."
+    )
+
+
+def warn_of_preemption(device: torch.device, sequences: int, limit: int, width: int) -> None:
+    """Warns that some sequences have to wait.
+
+    Args:
+        device: Where memory ran out.
+        sequences: Number of sequences that did not fit together.
+        limit: Number of sequences to continue with.
+        width: Siblings of a sequence in one pass from now on.
+    """
+    warnings.warn(
+        f"Out of memory on {device} with {sequences} sequences: continuing with {limit} of width {width}. "
+        "A smaller batch_size avoids this.",
+        RuntimeWarning,
+        stacklevel=3,
+    )

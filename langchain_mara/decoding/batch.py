@@ -11,7 +11,13 @@ import torch
 
 from langchain_mara.decoding.candidate_table import CandidateTable, PendingPosition
 from langchain_mara.decoding.pass_width import MOST_WIDTH, PassWidthTuner
-from langchain_mara.decoding.recovery import attempt, fits_in_memory, single_sequence_error, warn_of_preemption
+from langchain_mara.decoding.recovery import (
+    attempt,
+    fits_in_memory,
+    single_sequence_error,
+    warn_of_failed_pass,
+    warn_of_preemption,
+)
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.decoding.sequence import SequenceState
 from langchain_mara.decoding.step import StepPlan, StepResult, ask_agents, follow_draft, nonfinite_error, to_host
@@ -88,8 +94,7 @@ class Batch:
         if not request.cancelled:
             try:
                 request.check(self.policy)
-                agent = request.agent
-                placed = None if agent is None else self.policy.loaded.agent_on(agent, self.policy.device)
+                placed = request.agent and self.policy.loaded.agent_on(request.agent, self.policy.device)
                 return SequenceState(request, len(request.prompt_ids), placed)
             except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this request alone
                 self._fail(request, error)
@@ -133,12 +138,12 @@ class Batch:
 
     def _keep_prefix(self, row: int, sequence: SequenceState) -> None:
         token_ids = sequence.token_ids[: len(sequence.slots)]
-        read = partial(self._read_slots, row, sequence)
+
+        def read(start: int, stop: int) -> KeysValues:
+            return self.cache.read(row, sequence.slots[start:stop])
+
         if not fits_in_memory(lambda: self.prefix_cache.add(token_ids, read)):
             self.prefix_cache.clear()
-
-    def _read_slots(self, row: int, sequence: SequenceState, start: int, stop: int) -> KeysValues:
-        return self.cache.read(row, sequence.slots[start:stop])
 
     def step(self) -> list[Decision]:
         """Runs one pass; returns the decisions it brought, in order of sequences."""
@@ -226,18 +231,15 @@ class Batch:
         """Fails the sequences that fail alone; the others begin again from their tokens, and their answers stay."""
         suspects, self.sequences = self.sequences, []
         self._reset()
-        innocent = []
-        for sequence in suspects:
-            own_error = error if len(suspects) == 1 else self._error_alone(sequence)
-            sequence.restart()
-            if own_error is None:
-                innocent.append(sequence)
-            else:
-                self._fail(sequence.request, own_error)
-                self.finished.append(sequence.request)
-        self.preempted = innocent + self.preempted
-        if len(innocent) == len(suspects):
-            self.limit = len(suspects) // 2  # together is what they fail, so fewer are tried
+        errors = {sequence: self._error_alone(sequence) if suspects[1:] else error for sequence in suspects}
+        failed = {sequence: own_error for sequence, own_error in errors.items() if own_error is not None}
+        for sequence, own_error in failed.items():
+            self._fail(sequence.request, own_error)
+            self.finished.append(sequence.request)
+        self.preempted = [sequence for sequence in suspects if sequence not in failed] + self.preempted
+        if not failed:
+            self.limit = len(suspects) // 2
+            warn_of_failed_pass(error, len(suspects), self.limit)
 
     def _error_alone(self, sequence: SequenceState) -> BaseException | None:
         """The error of a pass with one sequence alone."""
@@ -245,6 +247,7 @@ class Batch:
         alone._width_tuner = self._width_tuner
         sequence.restart()
         error = attempt(lambda: (alone._prefill([sequence]), alone._evaluate()))
+        sequence.restart()
         return None if isinstance(error, torch.OutOfMemoryError) else error
 
     def _release(self, leaving: set[int]) -> None:

@@ -83,6 +83,22 @@ def single_sequence_error(device: torch.device, tokens: int) -> torch.OutOfMemor
     )
 
 
+def warn_of_failed_pass(error: BaseException, sequences: int, limit: int) -> None:
+    """Warns of an error that no sequence causes alone.
+
+    Args:
+        error: The error.
+        sequences: Number of sequences in the pass that failed.
+        limit: Number of sequences to continue with.
+    """
+    warnings.warn(
+        f"A pass over {sequences} sequences failed ({type(error).__name__}: {error}), but none does if it is run with "
+        f"each alone. Continuing with {limit} at a time.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
 def warn_of_preemption(device: torch.device, sequences: int, limit: int, width: int) -> None:
     """Warns that some sequences have to wait.
 

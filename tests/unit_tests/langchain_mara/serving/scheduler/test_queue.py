@@ -75,7 +75,7 @@ def test_a_full_queue_refuses_a_call_and_loses_nothing(policy: PolicyModel) -> N
     waiting = Caller(policy, [a_request(5 + n) for n in range(3)], batch_config)
     refused = Caller(policy, [a_request(20)], batch_config)
     with Gate(policy) as gate:
-        waiting.submit(queue_size=1)
+        waiting.submit(queue_size=2)
         gate.reached(0)
         text = (
             "2 requests are waiting for LlamaForCausalLM already. Try again later, limit the callers "
@@ -89,6 +89,14 @@ def test_a_full_queue_refuses_a_call_and_loses_nothing(policy: PolicyModel) -> N
         accepted.wait().assert_as_alone()
     assert refused.left == []
     refused.submit(queue_size=1).wait().assert_as_alone()
+
+
+def test_a_call_for_more_than_may_run_and_wait_is_refused(policy: PolicyModel) -> None:
+    caller = Caller(policy, [a_request(5 + n) for n in range(4)], BatchConfig(batch_size=1, width=4))
+    text = r"One call asks for 4 answers, but 3 may run and wait \(batch_size \+ queue_size\)\. Ask for fewer"
+    with pytest.raises(QueueFullError, match=text):
+        caller.submit(queue_size=2)
+    caller.submit(queue_size=3).wait().assert_as_alone()
 
 
 def test_what_has_not_begun_can_be_withdrawn(policy: PolicyModel) -> None:

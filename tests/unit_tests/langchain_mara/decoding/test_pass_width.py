@@ -221,3 +221,14 @@ def test_results_do_not_depend_on_chosen_widths(
         return sorted(found, key=lambda one: one[0])
 
     assert answers(None) == answers(1)
+
+
+@pytest.mark.parametrize("examined", [0, 1, MOST_WIDTH - 1, MOST_WIDTH, 812, 813, 5000, 10**6])
+@pytest.mark.parametrize("seen", [0, 3, 2000])
+def test_any_number_of_rejected_candidates_leaves_a_probability(examined: int, seen: int) -> None:
+    counts = AcceptanceCounts()
+    for _ in range(seen):
+        counts.add(10**6)
+    chances = [counts.decided(examined, further) for further in (1, 8, 64, 10**6)]
+    assert all(0 <= chance <= 1 for chance in chances)
+    assert chances == sorted(chances)

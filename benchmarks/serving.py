@@ -4,6 +4,7 @@
     python benchmarks/serving.py arrivals     calls that arrive at random: latency at shares of the capacity
     python benchmarks/serving.py prefix       questions after a common prefix, with and without reuse
     python benchmarks/serving.py stress       threads, random cancellations and stop strings; memory and mix-ups
+    python benchmarks/serving.py chaos        good, poisoned, cancelled and late calls at random times; what is lost
 
 `--model demo` is the bundled model; the default is a random model with the 135 M shape. Repeats are interleaved. Ratios
 are computed within each repeat; their medians are reported.
@@ -22,6 +23,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 import typer
+from chaos import soak
 from decoding import CoinAgent, load
 from memory import resident_bytes
 from rich.progress import track
@@ -324,6 +326,22 @@ def stress(
     remaining = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     table.add_row("threads that remain", str(remaining))
     publish(table, output)
+
+
+@app.command()
+def chaos(
+    model: Model = "demo",
+    requests: int = 1000,
+    seconds: Annotated[float, typer.Option(help="Time over which the calls arrive.")] = 240.0,
+    threads: int = 32,
+    seed: int = 0,
+    output: Output = None,
+) -> None:
+    """Calls at random times, three tenths poisoned, cancelled or with a timeout: what is lost, changed, left."""
+    # The poison that lacks memory is tried with the whole width first.
+    llm = make_llm(model, batch_size=16, width=2)
+    title = f"{requests} calls over {seconds:.0f} s from {threads} threads on {model}"
+    publish(soak(llm, questions(20), requests, seconds, threads, seed, title), output)
 
 
 def _ratio(numerators: list[float], denominators: list[float]) -> float:

@@ -6,17 +6,16 @@ a fault.
 
 import gc
 import random
-import statistics
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from memory import resident_bytes
 from rich.progress import track
 from rich.table import Table
 from tables import console
@@ -25,11 +24,11 @@ from torch import Tensor
 from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.decoding.request import Request
 from langchain_mara.decoding.sequence import SequenceState
+from langchain_mara.policy.loaded_model import LoadedModel
 from langchain_mara.serving.completion import Completion, complete
 
 _LENGTHS = (4, 12, 24)
 _REPORT_SECONDS = 5.0
-_QUARTER = 4
 
 
 class Escape(BaseException):
@@ -125,7 +124,6 @@ class Soak:
     def __init__(self, llm: MaraLLM, prompts: list[str]) -> None:
         self.llm = llm
         self.outcomes: Counter[str] = Counter()
-        self.resident: list[int] = []
         self._agents = _poisoned_agents(int(llm.model.config.hidden_size))
         work = [(prompt, tokens) for prompt in prompts for tokens in _LENGTHS]
         self._expected = {
@@ -140,7 +138,6 @@ class Soak:
         def make(call: Call) -> None:
             time.sleep(max(0.0, start + call.arrival - time.perf_counter()))
             self.outcomes[f"{call.kind}: {self._judge(call)}"] += 1
-            self.resident.append(resident_bytes())
 
         with ThreadPoolExecutor(threads) as pool:
             for _ in track(pool.map(make, calls), "soaking", len(calls), console=console, transient=True):
@@ -154,10 +151,10 @@ class Soak:
                 return self._poisoned(call)
             if call.kind == "cancelled":
                 return self._cancelled(call, whole)
-            timeout = {"timeout": 0.001 + 0.3 * call.draw} if call.kind == "timeout" else {}
-            return (
-                "right" if self.llm.invoke(call.prompt, max_new_tokens=call.tokens, **timeout) == whole else "changed"
-            )
+            options: dict[str, Any] = {"max_new_tokens": call.tokens}
+            if call.kind == "timeout":
+                options["timeout"] = 0.001 + 0.3 * call.draw
+            return "right" if self.llm.invoke(call.prompt, **options) == whole else "changed"
         except TimeoutError:
             return "timed out"
         except BaseException as error:  # noqa: BLE001 - it is what a soak looks for
@@ -172,9 +169,9 @@ class Soak:
 
     def _poisoned(self, call: Call) -> str:
         ways: list[Callable[[], object]] = [
-            *(lambda agent=agent: self.llm.invoke(call.prompt, agent=agent) for agent in self._agents),  # type: ignore[misc]
-            *(lambda options=options: self.llm.generate([call.prompt], **options) for options in _OPTIONS),  # type: ignore[misc]
-            *(lambda processor=processor: self._processed(call, processor) for processor in _PROCESSORS),  # type: ignore[misc]
+            *(lambda agent=agent: self.llm.invoke(call.prompt, agent=agent) for agent in self._agents),
+            *(lambda options=options: self.llm.generate([call.prompt], **options) for options in _OPTIONS),
+            *(lambda processor=processor: self._processed(call, processor) for processor in _PROCESSORS),
             lambda: self.llm.invoke(call.prompt * 5000),
         ]
         try:
@@ -216,34 +213,57 @@ def soak(llm: MaraLLM, prompts: list[str], requests: int, seconds: float, thread
         Outcomes by kind of call, and what is left when all calls have ended.
     """
     work = Soak(llm, prompts)
-    with quiet():
-        taken = work.run(plan(prompts, requests, seconds, seed), threads)
-    gc.collect()
+    seconds_taken, held = 0.0, []
+    # Two rounds, so that what the first one builds up for good does not count.
+    for i in range(2):
+        with quiet():
+            seconds_taken += work.run(plan(prompts, requests // 2, seconds / 2, seed + i), threads)
+        held.append(Held.now(llm))
+    faults = sum(count for name, count in work.outcomes.items() if "lost" in name or "changed" in name)
+    before, after = held
+    tensors, blocks = ((now - then) * 2 / requests for then, now in zip(before[-2:], after[-2:], strict=True))
+    rows = {
+        "seconds": f"{seconds_taken:.0f}",
+        **{name: str(count) for name, count in sorted(work.outcomes.items())},
+        "good calls lost or changed": str(faults),
+        "decoding threads that remain": str(after.threads),
+        "requests, sequences and completions that remain": str(after.requests),
+        "bytes of tensors more after the second half, per call": f"{tensors:.1f}",
+        "blocks of Python more, per call": f"{blocks:.1f}",
+    }
     table = Table("measure", "value", title=title)
-    table.add_row("seconds", f"{taken:.0f}")
-    for name, count in sorted(work.outcomes.items()):
-        table.add_row(name, str(count))
-    for name, value in _left(work).items():
+    for name, value in rows.items():
         table.add_row(name, value)
     return table
 
 
-def _left(work: Soak) -> dict[str, str]:
-    """What the calls have left behind, by its name."""
-    end = time.monotonic() + _REPORT_SECONDS
-    while time.monotonic() < end and any(thread.name == "mara-decoding" for thread in threading.enumerate()):
-        time.sleep(0.01)
-    kinds = (Request, SequenceState, Completion)
-    with suppress(ReferenceError):
-        left = [item for item in gc.get_objects() if type(item) in kinds]
-    quarter = len(work.resident) // _QUARTER
-    third, last = (statistics.median(work.resident[-k * quarter :][:quarter]) for k in (2, 1))
-    threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    return {
-        "good calls lost or changed": str(
-            sum(count for name, count in work.outcomes.items() if "lost" in name or "changed" in name)
-        ),
-        "threads that remain": str(len([name for name in threads if name == "mara-decoding"])),
-        "requests, sequences and completions that remain": str(len(left)),
-        "KiB of resident memory per call, from the third to the last quarter": f"{(last - third) / quarter / 1024:.2f}",
-    }
+class Held(NamedTuple):
+    """What the process holds while nothing runs.
+
+    Attributes:
+        threads: Number of decoding threads.
+        requests: Number of requests, sequences and completions.
+        tensors: Bytes of all tensors.
+        blocks: Blocks that Python has allocated.
+    """
+
+    threads: int
+    requests: int
+    tensors: int
+    blocks: int
+
+    @classmethod
+    def now(cls, llm: MaraLLM) -> "Held":
+        """What is held when the decoding thread has ended and kept prefixes are forgotten."""
+        end = time.monotonic() + _REPORT_SECONDS
+        while time.monotonic() < end and any(thread.name == "mara-decoding" for thread in threading.enumerate()):
+            time.sleep(0.01)
+        if (kept := LoadedModel.of(llm.model).prefix_cache(1)) is not None:
+            kept.clear()
+        gc.collect()
+        threads = sum(thread.name == "mara-decoding" for thread in threading.enumerate())
+        items = gc.get_objects()
+        requests = sum(type(item) in (Request, SequenceState, Completion) for item in items)
+        tensors = sum(item.nbytes for item in items if isinstance(item, Tensor))
+        del items
+        return cls(threads, requests, tensors, sys.getallocatedblocks())

@@ -339,7 +339,7 @@ def chaos(
 ) -> None:
     """Calls at random times, three tenths poisoned, cancelled or with a timeout: what is lost, changed, left."""
     # The poison that lacks memory is tried with the whole width first.
-    llm = make_llm(model, batch_size=16, width=2)
+    llm = make_llm(model, batch_size=16, width=2, prefix_memory=2**22)  # soon full
     title = f"{requests} calls over {seconds:.0f} s from {threads} threads on {model}"
     publish(soak(llm, questions(20), requests, seconds, threads, seed, title), output)
 

@@ -207,7 +207,7 @@ class Batch:
             self.candidate_table.cut(positions, states)
             drafting = [i for i, index in continuing.items() if index == 0 and plan.drafts[i]]
             table, context = self.candidate_table, self.policy.context
-            sets = to_host(table.token_ids, table.counts) if drafting else []
+            sets = to_host(table.token_ids, table.counts) if drafting else ()
             for i in drafting:
                 commits += follow_draft(i, self.sequences[i], decisions[i], result, self._states, table, sets, context)
             self.cache.commit(*torch.tensor(commits).T.to(self.policy.device))
@@ -246,7 +246,7 @@ class Batch:
         alone = Batch(self.policy, self.width, draft=self.draft)
         alone._width_tuner = self._width_tuner
         sequence.restart()
-        error = attempt(lambda: (alone._prefill([sequence]), alone._evaluate()))
+        error = attempt(lambda: (alone._prefill([sequence]), alone._evaluate()))  # type: ignore[func-returns-value]
         sequence.restart()
         return None if isinstance(error, torch.OutOfMemoryError) else error
 

@@ -217,7 +217,7 @@ def follow_draft(
     result: StepResult,
     states: Tensor,
     table: CandidateTable,
-    sets: tuple[list[list[int]], list[int]],
+    sets: Sequence[Any],
     context: int | None,
 ) -> list[tuple[int, int, int]]:
     """Emits a sequence's drafted tokens as far as the rule does.

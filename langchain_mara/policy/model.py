@@ -69,7 +69,7 @@ class PolicyModel:
         self.context = context_length(self.config)
         self.hidden_size = int(self.config.hidden_size)
         self.vocabulary_size = int(self.config.vocab_size)
-        self.embeddings = int(model.get_input_embeddings().weight.shape[0])
+        self.embeddings = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
         self.device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
         self.passes = self.prefilled = 0
         self._backend = _backend

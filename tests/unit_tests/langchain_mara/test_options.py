@@ -20,7 +20,7 @@ INSIDE = {
     "fallback": [-1_000, -1, 0, 1_000],
     "max_new_tokens": [1, 10**9],
     "min_new_tokens": [0, 10],
-    "seed": [-1, 0, 2**31],
+    "seed": [0, 2**31, 2**63 - 1],
 }
 OUTSIDE = {
     "top_k": [0, -1, 1.5, "many", None],
@@ -33,7 +33,7 @@ OUTSIDE = {
     "fallback": [0.5, "last", None],
     "max_new_tokens": [0, -5, None],
     "min_new_tokens": [-1, None],
-    "seed": [1.5, "x", None],
+    "seed": [1.5, "x", None, -1, 2**63],
 }
 DEFAULTS = {
     "top_k": 40,

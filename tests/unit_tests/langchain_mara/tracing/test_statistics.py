@@ -11,7 +11,7 @@ from langchain_mara.tracing.statistics import DecisionStatistics, outcome
 from langchain_mara.tracing.trace import Trace
 
 
-def decision(request: Request, token_id: int | None, probabilities: tuple[float, ...] = ()) -> Decision:
+def decision(request: Request, token_id: int, probabilities: tuple[float, ...] = ()) -> Decision:
     """A decision for the first candidate above 0.5, or for the fallback."""
     index = next((i for i, probability in enumerate(probabilities) if probability > 0.5), 0)
     accepted = not probabilities or probabilities[index] > 0.5

@@ -126,6 +126,14 @@ class BatchFields(BaseModel):
     largest value among the calls to a loaded model counts; a call with 0 neither reads nor keeps any."""
 
 
+class PromptFields(BaseModel):
+    """Fields that the LangChain classes share and that say how a prompt becomes token ids."""
+
+    special_tokens_in_messages: bool = False
+    """Whether special tokens in the texts of messages count, so that a message can begin another turn. By default they
+    are encoded as the letters they consist of. A prompt without chat template is always encoded with them."""
+
+
 def options_error(error: ValidationError, known: Iterable[str]) -> OptionsError:
     """Turns a pydantic report into an error of one sentence, which suggests a known name for each unknown one.
 

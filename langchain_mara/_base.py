@@ -271,10 +271,7 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
             "agent": None if self.agent is None else self.agent.fingerprint,
             "chat_template": None if template is None else hashlib.sha256(repr(template).encode()).hexdigest()[:16],
             "default_stop": self.stop,  # LangChain adds the call's own stop strings as "stop"
-            **{
-                name: getattr(self, name)
-                for name in ("n", "include_accept_probabilities", "special_tokens_in_messages")
-            },
+            **self.model_dump(include={"n", "include_accept_probabilities", "special_tokens_in_messages"}),
             **self._options().model_dump(),
         }
 

@@ -77,7 +77,8 @@ def evaluate(
 ) -> None:
     """Compares an agent with plain decoding and with best-of-n, by reward and by cost.
 
-    Without --reward, answers are scored by the run's rewards, or by a reward fitted on its preference pairs.
+    Without --reward, answers are scored by a reward fitted on the run's preference pairs. A run that was made with
+    rewards needs the same --reward again, because nothing that a run folder names is imported.
 
     Examples:
     $ mara evaluate prompts.jsonl --agent run --best-of 8

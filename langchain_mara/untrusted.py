@@ -1,6 +1,7 @@
 """What others wrote: JSON files read within limits, and text without characters that control a terminal."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from langchain_mara.exceptions import MaraError
 MOST_JSON_BYTES = 16 * 2**20
 """Most bytes of a JSON file that is read as a whole, such as `config.json`."""
 
-_DIRECTION_CONTROLS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_MARKDOWN = re.compile(r"[\\|<`]|(?<=\])[(\[]")  # a bracket after a bracket makes a link or an image
+# HTML does not allow control characters, and those that change the direction of writing would affect what follows.
+_DIRECTION_CONTROLS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
-    (*range(0x80, 0xA0), 0x2028, 0x2029, *_DIRECTION_CONTROLS), 0x2426
+    (*range(0x80, 0xA0), *_DIRECTION_CONTROLS), 0x2426
 )
 """Visible symbols of characters that move the cursor, ring, change colors or turn the direction of writing."""
 PICTURES |= {0x7F: 0x2421}
@@ -41,4 +44,18 @@ def read_json(file: Path, error: type[MaraError], most_bytes: int = MOST_JSON_BY
     except RecursionError:
         raise error(f"{file} is nested too deeply to be read. Get the file from its author again.") from None
     except ValueError as fault:
-        raise error(f"{file} is not a valid JSON file ({fault}). Get the file from its author again.") from None
+        raise error(f"{file} is not valid JSON ({fault}). Get the file from its author again.") from None
+
+
+def markdown(text: str) -> str:
+    """Text on one line for Markdown: it ends no cell of a table and is no HTML, code, link or image."""
+    for character, written in (
+        ("\\", "\\\\"),
+        ("|", "\\|"),
+        ("<", "&lt;"),
+        ("`", "\\`"),
+        ("](", "]\\("),
+        ("][", "]\\["),
+    ):
+        text = text.replace(character, written)
+    return " ".join(printable(text).split())

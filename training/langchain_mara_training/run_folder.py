@@ -20,6 +20,7 @@ from typing import Any
 
 from langchain_mara import MaraAgent
 from langchain_mara.exceptions import OptionsError, TrainingError
+from langchain_mara.untrusted import read_json
 from langchain_mara_training.labeling.shards import MANIFEST_NAME
 from langchain_mara_training.labeling.token_labels import SHARD_NAME, TokenLabels
 from langchain_mara_training.rewards.specs import PAIRS, split_prefix
@@ -122,9 +123,9 @@ def read_config(folder: str | Path) -> dict[str, Config]:
     if not file.is_file():
         return {}
     try:
-        commands = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        commands = None
+        commands = read_json(file, TrainingError)
+    except TrainingError as error:
+        raise TrainingError(f"{file} is not the configuration of a run. Give another folder. {error}") from None
     if not isinstance(commands, dict) or not all(isinstance(options, dict) for options in commands.values()):
         raise TrainingError(f"{file} is not the configuration of a run. Give another folder.")
     return commands

@@ -3,11 +3,11 @@
 Only small JSON files are read, before any weights are downloaded and before any library looks at the model.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 from transformers.utils.hub import cached_file, has_file
 from transformers.utils.import_utils import is_kernels_available
@@ -81,7 +81,7 @@ def _own_code(configs: Mapping[str, Config]) -> Iterator[str]:
         tokenizer_class = str(config.get("tokenizer_class") or configs.get("config.json", {}).get("tokenizer_class"))
         if name == "tokenizer_config.json" and tokenizer_class_from_name(tokenizer_class) is not None:
             continue
-        known = TOKENIZER_MAPPING_NAMES if name == "tokenizer_config.json" else CONFIG_MAPPING_NAMES
+        known: Container[Any] = TOKENIZER_MAPPING_NAMES if name == "tokenizer_config.json" else CONFIG_MAPPING
         if model_type not in known:
             yield f"its {name} names its own code (auto_map: {str(classes)[:80]}), and transformers has none for it"
     custom = configs.get("generation_config.json", {}).get("custom_generate")

@@ -145,15 +145,9 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
     # A text of a single character has no inside to cut.
     special, written = ({text for text in texts if len(text) > 1} for texts in (special, written))
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-    normalized = normalizer is not None and any(
-        token.normalized and token.content in special | written for token in added.values()
-    )
-    return ControlTokens(
-        frozenset(special),
-        frozenset(written - special),
-        next(plain, None),
-        normalizer.normalize_str if normalized else None,
-    )
+    used = any(token.normalized and token.content in special | written for token in added.values())
+    normalize = None if normalizer is None or not used else normalizer.normalize_str
+    return ControlTokens(frozenset(special), frozenset(written - special), next(plain, None), normalize)
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

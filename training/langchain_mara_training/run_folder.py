@@ -208,7 +208,7 @@ def chosen_rewards(agent: str, given: Sequence[str] | None, config: Mapping[str,
         )
     if given:
         return list(given)
-    if config.get("labeler") != "preference":
+    if config.get("labeler") != "preference" or not config.get("data"):
         raise OptionsError("Choose what scores the answers: --reward module:function, a reward model, or pairs:FILE.")
     return [f"{PAIRS}{config['data']}"]
 

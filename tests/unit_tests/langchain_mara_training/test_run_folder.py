@@ -189,7 +189,7 @@ def test_rewards_of_a_run() -> None:
     for given in (None, [], ["a:b"], ["c", "a:b"], ["x:y"]):
         with pytest.raises(OptionsError, match="add --reward a:b --reward c. To score .* --agent run/agent"):
             run_folder.chosen_rewards("run", given, rollouts)
-    for unknown in ({}, {"labeler": "rollout", "data": "/p.jsonl"}):
+    for unknown in ({}, {"labeler": "rollout", "data": "/p.jsonl"}, {"labeler": "preference"}):
         with pytest.raises(OptionsError, match="Choose what scores the answers: --reward"):
             run_folder.chosen_rewards("agent", None, unknown)
 

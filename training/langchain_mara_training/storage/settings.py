@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=1)]
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Reads plain values only, and no aliases: a few lines of them expand to billions of values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

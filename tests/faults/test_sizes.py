@@ -118,7 +118,7 @@ def test_settings_in_json_have_a_size_and_a_depth(agent: Path, model: Path, tmp_
 
 def test_aliases_in_yaml_do_not_expand(tmp_path: Path) -> None:
     levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    (tmp_path / "own.yaml").write_text("\n".join(["a0: &a0 [x, x]", *levels]))
+    (tmp_path / "own.yaml").write_text("\n".join(["a0: &a0 [x, x]", *levels, "model: *a11"]))
     for read in (Recipe.load, TableSettings.load):
         with pytest.raises(OptionsError, match=r"is not YAML: aliases \(\*name\) are not read in line 2") as caught:
             read(tmp_path / "own.yaml")

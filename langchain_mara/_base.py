@@ -29,6 +29,7 @@ from langchain_mara.options import (
     BatchFields,
     DecodingFields,
     DecodingOptions,
+    PromptFields,
     canonical,
     options_error,
     refuse_unknown,
@@ -59,7 +60,7 @@ else:
     PreTrainedModel = Annotated[Any, PlainValidator(_checked_model)]
 
 
-class LocalModel(BatchFields, DecodingFields):
+class LocalModel(BatchFields, DecodingFields, PromptFields):
     """Fields and loading of the LangChain classes. Instances on the same loaded model share its running batch."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
@@ -270,8 +271,7 @@ class LocalModel(BatchFields, DecodingFields):
             "agent": None if self.agent is None else self.agent.fingerprint,
             "chat_template": None if template is None else hashlib.sha256(repr(template).encode()).hexdigest()[:16],
             "default_stop": self.stop,  # LangChain adds the call's own stop strings as "stop"
-            "n": self.n,
-            "include_accept_probabilities": self.include_accept_probabilities,
+            **self.model_dump(include={"n", "include_accept_probabilities", "special_tokens_in_messages"}),
             **self._options().model_dump(),
         }
 

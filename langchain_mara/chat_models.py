@@ -291,4 +291,5 @@ class ChatMara(LocalModel, BaseChatModel):
 
     def _encode(self, messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]], opening: str = "") -> list[int]:
         tool_format = detect_tool_format(self.tokenizer) if tools else None
-        return encode_messages(self.tokenizer, to_template(messages, tool_format), tools, opening)
+        converted, special = to_template(messages, tool_format), self.special_tokens_in_messages
+        return encode_messages(self.tokenizer, converted, tools, opening, special_tokens_in_messages=special)

@@ -12,10 +12,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from langchain_mara._version import __version__
 from langchain_mara.exceptions import MaraError
 from langchain_mara.options import DEFAULTS
+from langchain_mara.untrusted import printable
 
 app = typer.Typer(
     help="Aligned local language models: an agent accepts or rejects each token.",
@@ -43,8 +45,13 @@ def one_sentence() -> Iterator[None]:
         message = f"This command needs more libraries: pip install 'langchain-mara[training]' ({error})."
     else:
         return
-    Console(stderr=True).print(message, style="red", markup=False)
+    Console(stderr=True).print(plain_text(message), style="red")
     raise typer.Exit(1)
+
+
+def plain_text(text: str) -> Text:
+    """Text for the terminal as it is: no markup, and control characters become symbols."""
+    return Text(printable(text))
 
 
 @app.command()
@@ -80,7 +87,7 @@ def generate(
         else:
             llm = MaraLLM.from_model_id(model, agent=agent, device=device, **options)
         for text in (llm.with_agent(None) if plain else llm).stream(prompt):
-            print(text, end="", flush=True)  # noqa: T201 - the answer itself, without markup
+            print(printable(text), end="", flush=True)  # noqa: T201 - the answer itself, without markup
         print()  # noqa: T201
 
 

@@ -276,8 +276,8 @@ class MaraLLM(LocalModel, BaseLLM):
 
     def encode(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
         """Token ids of a prompt, which is text or messages, as the model receives it."""
-        use_template = bool(self.use_chat_template)
-        return encode_prompt(self.tokenizer, prompt, use_chat_template=use_template, system_prompt=self.system_prompt)
+        options = {name: getattr(self, name) for name in ("system_prompt", "special_tokens_in_messages")}
+        return encode_prompt(self.tokenizer, prompt, use_chat_template=bool(self.use_chat_template), **options)
 
 
 def _listeners(llm: MaraLLM, completions: Sequence[Completion], managers: Sequence[Any]) -> dict[Completion, Any]:

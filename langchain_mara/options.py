@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from reprlib import Repr
 from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -15,6 +16,9 @@ Strategy = Literal["first-accept", "max-prob", "random", "sampled"]
 
 SYNONYMS = {"max_tokens": "max_new_tokens"}
 """Option names of LangChain's chat models, and the same options in this library."""
+
+_REPR = Repr()
+_REPR.maxlevel, _REPR.maxlong, _REPR.maxstring, _REPR.maxother = 3, 60, 200, 200
 
 DEFAULT_AGENT_WIDTH = 1024
 """Units of an agent's first hidden layer, as in the paper."""
@@ -138,6 +142,14 @@ class BatchFields(BaseModel):
     largest value among the calls to a loaded model counts; a call with 0 neither reads nor keeps any."""
 
 
+class PromptFields(BaseModel):
+    """Fields that the LangChain classes share and that say how a prompt becomes token ids."""
+
+    special_tokens_in_messages: bool = False
+    """Whether special tokens in the texts of messages count, so that a message can begin another turn. By default they
+    are encoded as the letters they consist of. A prompt without chat template is always encoded with them."""
+
+
 def options_error(error: ValidationError, known: Iterable[str]) -> OptionsError:
     """Turns a pydantic report into an error of one sentence, which suggests a known name for each unknown one.
 
@@ -154,7 +166,7 @@ def options_error(error: ValidationError, known: Iterable[str]) -> OptionsError:
             parts.append(f"{name} is required")
         else:
             message = item["msg"].replace("Input should", "should").removeprefix("Value error, ")
-            parts.append(f"{name}={item['input']!r} {message}")
+            parts.append(f"{name}={_brief(item['input'])} {message}")
     return OptionsError("Invalid options: " + "; ".join(parts) + ".")
 
 
@@ -188,6 +200,14 @@ def canonical(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if given_twice:
         raise OptionsError(f"Invalid options: {'; '.join(given_twice)} mean the same. Give one of them.")
     return {SYNONYMS.get(name, name): value for name, value in kwargs.items()}
+
+
+def _brief(value: Any) -> str:
+    """A value in a message, which others may have made large."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:
+        return "a number of many digits"
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ from langchain_mara.agents.reference_checkpoints import (
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError
 from langchain_mara.options import DEFAULT_AGENT_WIDTH
 from langchain_mara.policy.fingerprints import WeightsFingerprint
+from langchain_mara.untrusted import read_json
 
 _MODEL_CARD = """---
 {{ card_data }}
@@ -151,8 +152,13 @@ class MaraAgent(
                 f"{source} is a file. from_pretrained takes the folder that save_pretrained wrote; "
                 "for a reference .pth use MaraAgent.from_reference."
             )
+        config = Path(source, "config.json")
+        if config.is_file():
+            read_json(config, CheckpointError)
         try:
             return super().from_pretrained(source, **kwargs)
+        except RecursionError:
+            raise CheckpointError(f"{source}: config.json is nested too deeply to be read.") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{source}: config.json is not valid JSON ({error}).") from None
         except (AttributeError, TypeError) as error:

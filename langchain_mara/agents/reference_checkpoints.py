@@ -5,8 +5,10 @@ They are `.pth` state dicts of tensors, which are read without running pickled c
 
 import pickle
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -17,6 +19,8 @@ from langchain_mara.exceptions import CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"
 """File in which `save_pretrained` stores an agent's weights."""
+MOST_BYTES = 2**30
+"""Most bytes of an agent's weights. The largest agents in use have some 20 MB."""
 _KEYS = {f"{layer}.{kind}" for layer in ("ln", "linear1", "linear2", "output_linear") for kind in ("weight", "bias")}
 
 
@@ -51,8 +55,10 @@ def read_reference(file: Path) -> dict[str, Any]:
     """Reads the weights in a `.pth` file, by name.
 
     Raises:
-        CheckpointError: If the file is truncated or not a state dict of tensors.
+        CheckpointError: If the file is truncated, not a state dict of tensors, or larger than an agent can be, also
+            when unpacked.
     """
+    _check_size(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -60,7 +66,7 @@ def read_reference(file: Path) -> dict[str, Any]:
             f"{file} is truncated, not a PyTorch state dict, or holds objects other than tensors. It was read with "
             "weights_only=True, because unpickling could run code. Ask its author for a state dict of tensors."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, MemoryError, OverflowError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{file} is truncated or not a PyTorch state dict ({reason}). Download it again."
@@ -70,6 +76,21 @@ def read_reference(file: Path) -> dict[str, Any]:
             f"{file} holds a {type(state).__name__}, not a state dict of tensors. Give an agent's .pth."
         )
     return dict(state)
+
+
+def _check_size(file: Path) -> None:
+    """Refuses a file that is, or unpacks to, more than the weights of an agent."""
+    sizes = [file.stat().st_size]
+    if is_zipfile(file):
+        with suppress(BadZipFile), ZipFile(file) as archive:
+            entries = archive.infolist()
+            sizes += [len(entries), sum(entry.file_size for entry in entries)]
+            if any(entry.compress_type != ZIP_STORED for entry in entries):
+                raise CheckpointError(f"{file} is compressed, which PyTorch's files are not. Get it again.")
+    if max(sizes) > MOST_BYTES:
+        raise CheckpointError(
+            f"{file} holds {max(sizes):,} bytes; an agent has at most {MOST_BYTES:,}. Give an agent's .pth."
+        )
 
 
 def agent_shape(state: Mapping[str, Any], source: str) -> tuple[int, int]:
@@ -92,8 +113,11 @@ def agent_shape(state: Mapping[str, Any], source: str) -> tuple[int, int]:
             "An agent has the keys ln.*, linear1.*, linear2.*, output_linear.*."
         )
     for name, weight in state.items():
-        if not isinstance(weight, Tensor) or weight.layout is not torch.strided:
+        if not isinstance(weight, Tensor) or weight.layout is not torch.strided or weight.is_meta:
             raise CheckpointError(f"{source} is not a MARA agent: {name} is a {type(weight).__name__}, not a tensor.")
+        # A view can repeat a few stored values to any size.
+        if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
+            raise CheckpointError(f"{source} is not a MARA agent: {name} declares more values than the file holds.")
         if not weight.isfinite().all():
             raise CheckpointError(f"{source}: {name} holds NaN or infinite values, so the agent is unusable.")
     if state["ln.weight"].ndim != 1 or state["linear1.bias"].ndim != 1:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.agents.reference_checkpoints import looks_local
 from langchain_mara.exceptions import LoadingError
+from langchain_mara.loading.declared_code import refuse_code
 from langchain_mara.loading.peft_adapters import CONFIG_FILE, Adapter, find_adapter, merge_adapter
 from langchain_mara.policy.loaded_model import LoadedModel
 from langchain_mara.policy.packed_linear import pack
@@ -72,6 +74,7 @@ def load_model(
         "attn_implementation": attn_implementation,
     }
     with _errors_as_loading_error(source):
+        refuse_code(source, hub, attn_implementation)
         adapter = find_adapter(source, hub)
         if adapter is not None:
             model, tokenizer = _load_adapted(adapter, options, hub)
@@ -91,21 +94,27 @@ def _load_adapted(
     base_hub = {**hub, "revision": adapter.base_revision}
     try:
         base = _model_source(adapter.base)
+        with _errors_as_loading_error(base):
+            refuse_code(base, base_hub)
+            _refuse_chain(base, adapter, base_hub)
         model: Any = _load_weights(base, options, base_hub)
     except LoadingError as error:
         raise LoadingError(
             f"The base model of the adapter {adapter.source} cannot be loaded. {error} If it is elsewhere, "
             f"change base_model_name_or_path in {adapter.folder / CONFIG_FILE}."
         ) from error
-    if hasattr(model, "peft_config"):
-        raise LoadingError(
-            f"The base {base} of the adapter {adapter.source} is an adapter. Merge it and save the result."
-        )
     tokenizer_source, tokenizer_hub = (str(adapter.folder), {}) if adapter.has_tokenizer else (base, base_hub)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=False, **tokenizer_hub)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     return merge_adapter(model, adapter), tokenizer
+
+
+def _refuse_chain(base: str, adapter: Adapter, hub: dict[str, Any]) -> None:
+    if find_adapter_config_file(base, **hub) is not None:
+        raise LoadingError(
+            f"The base {base} of the adapter {adapter.source} is an adapter. Merge it and save the result."
+        )
 
 
 def _load_weights(source: str, options: dict[str, Any], hub: dict[str, Any]) -> "PreTrainedModel":

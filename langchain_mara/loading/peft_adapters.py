@@ -1,6 +1,5 @@
 """Finds PEFT adapters by their `adapter_config.json` and merges them into their base model."""
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from transformers.utils.import_utils import is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from langchain_mara.exceptions import LoadingError
+from langchain_mara.untrusted import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +62,7 @@ def find_adapter(source: str, hub: dict[str, Any]) -> Adapter | None:
     if not is_peft_available():
         raise LoadingError(f"{source} is a PEFT adapter, and peft is not installed: pip install 'langchain-mara[dpo]'")
     folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(source, allow_patterns=_WANTED, **hub))
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_json(folder / CONFIG_FILE, LoadingError)
     if config.get("task_type") not in ("CAUSAL_LM", None):
         raise LoadingError(f"The adapter {source} is for {config['task_type']}. Give one of task type CAUSAL_LM.")
     if not (folder / WEIGHTS_FILE).is_file():

@@ -8,12 +8,13 @@ from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.decoding.request import eos_ids
 from langchain_mara.exceptions import PromptError
+from langchain_mara.text.control_tokens import encode_marked, mark_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, mark: str = "") -> list[int]:
     """Encodes plain text, with the special tokens that the tokenizer adds.
 
     Text that begins with a BOS already, because a chat template rendered it, gets no second one.
@@ -21,8 +22,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Args:
         tokenizer: The model's tokenizer.
         text: Text to encode.
+        mark: Mark from `mark_messages` in the parts of the text that others wrote; may be empty.
     """
-    ids: list[int] = tokenizer(text).input_ids
+    ids: list[int] = tokenizer("" if mark else text).input_ids
+    if mark:
+        ids = [*ids, *encode_marked(tokenizer, text, mark)]
     bos = tokenizer.bos_token_id
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
@@ -33,6 +37,7 @@ def encode_prompt(
     *,
     use_chat_template: bool,
     system_prompt: str | None = None,
+    special_tokens_in_messages: bool = False,
 ) -> list[int]:
     """Encodes a prompt as the model expects it.
 
@@ -41,6 +46,8 @@ def encode_prompt(
         prompt: Text, which becomes a user message if the chat template is used, or messages.
         use_chat_template: Whether to use the tokenizer's chat template.
         system_prompt: System message to put before messages that have none.
+        special_tokens_in_messages: See `encode_messages`. Without the chat template, special tokens in the text always
+            count, because whoever renders a prompt writes them.
 
     Raises:
         PromptError: If `prompt` holds messages but the chat template is not used.
@@ -53,7 +60,7 @@ def encode_prompt(
         raise PromptError("Messages need a chat template, and this model is prompted with plain text. Give text.")
     has_system_message = any(message["role"] == "system" for message in prompt)
     system = [] if has_system_message or system_prompt is None else [{"role": "system", "content": system_prompt}]
-    return encode_messages(tokenizer, [*system, *prompt])
+    return encode_messages(tokenizer, [*system, *prompt], special_tokens_in_messages=special_tokens_in_messages)
 
 
 def encode_messages(
@@ -61,6 +68,8 @@ def encode_messages(
     messages: Sequence[dict[str, Any]],
     tools: Sequence[dict[str, Any]] = (),
     opening: str = "",
+    *,
+    special_tokens_in_messages: bool = False,
 ) -> list[int]:
     """Encodes a conversation with the chat template, up to where the answer begins.
 
@@ -69,12 +78,17 @@ def encode_messages(
         messages: Messages of the form `{"role": …, "content": …}`.
         tools: Tools that the model may call, in OpenAI's format. The template must support tools.
         opening: Beginning of the answer, appended to the prompt.
+        special_tokens_in_messages: Whether special tokens in the texts of messages and tools count, so that a message
+            can begin another turn. By default they are encoded as the letters they consist of.
 
     Raises:
         PromptError: If there is no template, or it refuses these messages (for example a system message).
     """
     if tokenizer.chat_template is None:
         raise PromptError("The tokenizer has no chat template. Set use_chat_template=False to prompt with plain text.")
+    mark = ""
+    if not special_tokens_in_messages:
+        messages, tools, mark = mark_messages(tokenizer, messages, tools)
     try:
         text = tokenizer.apply_chat_template(
             list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True
@@ -83,8 +97,7 @@ def encode_messages(
         roles = ", ".join(message["role"] for message in messages)
         raise PromptError(f"The model's chat template refuses messages of the roles {roles}: {error}") from None
     # The template has added the special tokens already.
-    ids: list[int] = tokenizer(f"{text}{opening}", add_special_tokens=False).input_ids
-    return ids
+    return encode_marked(tokenizer, f"{text}{opening}", mark)
 
 
 def eos_token_ids(model: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

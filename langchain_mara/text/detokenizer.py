@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from langchain_mara.exceptions import OptionsError
+from langchain_mara.text.stop_strings import stop_strings
 
 Stop = Sequence[str] | str | None
 """Stop strings as users give them: several, one, or none."""
@@ -28,18 +28,17 @@ class IncrementalDetokenizer:
         stopped: Whether a stop string was found.
 
     Raises:
-        OptionsError: If a stop string is empty.
+        OptionsError: If a stop string is empty, or if there are too many or too long ones.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = (), markers: Sequence[str] = ()
     ) -> None:
-        if any(not string for string in stop):
-            raise OptionsError("A stop string must not be empty. Leave it out of `stop`.")
         self.text = ""
         self.stopped = False
         self._tokenizer = tokenizer
-        self._stop = tuple(stop)
+        self._stop = stop_strings(tuple(stop))
+        self._stop_state = 0
         added = tokenizer.added_tokens_decoder.items() if markers else ()
         self._left_out = {number for number, token in added if token.special and token.content not in markers}
         self._skip_special_tokens = not markers
@@ -60,7 +59,7 @@ class IncrementalDetokenizer:
         if len(text) <= len(context) or text.endswith(_INCOMPLETE):
             return ""
         self._context_start, self._unread = self._unread, len(self._token_ids)
-        return self._release(self._held_back + text[len(context) :])
+        return self._release(text[len(context) :])
 
     def finish(self) -> str:
         """Returns the text that was held back. Call it after the last token."""
@@ -68,7 +67,7 @@ class IncrementalDetokenizer:
             return ""
         context = self._decode(self._context_start, self._unread)
         unread = self._decode(self._context_start, len(self._token_ids))[len(context) :]
-        released = self._release(self._held_back + unread)
+        released = self._release(unread)
         rest, self._held_back = self._held_back, ""
         self.text += rest
         return released + rest
@@ -81,15 +80,19 @@ class IncrementalDetokenizer:
         )
         return str(text)
 
-    def _release(self, text: str) -> str:
-        starts = [(text.find(string), string) for string in self._stop]
-        # The stop string that is complete first counts, wherever the tokens' borders are.
-        ends = [(start + len(string), start) for start, string in starts if start >= 0]
-        if ends:
-            self.stopped = True
-            released, self._held_back = text[: min(ends)[1]], ""
+    def _release(self, new: str) -> str:
+        """Takes new text and returns what cannot be part of a stop string any more."""
+        for count, character in enumerate(new, 1):
+            self._stop_state = self._stop.advance(self._stop_state, character)
+            # The stop string that is complete first counts, wherever the tokens' borders are.
+            length = self._stop.complete(self._stop_state)
+            if length:
+                self.stopped = True
+                text = self._held_back + new[:count]
+                released, self._held_back = text[: len(text) - length], ""
+                break
         else:
-            held_length = max((overlap(text, string) for string in self._stop), default=0)
+            text, held_length = self._held_back + new, self._stop.begun(self._stop_state)
             released, self._held_back = text[: len(text) - held_length], text[len(text) - held_length :]
         self.text += released
         return released

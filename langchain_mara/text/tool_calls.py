@@ -162,7 +162,7 @@ def _bare_calls(text: str) -> list[ToolCall]:
         try:
             value, end = json.JSONDecoder().raw_decode(rest)
             calls += [_call(item) for item in (value if isinstance(value, list) else [value])]
-        except ValueError:
+        except (ValueError, RecursionError):
             return []
         rest = rest[end:].lstrip().removeprefix(";").lstrip()
     return calls
@@ -183,7 +183,7 @@ def _marked_calls(text: str) -> tuple[str, list[ToolCall], list[InvalidToolCall]
         try:
             next_calls, text = _read_calls(body)
             calls += next_calls
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             # A broken call ends at the next marker; there is no other way to find its end.
             stop = min((start for start in map(body[1:].find, _OPENINGS) if start >= 0), default=len(body)) + 1
             name = re.search(r'"name"\s*:\s*"([^"]*)"', body[:stop])

@@ -9,18 +9,12 @@ import jinja2
 from markupsafe import Markup, escape
 
 from langchain_mara.tracing.statistics import DecisionStatistics, outcome
+from langchain_mara.untrusted import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from langchain_mara.tracing.trace import Trace
-
-# HTML does not allow control characters, and those that change the direction of writing would affect what follows.
-_DIRECTION_CONTROLS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
-    _DIRECTION_CONTROLS, 0x2426
-)
-_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0x2426)
 
 
 def render_html(trace: "Trace", candidates: Callable[[int], list[tuple[str, float]]]) -> str:
@@ -69,7 +63,7 @@ def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
 
 def visible(text: str) -> Markup:
     """Text as escaped HTML with marked line ends; control characters become visible symbols."""
-    return Markup('<span class="newline"></span>\n').join(map(escape, text.translate(_PICTURES).split("\n")))
+    return Markup('<span class="newline"></span>\n').join(map(escape, printable(text).split("\n")))
 
 
 @cache

@@ -17,15 +17,15 @@ MOST_LINES, MOST_MODULES = 300, 10
 
 # The one list: each module may import the modules before it, and each folder the folders before it.
 ORDER = """
-langchain_mara: _version exceptions options
+langchain_mara: _version exceptions untrusted options
 langchain_mara.policy.attention: masks grouped_attention
 langchain_mara.policy: packed_linear fingerprints prefix_cache cache architectures loaded_model compilation model
     verification
 langchain_mara.agents: reference_checkpoints agent
 langchain_mara.decoding: request candidates recovery ngram sequence candidate_table pass_width step batch loop
-langchain_mara.loading: peft_adapters models
+langchain_mara.loading: declared_code peft_adapters models
 langchain_mara.tracing: statistics views trace
-langchain_mara.text: detokenizer chat_template tool_calls
+langchain_mara.text: stop_strings detokenizer control_tokens chat_template tool_calls
 langchain_mara.serving: scheduler completion
 langchain_mara: _base _messages chat_models llms custom_generate cli
 

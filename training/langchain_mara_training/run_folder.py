@@ -13,12 +13,14 @@ Every file but the log is either complete or absent. The log is only ever append
 """
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from langchain_mara import MaraAgent
 from langchain_mara.exceptions import OptionsError, TrainingError
+from langchain_mara.untrusted import read_json
 from langchain_mara_training.labeling.shards import MANIFEST_NAME
 from langchain_mara_training.labeling.token_labels import SHARD_NAME, TokenLabels
 from langchain_mara_training.rewards.specs import PAIRS, split_prefix
@@ -121,9 +123,9 @@ def read_config(folder: str | Path) -> dict[str, Config]:
     if not file.is_file():
         return {}
     try:
-        commands = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        commands = None
+        commands = read_json(file, TrainingError)
+    except TrainingError as error:
+        raise TrainingError(f"{file} is not the configuration of a run. Give another folder. {error}") from None
     if not isinstance(commands, dict) or not all(isinstance(options, dict) for options in commands.values()):
         raise TrainingError(f"{file} is not the configuration of a run. Give another folder.")
     return commands
@@ -181,18 +183,32 @@ def agent_config(source: str) -> Config:
     return (read_config(labels_folder) if labels_folder else commands).get("label", {})
 
 
-def default_rewards(config: Mapping[str, Any]) -> list[str]:
-    """The rewards that score answers if you name none: those of the run, or a reward fitted on its pairs.
+def chosen_rewards(agent: str, given: Sequence[str] | None, config: Mapping[str, Any]) -> list[str]:
+    """The rewards that score an agent's answers: those given, or a reward fitted on the pairs of the agent's run.
+
+    A run folder is data, and others may have written it. So the rewards that it records are never imported, fetched or
+    loaded unless the user names the same rewards.
 
     Args:
+        agent: Run folder or agent, as the user named it.
+        given: Rewards that the user named.
         config: Options as `agent_config` returns them.
 
     Raises:
-        OptionsError: If the run has neither rewards nor pairs.
+        OptionsError: If the run was made with rewards and the given ones differ, or if there are neither rewards nor
+            pairs.
     """
-    if config.get("reward"):
-        return list(config["reward"])
-    if config.get("labeler") != "preference":
+    recorded = config.get("reward") or []
+    if recorded and recorded != list(given or ()):
+        flags = shlex.join(flag for spec in recorded for flag in ("--reward", str(spec)))
+        raise OptionsError(
+            f"The agent of {agent} was trained with {flags}. Nothing that a run folder names is imported or loaded as "
+            f"a reward, so name it again: add {flags}. To score by other rewards, give the agent without its run: "
+            f"--agent {shlex.quote(str(Path(agent) / 'agent'))}."
+        )
+    if given:
+        return list(given)
+    if config.get("labeler") != "preference" or not config.get("data"):
         raise OptionsError("Choose what scores the answers: --reward module:function, a reward model, or pairs:FILE.")
     return [f"{PAIRS}{config['data']}"]
 

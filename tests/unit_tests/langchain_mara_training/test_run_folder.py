@@ -182,14 +182,16 @@ def test_configurations_are_flattened() -> None:
 
 
 def test_rewards_of_a_run() -> None:
-    assert run_folder.default_rewards({"labeler": "preference", "data": "/p.jsonl"}) == ["pairs:/p.jsonl"]
-    assert run_folder.default_rewards({"labeler": "rollout", "data": "/p.jsonl", "reward": ["a:b", "c"]}) == [
-        "a:b",
-        "c",
-    ]
-    for unknown in ({}, {"labeler": "rollout", "data": "/p.jsonl"}):
+    pairs, rollouts = {"labeler": "preference", "data": "/p.jsonl"}, {"labeler": "rollout", "reward": ["a:b", "c"]}
+    assert run_folder.chosen_rewards("run", None, pairs) == ["pairs:/p.jsonl"]
+    assert run_folder.chosen_rewards("run", ["x:y"], pairs) == ["x:y"]
+    assert run_folder.chosen_rewards("run", ["a:b", "c"], rollouts) == ["a:b", "c"]
+    for given in (None, [], ["a:b"], ["c", "a:b"], ["x:y"]):
+        with pytest.raises(OptionsError, match="add --reward a:b --reward c. To score .* --agent run/agent"):
+            run_folder.chosen_rewards("run", given, rollouts)
+    for unknown in ({}, {"labeler": "rollout", "data": "/p.jsonl"}, {"labeler": "preference"}):
         with pytest.raises(OptionsError, match="Choose what scores the answers: --reward"):
-            run_folder.default_rewards(unknown)
+            run_folder.chosen_rewards("agent", None, unknown)
 
 
 def test_options_hold_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

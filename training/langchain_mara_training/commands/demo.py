@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from langchain_mara.cli import console, one_sentence
+from langchain_mara.untrusted import printable
 from langchain_mara_training.storage.defaults import TRAINING_BATCH_SIZE
 
 if TYPE_CHECKING:
@@ -76,4 +77,4 @@ def _colored_answers(llm: "MaraLLM", questions: list[str]) -> Iterator[Text]:
     from langchain_mara.tracing.statistics import outcome
 
     for trace in llm.trace(questions):
-        yield Text.assemble(*((text, _STYLES[outcome(decision)]) for decision, text in trace))
+        yield Text.assemble(*((printable(text), _STYLES[outcome(decision)]) for decision, text in trace))

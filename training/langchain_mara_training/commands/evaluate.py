@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from langchain_mara.cli import console, one_sentence
+from langchain_mara.cli import console, one_sentence, plain_text
 from langchain_mara.options import DEFAULTS
 from langchain_mara_training.commands.options import (
     Data,
@@ -77,7 +77,8 @@ def evaluate(
 ) -> None:
     """Compares an agent with plain decoding and with best-of-n, by reward and by cost.
 
-    Without --reward, answers are scored by the run's rewards, or by a reward fitted on its preference pairs.
+    Without --reward, answers are scored by a reward fitted on the run's preference pairs. A run that was made with
+    rewards needs the same --reward again, because nothing that a run folder names is imported.
 
     Examples:
     $ mara evaluate prompts.jsonl --agent run --best-of 8
@@ -90,7 +91,7 @@ def evaluate(
         evaluation = evaluate_run(report, output, run_folder.resolved(ctx.params, "report", "output"))
         columns = [name for name in _HEADERS if name != "harmful share" or harmful is not None]
         headers = (Column(_HEADERS[name], justify="right") for name in columns)
-        table = Table("system", *headers, title=evaluation.title)
+        table = Table("system", *headers, title=plain_text(evaluation.title))
         for name, values in evaluation.systems.items():
-            table.add_row(name, *(shown(values[column]) for column in columns))
+            table.add_row(plain_text(name), *(shown(values[column]) for column in columns))
         console.print(table)

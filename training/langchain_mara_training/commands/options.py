@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from langchain_mara.cli import console
+from langchain_mara.cli import console, plain_text
 
 _WHOLE_FROM = 100
 
@@ -30,7 +30,7 @@ def print_values(title: str, values: dict[str, Any]) -> None:
     """Prints a table of two columns: names and values."""
     table = Table(Column(), Column(justify="right"), show_header=False, title=title)
     for name, value in values.items():
-        table.add_row(name, shown(value))
+        table.add_row(plain_text(name), shown(value))
     console.print(table)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from langchain_mara.cli import console, one_sentence
+from langchain_mara.cli import console, one_sentence, plain_text
 from langchain_mara_training.commands.options import Device, count_option, name_option
 from langchain_mara_training.storage.defaults import TRACES_SHOWN
 
@@ -43,4 +43,4 @@ def report(
         if agent is not None:
             shown_traces = retrace(loaded, run_folder.agent_source(agent), model=model, device=device, count=traces)
         for file in write_report(loaded, output or comparison, title=title, traces=shown_traces):
-            console.print(file, style="bold", soft_wrap=True)
+            console.print(plain_text(str(file)), style="bold", soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Column, Table
 
-from langchain_mara.cli import console, one_sentence
+from langchain_mara.cli import console, one_sentence, plain_text
 from langchain_mara.options import BATCH_DEFAULTS
 from langchain_mara_training.commands.options import (
     Device,
@@ -83,11 +83,11 @@ def table(
 
 def _print_paper_table(paper_table: "PaperTable") -> None:
     headers, *rows = paper_table.cells()
-    columns = [Column(_BETWEEN_WORDS.sub("\n", header), justify="right") for header in headers[1:]]
-    table = Table(Column("model"), *columns, title=paper_table.title)
+    columns = [Column(plain_text(_BETWEEN_WORDS.sub("\n", header)), justify="right") for header in headers[1:]]
+    table = Table(Column("model"), *columns, title=plain_text(paper_table.title))
     for label, *cells in rows:
-        table.add_row(label.replace(", ", "\n"), *(cell.replace(" ", "\n") for cell in cells))
+        table.add_row(plain_text(label.replace(", ", "\n")), *(cell.replace(" ", "\n") for cell in cells))
     console.print(table)
-    console.print(paper_table.note, markup=False)
+    console.print(plain_text(paper_table.note))
     for problem in paper_table.problems:
-        console.print(problem, style="red", markup=False)
+        console.print(plain_text(problem), style="red")

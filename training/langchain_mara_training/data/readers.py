@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+import pyarrow as pa
+from pyarrow import parquet
 
 from langchain_mara.exceptions import DataError
 from langchain_mara_training.data.column_formats import Preferred, with_pair, with_prompt
@@ -18,6 +21,10 @@ Row = dict[str, Any]
 Source: TypeAlias = str | Path | datasets.Dataset | Iterable[Any]
 """Rows, prompts, a `datasets.Dataset`, the path of a file, or the name of a data set on the hub."""
 
+MOST_ROWS = 100_000_000
+"""Most rows of a Parquet file. A few bytes can declare any number of them."""
+_START = 1024  # bytes of a file to look at
+_BEFORE_JSON = b"\xef\xbb\xbf \t\r\n"
 _FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -110,6 +117,8 @@ def _load(source: str | Path, split: str) -> Iterable[Row]:
     path = Path(source).expanduser()
     if path.suffix in _FORMATS and not path.is_file():
         raise DataError(f"There is no file {path}. Check the path.")
+    if path.suffix in _FORMATS:
+        _refuse_bomb(path)
     try:
         if path.suffix in _FORMATS:
             loaded = datasets.load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train")
@@ -126,6 +135,20 @@ def _load(source: str | Path, split: str) -> Iterable[Row]:
         ) from error
     rows: Iterable[Row] = loaded
     return rows
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuses a file that unpacks to much more than it holds: `datasets` would unpack it to the disk or to memory."""
+    if path.suffix == ".parquet":
+        with suppress(pa.ArrowInvalid):  # not Parquet; `datasets` says so
+            rows = parquet.read_metadata(path).num_rows
+            if rows > MOST_ROWS:
+                raise DataError(f"{path} declares {rows:,} rows; at most {MOST_ROWS:,} are read. Split the file.")
+        return
+    with path.open("rb") as stream:
+        start = stream.read(_START).lstrip(_BEFORE_JSON)
+    if start and start[:1] not in (b"{", b"["):
+        raise DataError(f"{path} is not JSON, or it is compressed. Unpack it, and give the file with the rows.")
 
 
 def _key(prompt: Prompt) -> str:

@@ -35,7 +35,8 @@ def evaluate(report: Path | None, output: Path | None, options: Options) -> Eval
     Args:
         report: JSON file for the summaries and all answers.
         output: Folder of the comparison. An interrupted job resumes there.
-        options: Options of the command. Values of None are taken from the agent's run, if it has one.
+        options: Options of the command. Values of None are taken from the agent's run, if it has one, except
+            for its rewards, which must be given again.
 
     Raises:
         MaraError: If data, model, agent, rewards or folders cannot be used.
@@ -71,10 +72,13 @@ def evaluate(report: Path | None, output: Path | None, options: Options) -> Eval
 
 
 def _options_left_open(options: Options, run_options: Options) -> Values:
-    """Values for the options that were not given: those of the agent's run, or else the defaults."""
+    """Values for the options that were not given: those of the agent's run, or else the defaults.
+
+    Rewards count as not given until they are those of the run.
+    """
     defaults = {"model": None, **DECODING}
-    values = {name: run_options.get(name, defaults[name]) for name in defaults if options[name] is None}
-    if options["reward"] is None:
-        weights = options["reward_weight"] or run_options.get("reward_weight")
-        values |= {"reward": run_folder.default_rewards(run_options), "reward_weight": weights}
+    values: Values = {name: run_options.get(name, defaults[name]) for name in defaults if options[name] is None}
+    recorded = run_options.get("reward_weight") if run_options.get("reward") else None
+    values["reward_weight"] = options["reward_weight"] or recorded
+    values["reward"] = run_folder.chosen_rewards(options["agent"], options["reward"], run_options)
     return values

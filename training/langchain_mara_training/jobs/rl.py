@@ -1,6 +1,8 @@
 """The job of `mara rl`: runs `MaraSAC` on a run folder with the settings of a recipe."""
 
+import shlex
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from langchain_mara_training.reinforcement.environment import EnvironmentOptions
 from langchain_mara_training.reinforcement.recipe import PromptData, Recipe
 from langchain_mara_training.reinforcement.sac import MaraSAC
 from langchain_mara_training.reinforcement.tracking import make_trackers
-from langchain_mara_training.rewards.specs import current_folder_first, reward_function
+from langchain_mara_training.rewards.specs import current_folder_first, names_code, reward_function
 from langchain_mara_training.storage.records import Config
 
 _COUNTS = (
@@ -32,13 +34,18 @@ def resolve_options(recipe: Recipe, given: Options) -> Config:
     Args:
         recipe: Settings for the options that are not given.
         given: Options of the command; values that are None or empty are not given.
+
+    Raises:
+        OptionsError: If the recipe names a function to import, and the same rewards are not given.
     """
     set_options = {name: value for name, value in given.items() if value not in (None, [], ())}
     recipe_options = recipe.options()
     if "data" in set_options:
         recipe_options |= {name: PromptData.model_fields[name].default for name in ("split", "prompt_column")}
-    if "reward" in set_options:
+    if list(set_options.get("reward", recipe_options["reward"])) != recipe_options["reward"]:
         recipe_options["reward_weight"] = None
+    elif "reward" not in set_options:
+        _refuse_code(recipe_options["reward"])
     config = run_folder.resolved({**recipe_options, **_NOT_OF_A_RECIPE, **set_options})
     make = EnvironmentOptions.reference if config["preset"] == "reference" else EnvironmentOptions
     return {**config, "environment": make(**config["environment"]).model_dump()}
@@ -74,6 +81,14 @@ def reinforce(output: Path, options: Options) -> Values:
     run.save_agent(sac.agent_, _tables(run.config, values))
     run.log("trained", **values, seconds=seconds)
     return {**values, "seconds": seconds}
+
+
+def _refuse_code(rewards: Sequence[str]) -> None:
+    if any(map(names_code, rewards)):
+        flags = shlex.join(flag for spec in rewards for flag in ("--reward", spec))
+        raise OptionsError(
+            f"The recipe names a function to import. A file runs no code, so name it yourself: add {flags}."
+        )
 
 
 def _check_required(options: Options) -> None:

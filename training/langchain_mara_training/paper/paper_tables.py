@@ -16,6 +16,7 @@ from langchain_mara import MaraLLM
 from langchain_mara.exceptions import AgentMismatchError, MaraError, OptionsError
 from langchain_mara.loading.models import AgentSource
 from langchain_mara.options import BATCH_DEFAULTS
+from langchain_mara.untrusted import printable
 from langchain_mara_training import run_folder
 from langchain_mara_training.evaluation.comparison import CHUNK_BATCHES, compare
 from langchain_mara_training.evaluation.preference_rate import Preference
@@ -207,7 +208,7 @@ class Tables:
 
     def _say(self, text: str) -> None:
         if self.verbose:
-            Console(stderr=True).print(text, markup=False)
+            Console(stderr=True).print(printable(text), markup=False)
 
 
 def _upstream(llm: MaraLLM, agent: AgentSource) -> _Systems:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from langchain_mara.untrusted import markdown, printable
 from langchain_mara_training.evaluation.preference_rate import CONFIDENCE, Preference
-from langchain_mara_training.evaluation.report.page import markdown
 from langchain_mara_training.paper.paper_tables import TableNumber, TableRow
 from langchain_mara_training.paper.settings import Figures, PaperFigures, Rival, TableSettings
 from langchain_mara_training.storage.atomic import write_atomically
@@ -122,7 +122,8 @@ class PaperTable:
         lines = [headers, ["---", *["---:"] * (len(headers) - 1)], *rows]
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         problems = "\n".join(f"- {markdown(problem)}" for problem in self.problems)
-        sections = [f"# {self.title}", "Created with", f"    {command}", table, self.note, problems]
+        repeat = f"    {' '.join(printable(command).split())}"
+        sections = [f"# {markdown(self.title)}", "Created with", repeat, table, markdown(self.note), problems]
         return "\n\n".join(filter(None, sections))
 
     def _label(self, row: TableRow) -> str:

@@ -1,6 +1,7 @@
 """Settings of the paper's tables: models with agents and rivals, prompts, rewards, and the paper's figures."""
 
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training.data.readers import Row, read_prompts
+from langchain_mara_training.rewards.specs import names_code
 from langchain_mara_training.storage.settings import Count, DecodingSettings, Settings, did_you_mean, read_settings
 
 _SHIPPED = files("langchain_mara_training") / "recipes" / "tables" / "paper.yaml"
@@ -133,7 +135,8 @@ class TableSettings(Settings):
             rewards: Items `NAME=SPEC`.
 
         Raises:
-            OptionsError: If a name is unknown, or a source is missing.
+            OptionsError: If a name is unknown, a source is missing, or the settings name a function to import as a
+                reward and `rewards` does not.
         """
         values = self.model_dump()
         for name, source in _chosen(models, self.models, "model").items():
@@ -144,12 +147,22 @@ class TableSettings(Settings):
         for name, source in _pairs(rivals, contests, "rival").items():
             model, _, rival = name.partition("/")
             values["models"][model]["rivals"][rival] = source
-        values["rewards"] |= _pairs(rewards, self.rewards, "reward")
+        values["rewards"] |= (named := _pairs(rewards, self.rewards, "reward"))
+        _refuse_code({name: spec for name, spec in self.rewards.items() if name not in named})
         chosen = _chosen(prompts, self.prompts, "data set")
         replaced = {name: {"source": source} for name, source in chosen.items() if source}
         if chosen:
             values["prompts"] = {name: replaced.get(name, values["prompts"][name]) for name in chosen}
         return type(self)(**values)
+
+
+def _refuse_code(rewards: Mapping[str, str]) -> None:
+    functions = [f"{name}={spec}" for name, spec in rewards.items() if names_code(spec)]
+    if functions:
+        flags = shlex.join(flag for item in functions for flag in ("--rewards", item))
+        raise OptionsError(
+            f"The settings name a function to import. A file runs no code, so name it yourself: add {flags}."
+        )
 
 
 def _pairs(items: Iterable[str], known: Iterable[str], what: str) -> dict[str, str]:

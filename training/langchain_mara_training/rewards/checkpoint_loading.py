@@ -1,8 +1,8 @@
 """Loads reward models from checkpoints: tokenizer, weights and score head, without remote code."""
 
-import json
 import logging
 import os
+import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from langchain_mara.agents.reference_checkpoints import looks_local
 from langchain_mara.exceptions import CheckpointError, LoadingError
+from langchain_mara.loading.declared_code import refuse_code
 from langchain_mara.loading.models import resolve_device, resolve_dtype
+from langchain_mara.untrusted import read_json
 
 _SAFETENSORS = ("model.safetensors.index.json", "model.safetensors")
 _TORCH = ("pytorch_model.bin.index.json", "pytorch_model.bin")
@@ -39,10 +41,11 @@ def checkpoint_folder(
         local_files_only: Whether to use only files on this machine and never the network.
 
     Raises:
-        LoadingError: If the checkpoint does not exist or cannot be downloaded.
+        LoadingError: If the checkpoint does not exist, cannot be downloaded, or needs its own code.
     """
     source = os.path.expanduser(model_id)  # noqa: PTH111 - a hub id must not become a path
     if Path(source).is_dir():
+        refuse_code(source)
         return Path(source)
     if looks_local(source):
         raise LoadingError(f"There is no folder {source}. Give a reward model's folder, or a hub id such as org/model.")
@@ -54,6 +57,7 @@ def checkpoint_folder(
             folder = Path(snapshot_download(source, allow_patterns=[*small, "*.bin"], **hub))
     except Exception as error:
         raise LoadingError(f"Cannot find or download the reward model {source}: {_reason(error)}") from error
+    refuse_code(str(folder))
     return folder
 
 
@@ -119,13 +123,12 @@ def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Reads named tensors of a checkpoint onto the CPU; those it does not hold are left out. Opens only their files.
 
     Raises:
-        CheckpointError: If the folder holds no weights.
+        CheckpointError: If the folder holds no weights, or an index or file that is not one of tensors.
     """
     wanted = set(names)
     for index, single in (_SAFETENSORS, _TORCH):
         if (folder / index).is_file():
-            weight_map: dict[str, str] = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
-            files = {file for name, file in weight_map.items() if name in wanted}
+            files = _files_of(folder / index, wanted)
         elif (folder / single).is_file():
             files = {single}
         else:
@@ -168,11 +171,29 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _files_of(index: Path, wanted: set[str]) -> set[str]:
+    """Names of the files that hold the wanted weights, all of them in the index's own folder."""
+    content = read_json(index, CheckpointError)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index} is not an index of weights. Download it again.")
+    files = {str(file) for name, file in weight_map.items() if name in wanted}
+    if any(Path(file).name != file for file in files):
+        raise CheckpointError(f"{index} names files outside its folder. Get the checkpoint from its author again.")
+    return files
+
+
 def _read(file: Path, wanted: set[str]) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as tensors:
             return {name: tensors.get_tensor(name) for name in wanted & set(tensors.keys())}
-    stored: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        stored: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{file} holds objects other than tensors, which are not read, because unpickling could run code. "
+            "Ask its author for safetensors."
+        ) from None
     return {name: stored[name].clone() for name in wanted & set(stored)}
 
 

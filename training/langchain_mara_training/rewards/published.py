@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForSequenceClassification, LlamaModel
 
 from langchain_mara.exceptions import CheckpointError, LoadingError, RewardError
+from langchain_mara.text.control_tokens import encode_marked, mark_messages
 from langchain_mara_training.data.readers import Message
 from langchain_mara_training.rewards.checkpoint_loading import load_weights, read_tensors, refuse
 from langchain_mara_training.rewards.reward_model import Encoding, RewardModel
@@ -46,15 +47,16 @@ class SequenceClassificationReward(RewardModel):
         """
         if self.tokenizer.chat_template is None:
             return self._pair(messages)
+        marked, _, mark = mark_messages(self.tokenizer, messages)
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            text = str(self.tokenizer.apply_chat_template(marked, tokenize=False))
         except jinja2.TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise RewardError(
                 f"The chat template of {self.name} refuses messages with the roles {roles}: {error}. "
                 "Bring the prompts into a form that it accepts."
             ) from None
-        return {"input_ids": self.tokenizer(text, add_special_tokens=False).input_ids}
+        return {"input_ids": encode_marked(self.tokenizer, text, mark)}
 
     def score(self, batch: dict[str, Tensor]) -> Tensor:
         """(conversations,) rewards of a batch: the classifier's only logit."""
@@ -74,7 +76,8 @@ class SequenceClassificationReward(RewardModel):
 
     def _pair(self, messages: list[Message]) -> Encoding:
         question = "\n\n".join(message["content"] for message in messages[:-1])
-        encoding = self.tokenizer(question, messages[-1]["content"])
+        # The texts themselves hold no special tokens; the tokenizer adds those between them.
+        encoding = self.tokenizer(question, messages[-1]["content"], split_special_tokens=True)
         return {key: row for key, row in encoding.items() if key != "attention_mask"}
 
     def _padding(self, encodings: Sequence[Encoding]) -> int:
@@ -114,7 +117,8 @@ class ScoreHeadReward(RewardModel):
 
     def encode(self, messages: list[Message]) -> Encoding:
         """The tokenized conversation: beginning of sequence, text, and end of sequence if the model expects one."""
-        ids = self.tokenizer(self.render(messages), add_special_tokens=False).input_ids
+        marked, _, mark = mark_messages(self.tokenizer, messages)
+        ids = encode_marked(self.tokenizer, self.render(marked), mark)
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         return {"input_ids": [*([] if bos is None else [bos]), *ids, *([eos] if self.ends_with_eos else [])]}
 

@@ -8,11 +8,13 @@ from typing import Any, Self
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from langchain_mara.exceptions import RewardError
+from langchain_mara.untrusted import printable
 from langchain_mara_training.data.readers import Message, Prompt
 from langchain_mara_training.rewards.calling import TextReward
 from langchain_mara_training.rewards.checkpoint_loading import checkpoint_folder, load_tokenizer
@@ -127,7 +129,9 @@ class RewardModel(TextReward):
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         rewards = torch.zeros(len(encodings), dtype=torch.float64)
         console = Console(stderr=True)
-        for batch in track(batches, self.name, console=console, transient=True, disable=not self.verbose):
+        for batch in track(
+            batches, escape(printable(self.name)), console=console, transient=True, disable=not self.verbose
+        ):
             rewards[batch] = self.score(self._padded([encodings[i] for i in batch])).to("cpu", torch.float64)
         if not rewards.isfinite().all():
             raise RewardError(

@@ -44,15 +44,18 @@ def reward_function(spec: str, device: str | None = None) -> RewardFunction:
         return PreferenceReward().fit(source)
     if prefix:
         return _ADAPTERS[prefix](source, device=device)
-    if ":" not in spec or Path(spec).exists():
-        return SequenceClassificationReward(spec, device=device)
-    return _imported(spec)
+    return _imported(spec) if names_code(spec) else SequenceClassificationReward(spec, device=device)
 
 
 def split_prefix(spec: str) -> tuple[str, str]:
     """Splits a reward's name into its prefix, such as `pairs:` or `beaver:`, and the rest; the prefix may be empty."""
     prefix = next((known for known in (PAIRS, *_ADAPTERS) if spec.startswith(known)), "")
     return prefix, spec.removeprefix(prefix)
+
+
+def names_code(spec: str) -> bool:
+    """Whether a reward's name is that of a function to import. Only what the user writes may be such a name."""
+    return not split_prefix(spec)[0] and ":" in spec and not Path(spec).exists()
 
 
 @contextmanager

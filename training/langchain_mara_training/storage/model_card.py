@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_mara import MaraAgent
+from langchain_mara.untrusted import markdown
 
 _ABSOLUTE_PATH = re.compile(r"^(?P<prefix>[a-z]+:)?(?P<path>/.*|[A-Za-z]:[\\/].*)$", re.DOTALL)
 
@@ -36,12 +37,9 @@ def save_agent(agent: MaraAgent, folder: Path, sections: Sections) -> None:
 
 
 def _section(title: str, values: Mapping[str, Any]) -> str:
-    rows = [f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in values.items() if value is not None]
+    shown_values = {name.replace("_", " "): shown(value) for name, value in values.items() if value is not None}
+    rows = [f"| {markdown(name)} | {markdown(value)} |" for name, value in shown_values.items()]
     return "\n".join([f"## {title}", "", "| | |", "|---|---|", *rows])
-
-
-def _cell(value: Any) -> str:
-    return shown(value).replace("|", "\\|")
 
 
 def shown(value: Any) -> str:

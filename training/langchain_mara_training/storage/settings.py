@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,8 +12,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.options import DEFAULTS, options_error
 
+MOST_BYTES = 2**20
+"""Most bytes of a file of settings."""
+
 Count = Annotated[int, Field(ge=1)]
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Reads plain values only, and no aliases: a few lines of them expand to billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", mark)
+        return super().compose_node(parent, index)
 
 
 class Settings(BaseModel):
@@ -42,11 +55,20 @@ def read_settings(kind: type[AnySettings], file: Traversable | Path, description
         description: What error messages call the file, after "the": such as `recipe llama-3.1-8b`.
 
     Raises:
-        OptionsError: If the file is not YAML, or a setting is unknown or out of range.
+        OptionsError: If the file is not YAML, is too large, nested too deeply or uses aliases, or if a setting is
+            unknown or out of range.
     """
+    with file.open("rb") as stream:
+        content = stream.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise OptionsError(
+            f"The {description} has more than {MOST_BYTES:,} bytes, and settings are short. Shorten the file."
+        )
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = yaml.load(content.decode(), Loader=_Loader)  # noqa: S506 - a safe loader
+    except RecursionError:
+        raise OptionsError(f"The {description} is nested too deeply to be read. Correct the file.") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise OptionsError(f"The {description} is not YAML: {_reason(error)}. Correct the file.") from None
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise OptionsError(f"The {description} holds no settings. Write one setting per line, such as episodes: 200.")

@@ -175,7 +175,7 @@ def test_empty_folder_is_no_model(tmp_path: Path) -> None:
     [
         pytest.param(remove("model.safetensors"), "no file named model.safetensors", id="no weights"),
         pytest.param(remove("config.json"), "model_type", id="no config"),
-        pytest.param(truncate("config.json"), "not a valid JSON", id="truncated config"),
+        pytest.param(truncate("config.json"), "not valid JSON", id="truncated config"),
         pytest.param(configure(model_type="zzz"), "zzz", id="unknown architecture"),
         pytest.param(configure(model_type="t5"), "AutoModelForCausalLM", id="no causal model"),
         pytest.param(remove("tokenizer.json"), "tokenizer", id="no tokenizer"),

@@ -27,7 +27,6 @@ def test_statistics_count_what_a_hand_counts() -> None:
         decision(request, 5, (0.1, nan, 0.4, 0.2)),  # all rejected
         decision(request, 6, (nan, 0.7)),
         decision(request, 6, (0.3, 0.6)),
-        decision(request, None),
     ]
     statistics = DecisionStatistics.of(decisions)
     assert statistics.as_info() == {

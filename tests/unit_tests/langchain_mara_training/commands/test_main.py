@@ -72,7 +72,8 @@ def test_rewards_of_the_current_folder() -> None:
     assert (config["reward"], config["reward_weight"], config["top_k"]) == (["rewards_of_test_cli:short"], [0.5], 6)
     assert "all_tokens" not in config
     succeed("fit", "run", "--width", "8", "--epochs", "2", "--device", "cpu")
-    output = succeed("evaluate", "prompts.jsonl", "--agent", "run", "--limit", "2", "--report", "own.json")
+    again = ["--reward", "rewards_of_test_cli:short", "--limit", "2", "--report", "own.json"]
+    output = succeed("evaluate", "prompts.jsonl", "--agent", "run", *again)
     assert "2 prompts, by short" in output
     own = json.loads(Path("own.json").read_text())
     answers = [one["completions"]["plain"] for one in own["answers"]]

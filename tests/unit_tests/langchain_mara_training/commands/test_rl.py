@@ -16,6 +16,7 @@ def test_reinforcement_by_a_recipe() -> None:
         "rewards:\n  - {spec: rl_rewards_of_test_cli:short, weight: 2}\n"
     )
     given = ["--recipe", "own.yaml", "--max-new-tokens", "4", "--evaluation", "prompts.jsonl", "--device", "cpu"]
+    given += ["--reward", "rl_rewards_of_test_cli:short"]
     output = table(succeed("rl", "prompts.jsonl", "--output", "run", *given, "--tracker", "tensorboard"))
     assert output["episodes"] == ["16"]
     config = run_folder.read_config("run")["rl"]
@@ -26,5 +27,6 @@ def test_reinforcement_by_a_recipe() -> None:
     assert "began with other options: reward_weight ([2.0] there, [1.0] now), seed (0 there, 3 now)." in message_of(
         refused
     )
-    compared = succeed("evaluate", "prompts.jsonl", "--agent", "run", "--device", "cpu")
+    again = ["--reward", "rl_rewards_of_test_cli:short", "--device", "cpu"]
+    compared = succeed("evaluate", "prompts.jsonl", "--agent", "run", *again)
     assert "4 prompts, by short" in compared

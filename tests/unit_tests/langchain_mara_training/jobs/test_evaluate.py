@@ -106,6 +106,7 @@ def test_what_is_not_said_comes_from_the_run(
     label.label(rollouts, {**ROLLOUTS, "data": pairs_file, "limit": 4, "model": str(DEMO_MODEL_FOLDER)})
     tiny_agent(192).save_pretrained(rollouts / "agent")
     options = {**EVALUATE, "data": pairs_file, "limit": 4, "agent": str(rollouts), "max_new_tokens": None}
+    options["reward"] = ROLLOUTS["reward"]
     with monkeypatch.context() as context:
         context.setattr(MaraLLM, "demo", None)
         found = evaluate.evaluate(None, None, options)
@@ -118,10 +119,12 @@ def test_what_is_not_said_comes_from_the_run(
     by_hand = decode_system(llm, pairs[:4], vowels, "")
     assert found.systems["plain"]["mean reward"] == 2 * by_hand.mean_reward > 0
     # What is said counts.
-    said = {"reward": [f"pairs:{pairs_file}"], "top_k": 1, "max_new_tokens": 2}
-    other = evaluate.evaluate(None, None, {**options, **said})
+    evaluate.evaluate(None, None, {**options, "reward_weight": [3.0], "top_k": 1, "max_new_tokens": 2})
     config = events(rollouts, "evaluate")[1]["config"]
-    assert (config["top_k"], config["max_new_tokens"], config["reward_weight"]) == (1, 2, None)
+    assert (config["top_k"], config["max_new_tokens"], config["reward_weight"]) == (1, 2, [3.0])
+    # The agent alone is scored by other rewards.
+    said = {"reward": [f"pairs:{pairs_file}"], "agent": str(rollouts / "agent"), "max_new_tokens": 2}
+    other = evaluate.evaluate(None, None, {**options, **said})
     assert other.title == "4 prompts, by PreferenceReward"
 
 

@@ -90,7 +90,8 @@ def test_a_shipped_recipe_runs_end_to_end(name: str, family: str, tmp_path: Path
     card = Path("run/agent/README.md").read_text()
     assert "| model | policy |" in card
     assert "| reward | beaver:reward, beaver:cost |" in card
-    evaluate.evaluate(tmp_path / "report.json", None, {**EVALUATE, "agent": "run"})
+    again = {"agent": "run", "reward": resolved["reward"]}
+    evaluate.evaluate(tmp_path / "report.json", None, {**EVALUATE, **again})
     report = json.loads(Path("report.json").read_text())
     answers = [one["completions"]["MARA"] for one in report["answers"]]
     scores = [BeaverReward(folder, device="cpu")(PROMPTS, answers) for folder in (reward, cost)]
@@ -182,9 +183,10 @@ def test_it_begins_with_an_agent() -> None:
     assert run_folder.read_config("run")["rl"]["agent"] == str(Path("agent").absolute())
 
 
-def test_a_run_is_evaluated_by_its_default_rewards() -> None:
+def test_a_run_is_evaluated_by_its_rewards_named_again() -> None:
     reinforce(Path("run"), options(episodes=8, reward_weight=[0.5], model=str(DEMO_MODEL_FOLDER)))
-    found = evaluate.evaluate(Path("report.json"), None, {**EVALUATE, "agent": "run"})
+    named = {"agent": "run", "reward": options()["reward"]}
+    found = evaluate.evaluate(Path("report.json"), None, {**EVALUATE, **named})
     assert found.title == "3 prompts, by vowels"
     config = json.loads(Path("report.json").read_text())["config"]
     assert config["reward_weight"] == [0.5]
@@ -210,6 +212,15 @@ def test_options_override_the_recipe() -> None:
     assert [resolve_options(with_split, {})[name] for name in ("split", "prompt_column")] == ["half", "question"]
     replaced = resolve_options(with_split, {"data": "prompts.jsonl"})
     assert [replaced[name] for name in ("split", "prompt_column")] == ["train", "prompt"]
+
+
+def test_rewards_of_a_recipe_keep_their_weights_if_they_are_named_again() -> None:
+    recipe = Recipe.model_validate({"rewards": [{"spec": "my:score", "weight": 2}, {"spec": "my:cost", "weight": -1}]})
+    own = resolve_options(recipe, {"reward": ["my:score", "my:cost"]})
+    assert own["reward_weight"] == [2.0, -1.0]
+    assert resolve_options(recipe, {"reward": ["my:score"]})["reward_weight"] is None
+    with pytest.raises(OptionsError, match="add --reward my:score --reward my:cost"):
+        resolve_options(recipe, {})
 
 
 def test_another_column_holds_the_prompts() -> None:

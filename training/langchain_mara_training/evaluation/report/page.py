@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from langchain_mara.tracing.trace import Trace
 from langchain_mara.tracing.views import prompt_text, visible
+from langchain_mara.untrusted import markdown, printable
 from langchain_mara_training.evaluation.comparison import Answer, Comparison
 from langchain_mara_training.evaluation.report.figures import accepted_indices, preference_rates, reward_against_cost
 from langchain_mara_training.storage.atomic import write_atomically
@@ -242,11 +243,17 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_finalize,
     )
-    environment.filters |= {"visible": visible, "markdown": markdown}
+    environment.filters |= {"visible": visible, "markdown": markdown, "indented": _indented}
     return environment
 
 
-def markdown(text: str) -> str:
-    """Text for a cell of a Markdown table, escaped so that it neither ends the cell nor becomes HTML."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+def _indented(text: str) -> str:
+    """Text whose every line stays in an indented block of code."""
+    return "\n    ".join(printable(text).splitlines())
+
+
+def _finalize(value: Any) -> Any:
+    """What a template prints, without characters that control a browser or a terminal."""
+    return printable(value) if isinstance(value, str) else value

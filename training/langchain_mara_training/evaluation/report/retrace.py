@@ -15,7 +15,7 @@ from langchain_mara_training.evaluation.report.page import cases
 from langchain_mara_training.evaluation.systems import describe_llm
 from langchain_mara_training.storage.defaults import TRACES_SHOWN
 
-_FIELDS = ("use_chat_template", "system_prompt", *DecodingOptions.model_fields)
+_FIELDS = ("use_chat_template", "system_prompt", "special_tokens_in_messages", *DecodingOptions.model_fields)
 
 
 def retrace(

@@ -44,8 +44,9 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     are read in batches, so they can be larger than memory. Of a memory map or of shards, one block is read after the
     other, in random order; the rows of a block are also in random order.
 
-    With labels 0 and 1, label 1 means accept, the agent's action 1. With other labels, the second in sorted order means
-    accept. Rows of weight zero are ignored. `fit` scales weights to a mean of one; `partial_fit` does not.
+    With labels 0 and 1, label 1 means accept, the agent's action 1. Of other numbers, the larger one does. Words
+    must say it, such as `reject` and `accept`, or `rejected` and `chosen`. Rows of weight zero are ignored. `fit`
+    scales weights to a mean of one; `partial_fit` does not.
 
     Two fits with the same int `random_state`, resumed or not, are equal to the bit on the CPU with the same number of
     threads. The global generators of PyTorch and numpy are not used, except that `random_state=None` draws a seed from
@@ -75,7 +76,8 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Attributes:
         agent_: The fitted `MaraAgent` in eval mode, on the CPU unless `device` is given. Later fits do not change it.
-        classes_: (2,) labels: reject, accept.
+        classes_: (2,) labels in sorted order, which is that of the columns of `predict_proba`.
+        accept_class_: The label that means accept.
         n_features_in_: Size d of the states.
         loss_curve_: Weighted mean training loss of each epoch.
         validation_curve_: Weighted mean loss on the held-out groups after each epoch, or None.
@@ -219,13 +221,13 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._keep(record, encoded_classes, seed)
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
-        """Labels, (n,): the second class where its probability is above 0.5, which is also decoding's default."""
+        """Labels, (n,): the second class where its probability is above 0.5; that of accept, as decoding's default."""
         accepted = self.predict_proba(X)[:, 1] > 0.5  # noqa: PLR2004
         labels: NDArray[Any] = self.classes_[accepted.astype(int)]
         return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Probabilities of both classes, (n, 2) float64; the second is the agent's accept probability."""
+        """Probabilities of both classes, (n, 2) float64, in the order of `classes_`."""
         scores = torch.from_numpy(self.decision_function(X))
         probabilities: NDArray[np.float64] = torch.stack([(-scores).sigmoid(), scores.sigmoid()], dim=1).numpy()
         return probabilities
@@ -240,7 +242,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with torch.inference_mode():
             logits = torch.cat([agent(chunk.to(device)).cpu() for chunk in states.chunks(rows_at_once(agent))]).double()
         scores: NDArray[np.float64] = (logits[:, 1] - logits[:, 0]).numpy()
-        return scores
+        return scores if self.accept_class_ == self.classes_[1] else -scores
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -256,7 +258,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise AgentMismatchError(
                 f"Fitting continues from an agent of width {agent.width}, not {self.width}. Start over with a clone."
             )
-        if not np.array_equal(classes, self.classes_):
+        if not np.array_equal(np.sort(classes), self.classes_):
             raise ValueError(
                 f"Fitting continues with the classes {self.classes_.tolist()}, not {classes.tolist()}. "
                 "Start over with a clone."
@@ -294,7 +296,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _keep(self, record: FittingRecord, classes: NDArray[Any], seed: int) -> Self:
         device = "cpu" if self.device is None else fitting_device(self.device)
         self.agent_ = self._agent(record.weights).to(device)
-        self.classes_ = classes
+        self.classes_, self.accept_class_ = np.sort(classes), classes[1]
         self._optimizer_state = record.optimizer
         self._seed = seed
         return self

@@ -86,18 +86,23 @@ def check_states(estimator: Any, X: Any, y: Any = "no_validation", *, reset: boo
     return States(X), y
 
 
+_ACCEPT_WORDS = {"accept", "accepted", "chosen", "good", "better", "safe", "positive", "pos", "yes", "true", "1", "up"}
+_REJECT_WORDS = {"reject", "rejected", "bad", "worse", "unsafe", "negative", "neg", "no", "false", "0", "-1", "down"}
+
+
 def encode_labels(y: NDArray[Any], classes: ArrayLike | None = None) -> tuple[NDArray[Any], Rows]:
-    """The two classes, and the labels as 0 and 1.
+    """The two classes, and the labels as 0 (reject) and 1 (accept).
 
     Args:
         y: (n,) labels.
         classes: (2,) all classes, for a y that may lack one.
 
     Returns:
-        The classes in sorted order, (2,), and the labels, (n,) int64.
+        The classes, (2,): reject, accept; and the labels, (n,) int64.
 
     Raises:
-        ValueError: If there are not exactly two classes, or y holds a label that is not one of them.
+        ValueError: If there are not exactly two classes, their names do not say which one is accept, or y holds a label
+            that is not one of them.
     """
     check_classification_targets(y)
     both = np.unique(y if classes is None else np.asarray(classes))
@@ -112,7 +117,22 @@ def encode_labels(y: NDArray[Any], classes: ArrayLike | None = None) -> tuple[ND
     unknown = np.setdiff1d(y, both)
     if len(unknown):
         raise ValueError(f"y holds labels {unknown.tolist()}, which are not among the classes {both.tolist()}.")
-    return both, np.searchsorted(both, y).astype(np.int64)
+    reject, accept = both if _accepts(both[1], both[0]) else both[::-1]
+    return np.array([reject, accept], dtype=both.dtype), (np.asarray(y) == accept).astype(np.int64)
+
+
+def _accepts(label: Any, other: Any) -> bool:
+    """Whether a label means accept beside the other; of two numbers, the larger one does."""
+    if not isinstance(label, str):
+        return bool(label > other)
+    words = [word.strip().casefold() for word in (label, str(other))]
+    meanings = {(word in _ACCEPT_WORDS) - (word in _REJECT_WORDS) for word in words}
+    if len(meanings) == 1:
+        raise ValueError(
+            f"Neither of the labels {other!r} and {label!r} says that it means accept. Label rows 0 and 1, False and "
+            "True, or reject and accept."
+        )
+    return (words[0] in _ACCEPT_WORDS) or (words[1] in _REJECT_WORDS)
 
 
 def row_weights(
@@ -184,8 +204,9 @@ def _factors(class_weight: Any, classes: NDArray[Any]) -> NDArray[np.float64]:
     if unknown := set(class_weight) - set(names):
         raise ValueError(f"class_weight names {sorted(map(str, unknown))}, but the classes are {names}.")
     factors = np.array([class_weight.get(name, 1.0) for name in names], dtype=np.float64)
-    if not (factors >= 0).all() or not np.isfinite(factors).all():
-        raise ValueError(f"class_weight must hold factors of at least 0, not {class_weight!r}.")
+    if not (factors > 0).all() or not np.isfinite(factors).all():
+        # Without one class, the agent would give the other one's answer to everything.
+        raise ValueError(f"class_weight must hold factors above 0, not {class_weight!r}.")
     return factors
 
 

@@ -212,7 +212,7 @@ def test_wrong_labels(labels: np.ndarray, message: str) -> None:
         ({"mixed_precision": "int8"}, "mixed_precision must be one of"),
         ({"class_weight": "even"}, "class_weight must be a dict"),
         ({"class_weight": {7: 1.0}}, "class_weight names"),
-        ({"class_weight": {0: -1.0}}, "factors of at least 0"),
+        ({"class_weight": {0: -1.0}}, "factors above 0"),
     ],
 )
 def test_parameters_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -486,3 +486,37 @@ def test_a_job_killed_at_any_moment_ends_the_same(tmp_path: Path) -> None:
     resumed = MaraClassifier(**options, checkpoint_dir=tmp_path).fit(X, Y)
     assert resumed.agent_.fingerprint == whole.agent_.fingerprint
     assert resumed.loss_curve_ == whole.loss_curve_
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("reject", "accept"), ("rejected", "chosen"), ("no", "YES"), ("a", "good"), ("bad", "z"), (False, True), (-1, 1)],
+)
+def test_the_label_that_means_accept_decides_what_the_agent_accepts(words: tuple[Any, Any]) -> None:
+    named = np.array(words)[Y]
+    fitted, numbered = make().fit(X, named), make().fit(X, Y)
+    assert fitted.agent_.fingerprint == numbered.agent_.fingerprint
+    assert fitted.accept_class_ == words[1]
+    np.testing.assert_array_equal(fitted.classes_, np.sort(np.array(words)))
+    accept = fitted.classes_.tolist().index(words[1])
+    np.testing.assert_allclose(fitted.predict_proba(X)[:, accept], numbered.predict_proba(X)[:, 1])
+    np.testing.assert_array_equal(fitted.predict(X) == words[1], numbered.predict(X) == 1)
+    assert fitted.score(X, named) == numbered.score(X, Y) > 0.5
+    np.testing.assert_array_equal(fitted.decision_function(X) > 0, fitted.predict(X) == fitted.classes_[1])
+
+
+@pytest.mark.parametrize("words", [("one", "two"), ("accept", "good"), ("bad", "reject"), ("", "x")])
+def test_labels_that_do_not_say_which_means_accept_are_refused(words: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="says that it means accept. Label rows 0 and 1"):
+        make().fit(X, np.array(words)[Y])
+
+
+def test_streamed_words_mean_the_same() -> None:
+    words = np.array(["reject", "accept"])
+    named = make().partial_fit(X, words[Y], classes=words).partial_fit(X, words[Y])
+    assert named.agent_.fingerprint == make().partial_fit(X, Y, classes=[0, 1]).partial_fit(X, Y).agent_.fingerprint
+
+
+def test_a_class_of_weight_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="factors above 0"):
+        make(class_weight={0: 0.0}).fit(X, Y)

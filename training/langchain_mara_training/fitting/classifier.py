@@ -222,8 +222,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
         """Labels, (n,): the second class where its probability is above 0.5; that of accept, as decoding's default."""
-        accepted = self.predict_proba(X)[:, 1] > 0.5  # noqa: PLR2004
-        labels: NDArray[Any] = self.classes_[accepted.astype(int)]
+        labels: NDArray[Any] = self.classes_[(self.predict_proba(X)[:, 1] > 0.5).astype(int)]  # noqa: PLR2004
         return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
@@ -277,8 +276,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.checkpoint_dir is None:
             return None
         parameters = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_OF_A_JOB}
-        if not isinstance(self.random_state, Integral):
-            parameters["random_state"] = "drawn"
+        parameters["random_state"] = self.random_state if isinstance(self.random_state, Integral) else "drawn"
         parameters["warm_start"] = "" if warm is None else warm.fingerprint
         data["groups"] = data["groups"] if self.early_stopping else None
         return JobCheckpoint(self.checkpoint_dir, describe_job(parameters, states, data))

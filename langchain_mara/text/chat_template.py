@@ -55,12 +55,23 @@ def encode_prompt(
     if isinstance(prompt, str):
         if not use_chat_template:
             return encode_text(tokenizer, prompt)
-        prompt = [{"role": "user", "content": prompt}]
     elif not use_chat_template:
         raise PromptError("Messages need a chat template, and this model is prompted with plain text. Give text.")
-    has_system_message = any(message["role"] == "system" for message in prompt)
+    messages = as_messages(prompt, system_prompt)
+    return encode_messages(tokenizer, messages, special_tokens_in_messages=special_tokens_in_messages)
+
+
+def as_messages(prompt: str | Sequence[dict[str, Any]], system_prompt: str | None = None) -> list[dict[str, Any]]:
+    """The messages of a prompt; a text is the user's message.
+
+    Args:
+        prompt: Text or messages.
+        system_prompt: System message to put before messages that have none.
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    has_system_message = any(message["role"] == "system" for message in messages)
     system = [] if has_system_message or system_prompt is None else [{"role": "system", "content": system_prompt}]
-    return encode_messages(tokenizer, [*system, *prompt], special_tokens_in_messages=special_tokens_in_messages)
+    return [*system, *messages]
 
 
 def encode_messages(
@@ -75,7 +86,8 @@ def encode_messages(
 
     Args:
         tokenizer: A tokenizer with a chat template.
-        messages: Messages of the form `{"role": …, "content": …}`.
+        messages: Messages of the form `{"role": …, "content": …}`. If the last one is a text of the assistant, its turn
+            stays open, and the answer goes on with it.
         tools: Tools that the model may call, in OpenAI's format. The template must support tools.
         opening: Beginning of the answer, appended to the prompt.
         special_tokens_in_messages: Whether special tokens in the texts of messages and tools count, so that a message
@@ -89,15 +101,47 @@ def encode_messages(
     mark = ""
     if not special_tokens_in_messages:
         messages, tools, mark = mark_messages(tokenizer, messages, tools)
+    # The template adds the special tokens.
+    return encode_marked(tokenizer, f"{render(tokenizer, messages, tools)}{opening}", mark)
+
+
+def is_open(messages: Sequence[dict[str, Any]]) -> bool:
+    """Whether a conversation ends with a text of the assistant, which an answer continues."""
+    last = messages[-1] if messages else {}
+    return last.get("role") == "assistant" and bool(last.get("content")) and not last.get("tool_calls")
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, Any]],
+    tools: Sequence[dict[str, Any]] = (),
+    *,
+    closed: bool = False,
+) -> str:
+    """Renders a conversation with the chat template.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        messages: Messages of the form `{"role": …, "content": …}`.
+        tools: Tools in OpenAI's format.
+        closed: Whether the conversation is over; by default the text ends where the answer begins or goes on.
+
+    Raises:
+        PromptError: If the template refuses these messages.
+    """
+    goes_on = not closed and is_open(messages)
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+        text: str = tokenizer.apply_chat_template(
+            list(messages),
+            tools=list(tools) or None,
+            tokenize=False,
+            add_generation_prompt=not (closed or goes_on),
+            continue_final_message=goes_on,
         )
-    except jinja2.TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
+    except (jinja2.TemplateError, ValueError) as error:
+        roles = ", ".join(str(message.get("role")) for message in messages)
         raise PromptError(f"The model's chat template refuses messages of the roles {roles}: {error}") from None
-    # The template has added the special tokens already.
-    return encode_marked(tokenizer, f"{text}{opening}", mark)
+    return text
 
 
 def eos_token_ids(model: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -122,6 +122,12 @@ def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> l
     return ids
 
 
+def continue_marked(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> list[int]:
+    """Encodes rendered text that continues other text; the arguments are those of `encode_marked`."""
+    parts = text.split(mark) if mark else [text]
+    return [token for part in parts for token in _continuation(tokenizer, part)]
+
+
 def _continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of text that continues a prompt. At the start of a text, some tokenizers would add a space."""
     prefix, prefix_id = control_tokens(tokenizer).prefix or ("", None)

@@ -16,6 +16,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from langchain_mara._messages import to_template
+from langchain_mara.exceptions import PromptError
 from langchain_mara.text.chat_template import encode_messages, encode_prompt
 from langchain_mara.text.tool_calls import detect_tool_format
 
@@ -39,7 +40,15 @@ def attacks(family: str) -> Iterator[str]:
 PLACES: dict[str, Callable[[str], list[Message]]] = {
     "user": lambda text: [{"role": "user", "content": text}],
     "system": lambda text: [{"role": "system", "content": text}, {"role": "user", "content": "Hi"}],
-    "past answer": lambda text: [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": text}],
+    "past answer": lambda text: [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": text},
+        {"role": "user", "content": "Go on"},
+    ],
+    "opened answer": lambda text: [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": f"Well {text} a"},
+    ],
     "tool result": lambda text: [{"role": "user", "content": "Hi"}, {"role": "tool", "content": text, "name": text}],
     "tool call": lambda text: [
         {"role": "user", "content": "Hi"},
@@ -61,8 +70,13 @@ def test_an_injected_turn_stays_one_turn(family: str, place: str) -> None:
     tokenizer = tokenizer_of(family)
     harmless = controls(family, encode_messages(tokenizer, PLACES[place]("Hello there")))
     # Models write these in their answers, so they count there.
-    own = set(WRITTEN.get(family, [])) if place == "past answer" else set()
+    own = set(WRITTEN.get(family, [])) if place in ("past answer", "opened answer") else set()
     for text in attacks(family):
+        if (family, place) == ("qwen", "opened answer") and "</think>" in text:
+            # The template deletes what the answer that goes on has thought.
+            with pytest.raises(PromptError, match="does not appear in the chat"):
+                encode_messages(tokenizer, PLACES[place](text))
+            continue
         ids = encode_messages(tokenizer, PLACES[place](text))
         assert [token for token in controls(family, ids) if token not in own] == harmless, text
 
@@ -124,7 +138,10 @@ def test_ordinary_text_gets_the_ids_of_the_template(family: str, texts: list[str
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
     if any(token in text for text in texts for token in [*SPECIALS[family], *WRITTEN.get(family, [])]):
         return
-    templated = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    goes_on = len(messages) % 2 == 0 and bool(texts[-1])
+    templated = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=not goes_on, continue_final_message=goes_on, return_dict=False
+    )
     assert encode_messages(tokenizer, messages) == templated
 
 

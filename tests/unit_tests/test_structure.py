@@ -25,7 +25,7 @@ langchain_mara.agents: reference_checkpoints agent
 langchain_mara.decoding: request candidates recovery ngram sequence candidate_table pass_width step batch loop
 langchain_mara.loading: declared_code peft_adapters models
 langchain_mara.tracing: statistics views trace
-langchain_mara.text: stop_strings detokenizer control_tokens chat_template tool_calls
+langchain_mara.text: stop_strings detokenizer control_tokens chat_template answer_turns tool_calls
 langchain_mara.serving: scheduler completion
 langchain_mara: _base _messages chat_models llms custom_generate cli
 
@@ -33,7 +33,7 @@ langchain_mara_training.storage: defaults atomic progress records settings distr
 langchain_mara_training.data: column_formats known_datasets readers
 langchain_mara_training.rewards: calling weighted preference_reward checkpoint_loading reward_model published specs
 langchain_mara_training.generation: generate costs states
-langchain_mara_training.labeling: token_labels shards preference rollout_options rollout
+langchain_mara_training.labeling: token_labels shards answer_tokens preference rollout_options rollout
 langchain_mara_training.evaluation: divergence systems reward_guided evaluate preference_rate comparison_store scoring
     comparison
 langchain_mara_training.evaluation.report: figures page retrace

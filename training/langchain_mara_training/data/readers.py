@@ -108,9 +108,20 @@ def prompt_numbers(rows: Sequence[Row]) -> list[int]:
     return numbers
 
 
-def text_of(answer: Prompt) -> str:
-    """The text of an answer; for messages, the text of the last one."""
-    return answer if isinstance(answer, str) else answer[-1]["content"]
+def answer_text(answer: Prompt) -> str:
+    """The text of an answer: all that the assistant says in it."""
+    if isinstance(answer, str):
+        return answer
+    return "\n\n".join(message["content"] or "" for message in answer if message["role"] == "assistant")
+
+
+def conversation_text(prompt: Prompt) -> str:
+    """The text of a prompt: that of its only message, or of all messages with their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content'] or ''}" for message in prompt)
 
 
 def _load(source: str | Path, split: str) -> Iterable[Row]:

@@ -14,7 +14,7 @@ from langchain_mara import MaraLLM
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.text.chat_template import encode_text
 from langchain_mara.text.control_tokens import mark_messages
-from langchain_mara_training.data.readers import Row, text_of
+from langchain_mara_training.data.readers import Row, conversation_text
 from langchain_mara_training.generation.costs import Cost, CostedAnswer, measure_cost
 from langchain_mara_training.generation.generate import (
     AnswerStart,
@@ -195,7 +195,7 @@ class CorrectorBaseline:
         ]
 
     def _corrector_ids(self, row: Row, draft: GeneratedAnswer) -> list[int]:
-        texts = {"{question}": text_of(row["prompt"]), "{answer}": draft.text}
+        texts = {"{question}": conversation_text(row["prompt"]), "{answer}": draft.text}
         (values,), _, mark = mark_messages(self.corrector.tokenizer, [texts])
         # str.format would fail on other braces. One pass, so that braces inside question and answer stay.
         text = re.sub("|".join(map(re.escape, values)), lambda match: values[match[0]], self.prompt)

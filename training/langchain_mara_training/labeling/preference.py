@@ -6,9 +6,8 @@ See docs/algorithm.md, "Labels for single tokens". Labels from rollouts are in `
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,8 +17,9 @@ from langchain_mara.decoding.candidates import candidate_sets
 from langchain_mara.exceptions import DataError, OptionsError
 from langchain_mara.policy.loaded_model import model_fingerprint
 from langchain_mara.policy.model import PolicyModel
-from langchain_mara_training.data.readers import Row, Source, prompt_numbers, read_pairs, text_of
+from langchain_mara_training.data.readers import Source, prompt_numbers, read_pairs
 from langchain_mara_training.generation.states import batch_states
+from langchain_mara_training.labeling.answer_tokens import LabeledAnswer, labeled_answers
 from langchain_mara_training.labeling.shards import label_shards
 from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
 
@@ -28,29 +28,12 @@ Weighting = Literal["token", "answer"]
 _LOGITS_AT_ONCE = 1024
 
 
-class LabeledAnswer(NamedTuple):
-    """An answer whose tokens get a label.
-
-    Attributes:
-        token_ids: Token ids of prompt and answer.
-        start: Position of the first token that gets a label; at least 1.
-        label: Label of the tokens: 1 for a chosen answer, 0 for a rejected one.
-        weight: Weight of the row of data.
-        group: Number of the prompt.
-    """
-
-    token_ids: list[int]
-    start: int
-    label: int
-    weight: float
-    group: int
-
-
 class PreferenceLabeler:
     """Labels tokens by preference pairs.
 
-    After the prefix that both answers share, tokens of `chosen` are labeled accept and tokens of `rejected` reject.
-    The features are the states that these tokens produce, as in decoding.
+    After the prefix that both answers share, the assistant's tokens in `chosen` are labeled accept and those in
+    `rejected` reject, each turn with the token that ends it. The features are the states that these tokens produce, as
+    in decoding.
 
     Args:
         llm: Policy model with its chat template and candidate sets (`top_k`, `top_p`).
@@ -110,7 +93,8 @@ class PreferenceLabeler:
         """
         rows = read_pairs(pairs)
         grouped = zip(rows, prompt_numbers(rows), strict=True)
-        answers = [answer for row, group in grouped for answer in self._answers(row, group)]
+        context = self._policy.context
+        answers = [answer for row, group in grouped for answer in labeled_answers(self.llm, row, group, context)]
         jobs = list(self._jobs(answers))
         if not jobs:
             raise DataError("In every pair, chosen and rejected have the same tokens. Give answers that differ.")
@@ -125,27 +109,6 @@ class PreferenceLabeler:
             description="labeling",
         )
 
-    def _answers(self, row: Row, group: int) -> list[LabeledAnswer]:
-        prompt = self.llm.encode(row["prompt"])
-        context = self._policy.context or len(prompt) + 1
-        if not 0 < len(prompt) < context:
-            raise DataError(
-                f"The prompt {str(row['prompt'])[:60]!r} has {len(prompt)} tokens, but {self._policy.name} holds "
-                f"{self._policy.context}, including the answer. Shorten the prompt or leave the pair out."
-            )
-        chosen, rejected = (self._answer_ids(row[name]) for name in ("chosen", "rejected"))
-        token_pairs = zip(chosen, rejected, strict=False)
-        start = len(prompt) + sum(1 for _ in takewhile(lambda tokens: tokens[0] == tokens[1], token_pairs))
-        weight = float(row.get("weight", 1.0))
-        sequences = [(prompt + ids)[: self._policy.context] for ids in (chosen, rejected)]
-        labeled = zip(sequences, (1, 0), strict=True)
-        return [LabeledAnswer(ids, start, label, weight, group) for ids, label in labeled if len(ids) > start]
-
-    def _answer_ids(self, answer: str | list[dict[str, str]]) -> list[int]:
-        tokenizer = self.llm.tokenizer
-        ids: list[int] = tokenizer(text_of(answer), add_special_tokens=False).input_ids
-        return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
-
     def _jobs(self, answers: Sequence[LabeledAnswer]) -> Iterator[list[LabeledAnswer]]:
         """Answers in random order, divided into shards."""
         generator = torch.Generator().manual_seed(self.random_state)
@@ -153,7 +116,7 @@ class PreferenceLabeler:
         tokens = 0
         for i in torch.randperm(len(answers), generator=generator).tolist():
             job.append(answers[i])
-            tokens += len(answers[i].token_ids) - answers[i].start
+            tokens += sum(answers[i].is_own)
             if tokens >= self.shard_tokens:
                 yield job
                 job, tokens = [], 0
@@ -199,12 +162,12 @@ class PreferenceLabeler:
             positions=position.int(),
             ranks=ranks.short(),
         )
-        return labeled.where((ranks >= 0) & (counts > 1)) if self.candidate_filter else labeled
+        is_own = torch.tensor([own for answer in batch for own in answer.is_own])
+        return labeled.where(is_own & (ranks >= 0) & (counts > 1) if self.candidate_filter else is_own)
 
     def _weights(self, batch: Sequence[LabeledAnswer]) -> Tensor:
         """(answers,) float32 weights of the first labeled token of each answer."""
-        lengths = [len(answer.token_ids) - answer.start for answer in batch]
-        shares = [1.0 if self.weighting == "token" else 1 / length for length in lengths]
+        shares = [1.0 if self.weighting == "token" else 1 / sum(answer.is_own) for answer in batch]
         return torch.tensor([share * answer.weight for share, answer in zip(shares, batch, strict=True)])
 
     def _ranks(self, states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from langchain_mara.exceptions import DataError, RewardError
-from langchain_mara_training.data.readers import Prompt, Source, read_pairs, text_of
+from langchain_mara_training.data.readers import Prompt, Source, answer_text, conversation_text, read_pairs
 from langchain_mara_training.rewards.calling import TextReward
 
 _WORD = r"\b\w+\b|[^\w\s]"
@@ -83,4 +83,6 @@ class PreferenceReward(TextReward):
         return log_odds
 
     def _text(self, prompt: Prompt, completion: Prompt) -> str:
-        return f"{text_of(prompt)}\n{text_of(completion)}" if self.with_prompt else text_of(completion)
+        return (
+            f"{conversation_text(prompt)}\n{answer_text(completion)}" if self.with_prompt else answer_text(completion)
+        )

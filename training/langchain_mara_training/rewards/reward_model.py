@@ -158,8 +158,12 @@ class RewardModel(TextReward):
 def conversation(prompt: Prompt, completion: Prompt) -> list[Message]:
     """The messages of a prompt and its completion.
 
-    A text is one message: a prompt is the user's, a completion the assistant's.
+    A text is one message: a prompt is the user's, a completion the assistant's. If the prompt ends with a message of
+    the assistant, the completion goes on with it.
     """
     question = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+    if question[-1]["role"] == "assistant" == answer[0]["role"]:
+        opening, *answer = (question.pop(), *answer)
+        answer[0] = {**answer[0], "content": f"{opening['content']}{answer[0]['content']}"}
     return [*question, *answer]

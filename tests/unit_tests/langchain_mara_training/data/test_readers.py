@@ -6,7 +6,14 @@ from typing import Any
 
 import datasets
 import pytest
-from langchain_mara_training.data.readers import prompt_numbers, read_pairs, read_prompts, read_rows, text_of
+from langchain_mara_training.data.readers import (
+    answer_text,
+    conversation_text,
+    prompt_numbers,
+    read_pairs,
+    read_prompts,
+    read_rows,
+)
 
 from langchain_mara.exceptions import DataError
 
@@ -84,8 +91,12 @@ def test_numbers_of_prompts() -> None:
         prompt_numbers([{"prompt": "a", "group": "x"}])
 
 
-def test_text_of_messages() -> None:
-    assert text_of("Hi.") == text_of([HELLO, USER]) == "Hi."
+def test_the_text_of_a_conversation_is_all_of_it() -> None:
+    assert conversation_text("Hi.") == conversation_text([USER]) == "Hi."
+    assert conversation_text([HELLO, USER]) == f"assistant: {HELLO['content']}\n\nuser: Hi."
+    assert answer_text("Hi.") == "Hi."
+    again = {"role": "assistant", "content": "Bye."}
+    assert answer_text([HELLO, USER, again]) == f"{HELLO['content']}\n\nBye."
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])

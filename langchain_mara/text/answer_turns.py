@@ -1,7 +1,7 @@
 """Encodes an answer of one or several messages after its prompt, and tells the assistant's tokens from the others.
 
-The chat template is rendered message by message, so the tokens are those that decoding reads and writes: the prompt up to
-where the answer begins, the assistant's text with the end of its turn, and what the template puts between turns.
+The chat template is rendered message by message, so the tokens are those that decoding reads and writes: the prompt up
+to where the answer begins, the assistant's text with the end of its turn, and what the template puts between turns.
 """
 
 from collections.abc import Collection, Sequence
@@ -85,9 +85,9 @@ def _joined(opening: Message, message: Message) -> Message:
 def _continuation(text: str, beginning: str) -> str:
     if not text.startswith(beginning):
         raise PromptError(
-            "The model's chat template changes earlier turns when later ones follow, so the tokens of this answer cannot "
-            "be told from those of its prompt. Leave out what it changes (such as reasoning), or use a template that "
-            "keeps it."
+            "The model's chat template changes earlier turns when later ones follow, so the tokens of this answer "
+            "cannot be told from those of its prompt. Leave out what it changes (such as reasoning), or use a template "
+            "that keeps it."
         )
     return text[len(beginning) :]
 

@@ -17,7 +17,7 @@ from families import tiny_agent, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_mara_training import run_folder
-from langchain_mara_training.data import readers
+from langchain_mara_training.data import files
 from langchain_mara_training.data.readers import read_prompts
 from langchain_mara_training.paper.settings import TableSettings
 from langchain_mara_training.reinforcement.recipe import Recipe
@@ -150,8 +150,25 @@ def test_compressed_rows_are_refused_before_they_are_unpacked(
 ) -> None:
     file = tmp_path / f"rows.{suffix}"
     file.write_bytes(pack(json.dumps({"prompt": "x" * 10**6}).encode()))
-    with pytest.raises(DataError, match="is not JSON, or it is compressed. Unpack it"):
+    with pytest.raises(DataError, match="is compressed .*, but its name does not say so. Unpack it"):
         read_prompts(file)
+
+
+@pytest.mark.parametrize("suffix", ["json.gz", "jsonl.gz", "csv.gz"])
+def test_a_line_that_unpacks_to_gigabytes_is_refused_after_the_first_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(files, "MOST_ROW_BYTES", 10_000)
+    (tmp_path / f"rows.{suffix}").write_bytes(gzip.compress(b'{"prompt": "' + b"x" * 10**7 + b'"}'))
+    with pytest.raises(DataError, match="has more than 10,000 bytes|field larger than field limit"):
+        read_prompts(tmp_path / f"rows.{suffix}")
+
+
+def test_a_file_that_was_cut_is_damaged(tmp_path: Path) -> None:
+    rows = b"".join(json.dumps({"prompt": f"{i}"}).encode() + b"\n" for i in range(5000))
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(rows)[:-100])
+    with pytest.raises(DataError, match="is damaged after line"):
+        read_prompts(tmp_path / "rows.jsonl.gz")
 
 
 def test_rows_may_begin_with_a_mark_or_a_blank(tmp_path: Path) -> None:
@@ -162,7 +179,7 @@ def test_rows_may_begin_with_a_mark_or_a_blank(tmp_path: Path) -> None:
 def test_a_table_that_declares_too_many_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet.write_table(pa.table({"prompt": ["x"] * 1000}), tmp_path / "rows.parquet")
     assert len(read_prompts(tmp_path / "rows.parquet")) == 1000
-    monkeypatch.setattr(readers, "MOST_ROWS", 999)
+    monkeypatch.setattr(files, "MOST_ROWS", 999)
     with pytest.raises(DataError, match="declares 1,000 rows; at most 999 are read"):
         read_prompts(tmp_path / "rows.parquet")
 

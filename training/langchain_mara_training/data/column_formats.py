@@ -1,10 +1,13 @@
 """Converts the columns of published data sets to `prompt`, `chosen` and `rejected`.
 
+Nothing that the user said is dropped: `input` and `context` join the prompt, `system` is its system message, and whole
+conversations (`messages`, ShareGPT's `conversations`) are prompts up to where the last answer begins.
+
 Every function converts a single row, so a local copy of a data set reads like the one on the hub.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -13,6 +16,14 @@ Preferred = Literal["better", "safer"]
 
 PROMPT_COLUMNS = ("prompt", "instruction", "question")
 """Usual names of the prompt's column; the first one that a row has is used."""
+CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
+"""Usual names of a column with a whole conversation."""
+_ADDITIONS = ("input", "context")
+_SHAREGPT_ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
+    "model": "assistant", "bing": "assistant", "bard": "assistant", "system": "system", "tool": "tool",
+    "function": "tool", "observation": "tool", "function_response": "tool",
+}  # fmt: skip
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -23,17 +34,19 @@ def with_prompt(row: Fields, column: str | None = None) -> Fields:
 
     Args:
         row: Row to convert; it is not changed.
-        column: Name of the prompt's column; by default `prompt`, `instruction` or `question`.
+        column: Name of the prompt's column, which is read as it is; by default `prompt`, `instruction` or `question`,
+            with what `input`, `context` and `system` add, or else the conversation in `messages` or `conversations`.
 
     Returns:
         A new row, or the row itself if it has no prompt.
     """
-    names = PROMPT_COLUMNS if column is None else (column,)
-    prompt_column = next((name for name in names if name in row), None)
-    if prompt_column is not None:
-        return {**row, "prompt": row[prompt_column]}
-    pair = _split_dialogues(row)
-    return row if column is not None or pair is None else pair
+    if column is not None:
+        return {**row, "prompt": row[column]} if column in row else row
+    row = _with_openai_messages(row)
+    prompt = _prompt_of(row)
+    if prompt is not None:
+        return {**row, "prompt": prompt}
+    return _split_dialogues(row) or row
 
 
 def with_pair(row: Fields, preferred: Preferred = "better") -> Fields:
@@ -50,14 +63,18 @@ def with_pair(row: Fields, preferred: Preferred = "better") -> Fields:
     Returns:
         A new row, or the row itself if its format is unknown.
     """
-    row = _chosen_by_number(row, f"{preferred}_response_id")
-    prompt = next((row[name] for name in PROMPT_COLUMNS if name in row), None)
+    row = _with_openai_messages(_chosen_by_number(row, f"{preferred}_response_id"))
+    prompt = _prompt_of(row)
     if prompt is None:
         return _split_dialogues(row) or row
     chosen, rejected = row.get("chosen"), row.get("rejected")
     opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if all(_begins_with(answer, opening) for answer in (chosen, rejected)):
-        chosen, rejected = chosen[len(opening) :], rejected[len(opening) :]  # type: ignore[index]
+    given = row.get("prompt", prompt)
+    openings = [opening, [{"role": "user", "content": given}] if isinstance(given, str) else given]
+    for messages in openings:
+        if all(_begins_with(answer, messages) for answer in (chosen, rejected)):
+            chosen, rejected = chosen[len(messages) :], rejected[len(messages) :]  # type: ignore[index]
+            break
     answers = {name: answer for name, answer in (("chosen", chosen), ("rejected", rejected)) if answer is not None}
     return {**row, "prompt": prompt, **answers}
 
@@ -72,8 +89,53 @@ def dialogue(text: str) -> list[dict[str, str]] | None:
     return [{"role": _ROLES[role], "content": content.strip()} for role, content in pairs]
 
 
+def _with_openai_messages(row: Fields) -> Fields:
+    """A row whose ShareGPT messages (`from`, `value`) have `role` and `content`; a single message becomes a list."""
+
+    def converted(value: Any) -> Any:
+        if isinstance(value, Mapping) and ({"from", "value"} <= set(value) or {"role", "content"} <= set(value)):
+            return converted([value])
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(m, Mapping) and {"from", "value"} <= set(m) for m in value)
+        ):
+            return [{"role": _SHAREGPT_ROLES.get(m["from"], m["from"]), "content": m["value"]} for m in value]
+        return value
+
+    names = {"prompt", "chosen", "rejected", *CONVERSATION_COLUMNS}
+    return {name: converted(value) if name in names else value for name, value in row.items()}
+
+
+def _prompt_of(row: Fields) -> Any:
+    """The prompt with what other columns add to it; None if the row has none."""
+    prompt = next((row[name] for name in PROMPT_COLUMNS if row.get(name) is not None), None)
+    if prompt is None:
+        conversation = next((row[name] for name in CONVERSATION_COLUMNS if isinstance(row.get(name), list)), None)
+        if not conversation or not all(isinstance(message, Mapping) for message in conversation):
+            return None
+        prompt = list(conversation)
+        # The answer that ends the conversation is not part of the prompt, unless answers are given beside it.
+        while "chosen" not in row and len(prompt) > 1 and prompt[-1].get("role") == "assistant":
+            prompt.pop()
+    if isinstance(prompt, str):
+        additions = (row.get(name) for name in _ADDITIONS)
+        texts = [text for text in additions if isinstance(text, str) and text.strip() and text not in prompt]
+        prompt = "\n\n".join([prompt, *texts])
+    return _with_system(prompt, row.get("system"))
+
+
+def _with_system(prompt: Any, system: Any) -> Any:
+    if not isinstance(system, str) or not system.strip():
+        return prompt
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(messages, list) or any(message.get("role") == "system" for message in messages):
+        return prompt
+    return [{"role": "system", "content": system}, *messages]
+
+
 def _chosen_by_number(row: Fields, column: str) -> Fields:
-    if "chosen" in row or not {"response_0", "response_1"} <= set(row) or row.get(column) not in (0, 1):
+    if "chosen" in row or not {"response_0", "response_1"} <= set(row) or row.get(column) not in (0, 1, "0", "1"):
         return row
     number = int(row[column])
     return {**row, "chosen": row[f"response_{number}"], "rejected": row[f"response_{1 - number}"]}

@@ -1,45 +1,40 @@
-"""Reads training data: lists, `datasets.Dataset`, local files and hub data sets become rows in TRL's format."""
+"""Reads training data: lists, tables, files and data sets of the hub become rows in TRL's format."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow.interchange import from_dataframe
 
 from langchain_mara.exceptions import DataError
 from langchain_mara_training.data.column_formats import Preferred, with_pair, with_prompt
+from langchain_mara_training.data.files import is_file_name, read_files, rows_of_batches
 from langchain_mara_training.data.known_datasets import known_set
 
 Message = dict[str, str]
 Prompt = str | list[Message]
 """A text, or the messages of a conversation."""
 Row = dict[str, Any]
-Source: TypeAlias = str | Path | datasets.Dataset | Iterable[Any]
-"""Rows, prompts, a `datasets.Dataset`, the path of a file, or the name of a data set on the hub."""
-
-MOST_ROWS = 100_000_000
-"""Most rows of a Parquet file. A few bytes can declare any number of them."""
-_START = 1024  # bytes of a file to look at
-_BEFORE_JSON = b"\xef\xbb\xbf \t\r\n"
-_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+Source: TypeAlias = str | Path | datasets.Dataset | Mapping[str, Any] | Iterable[Any]
+"""Rows, prompts, a table, the path of a file or folder, `-`, or the name of a data set on the hub."""
 
 
 def read_rows(source: Source, split: str = "train") -> list[Row]:
     """Rows of a data source.
 
     Args:
-        source: Mappings, a `datasets.Dataset`, the path of a .json, .jsonl or .parquet file, a name in `KNOWN_SETS`,
-            or the name of a data set on the hub.
+        source: Mappings; a `datasets.Dataset`; a dict of columns; a pandas or polars DataFrame, or anything else that
+            Arrow reads; the path of a file (JSON, JSON lines, CSV, TSV, also compressed, Parquet, Arrow) or of a folder
+            of them; `-` for standard input; a name in `KNOWN_SETS`; or the name of a data set on the hub.
         split: Split of a data set on the hub.
 
     Raises:
         DataError: If the source cannot be read or is empty.
     """
-    items = _load(source, split) if isinstance(source, str | Path) else source
+    items = _items(source, split)
     rows = [dict(row) if isinstance(row, Mapping) else {"prompt": row} for row in items]
     if not rows:
         raise DataError(f"{_name(source)} holds no rows. Give at least one.")
@@ -124,42 +119,57 @@ def conversation_text(prompt: Prompt) -> str:
     return "\n\n".join(f"{message['role']}: {message['content'] or ''}" for message in prompt)
 
 
-def _load(source: str | Path, split: str) -> Iterable[Row]:
-    path = Path(source).expanduser()
-    if path.suffix in _FORMATS and not path.is_file():
-        raise DataError(f"There is no file {path}. Check the path.")
-    if path.suffix in _FORMATS:
-        _refuse_bomb(path)
+def _items(source: Source, split: str) -> Iterable[Any]:
+    """The rows or prompts that a source holds, whatever contains them."""
+    if isinstance(source, str | Path):
+        return read_files(source) if is_file_name(source) else _hub_rows(source, split)
+    if isinstance(source, Mapping):
+        return _rows_of_columns(source)
+    if hasattr(source, "__arrow_c_stream__") and not isinstance(source, datasets.Dataset):
+        return rows_of_batches(_arrow(pa.table, source).to_batches())
+    if hasattr(source, "__dataframe__"):
+        return rows_of_batches(_arrow(from_dataframe, source).to_batches())
+    return source
+
+
+def _arrow(convert: Callable[[Any], pa.Table], source: Any) -> pa.Table:
     try:
-        if path.suffix in _FORMATS:
-            loaded = datasets.load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train")
-        elif published := known_set(source):
+        return convert(source)
+    except (pa.ArrowException, TypeError, RuntimeError, NotImplementedError) as error:
+        raise DataError(
+            f"The given {type(source).__name__} cannot be read ({error}). Give columns whose cells are of one kind, or "
+            "a list of rows."
+        ) from None
+
+
+def _rows_of_columns(columns: Mapping[str, Any]) -> list[Row]:
+    """Rows of a mapping from names to columns."""
+    if any(isinstance(column, datasets.Dataset | datasets.IterableDataset) for column in columns.values()):
+        splits = ", ".join(columns)
+        raise DataError(f"The given {type(columns).__name__} holds the splits {splits}. Give one of them: data[…].")
+    lengths = {name: len(column) for name, column in columns.items() if not isinstance(column, str)}
+    if len(lengths) < len(columns) or len(set(lengths.values())) > 1:
+        raise DataError(
+            "A dict of columns needs a list of the same length for each name, but this one has "
+            f"{', '.join(f'{name}: {lengths.get(name, 1)}' for name in columns)}. For a single row, give a list: [row]."
+        )
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _hub_rows(source: str | Path, split: str) -> Iterable[Row]:
+    try:
+        if published := known_set(source):
             loaded = datasets.load_dataset(published.hub_id, split=published.splits.get(split, split))
         else:
             loaded = datasets.load_dataset(str(source), split=split)
     except Exception as error:
-        suffixes = ", ".join(_FORMATS)
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(
             f"Cannot read {source} (split {split}): {reason}. "
-            f"Give a {suffixes} file or the name of a data set on the hub."
+            "Give a file of rows or the name of a data set on the hub; a prompt itself goes into a list."
         ) from error
     rows: Iterable[Row] = loaded
     return rows
-
-
-def _refuse_bomb(path: Path) -> None:
-    """Refuses a file that unpacks to much more than it holds: `datasets` would unpack it to the disk or to memory."""
-    if path.suffix == ".parquet":
-        with suppress(pa.ArrowInvalid):  # not Parquet; `datasets` says so
-            rows = parquet.read_metadata(path).num_rows
-            if rows > MOST_ROWS:
-                raise DataError(f"{path} declares {rows:,} rows; at most {MOST_ROWS:,} are read. Split the file.")
-        return
-    with path.open("rb") as stream:
-        start = stream.read(_START).lstrip(_BEFORE_JSON)
-    if start and start[:1] not in (b"{", b"["):
-        raise DataError(f"{path} is not JSON, or it is compressed. Unpack it, and give the file with the rows.")
 
 
 def _key(prompt: Prompt) -> str:

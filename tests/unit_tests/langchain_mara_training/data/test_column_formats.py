@@ -1,5 +1,6 @@
 """Rows with the columns of published data sets become prompts and pairs; the texts are made up here."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -89,3 +90,71 @@ def test_a_dialogue_of_several_turns_is_messages() -> None:
 )  # fmt: skip
 def test_dialogues_by_hand(text: str, messages: list[dict[str, str]] | None) -> None:
     assert dialogue(text) == messages
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+ASK = message("user", "Translate.")
+LAYOUTS: dict[str, tuple[dict[str, Any], Any]] = {
+    "alpaca": ({"instruction": "Translate.", "input": "Guten Tag.", "output": "Hello."}, "Translate.\n\nGuten Tag."),
+    "alpaca without input": ({"instruction": "Translate.", "input": "", "output": "Hello."}, "Translate."),
+    "dolly": ({"instruction": "Who?", "context": "Ann sings.", "response": "Ann."}, "Who?\n\nAnn sings."),
+    "input that repeats": ({"prompt": "Translate.", "input": "Translate."}, "Translate."),
+    "system": ({"prompt": "Translate.", "system": "Be brief."}, [message("system", "Be brief."), ASK]),
+    "system and messages": ({"prompt": [ASK], "system": "Be brief."}, [message("system", "Be brief."), ASK]),
+    "two systems": ({"prompt": [message("system", "Hi."), ASK], "system": "Be."}, [message("system", "Hi."), ASK]),
+    "empty system": ({"prompt": "Translate.", "system": " "}, "Translate."),
+    "messages": ({"messages": [ASK, message("assistant", "What?")]}, [ASK]),
+    "open messages": ({"messages": [ASK, message("assistant", "A?"), ASK]}, [ASK, message("assistant", "A?"), ASK]),
+    "sharegpt": (
+        {"conversations": [{"from": "system", "value": "Be."}, {"from": "human", "value": "Translate."},
+                           {"from": "gpt", "value": "Yes."}]},
+        [message("system", "Be."), ASK],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_prompt_is_everything_the_user_said(layout: str) -> None:
+    row, prompt = LAYOUTS[layout]
+    before = copy.deepcopy(row)
+    assert with_prompt(row)["prompt"] == prompt
+    assert row == before
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pairs_have_the_same_prompts(layout: str) -> None:
+    row, prompt = LAYOUTS[layout]
+    pair = with_pair({**row, "chosen": "Hello.", "rejected": "No."})
+    if layout in ("messages", "sharegpt"):  # beside answers, a conversation is the prompt as a whole
+        whole = with_pair({**row, "chosen": "Hello.", "rejected": "No."})["prompt"]
+        assert (whole[: len(prompt)], len(whole)) == (prompt, len(prompt) + 1)
+    else:
+        assert pair["prompt"] == prompt
+    assert (pair["chosen"], pair["rejected"]) == ("Hello.", "No.")
+
+
+def test_answers_in_sharegpt_s_form_are_messages() -> None:
+    row = {
+        "conversations": [{"from": "human", "value": "Translate."}],
+        "chosen": {"from": "gpt", "value": "Hello."},
+        "rejected": {"from": "gpt", "value": "No."},
+    }
+    pair = with_pair(row)
+    assert (pair["prompt"], pair["chosen"]) == ([ASK], [message("assistant", "Hello.")])
+
+
+def test_answers_that_part_early_keep_every_later_turn() -> None:
+    say = [message("assistant" if i % 2 else "user", f"{i}") for i in range(6)]
+    other = [message("assistant" if i % 2 else "user", f"other {i}") for i in range(6)]
+    pair = with_pair({"chosen": say, "rejected": [*say[:3], *other[3:]]})
+    assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (say[:3], say[3:], other[3:])
+
+
+def test_a_shared_beginning_with_its_system_message_is_cut_off_once() -> None:
+    answers = {name: [ASK, message("assistant", name)] for name in ("chosen", "rejected")}
+    pair = with_pair({"prompt": "Translate.", "system": "Be brief.", **answers})
+    assert pair["prompt"] == [message("system", "Be brief."), ASK]
+    assert pair["chosen"] == [message("assistant", "chosen")]

@@ -131,7 +131,7 @@ def render(
     """
     goes_on = not closed and is_open(messages)
     try:
-        text: str = tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             list(messages),
             tools=list(tools) or None,
             tokenize=False,
@@ -141,7 +141,7 @@ def render(
     except (jinja2.TemplateError, ValueError) as error:
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise PromptError(f"The model's chat template refuses messages of the roles {roles}: {error}") from None
-    return text
+    return str(text)
 
 
 def eos_token_ids(model: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

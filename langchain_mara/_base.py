@@ -76,7 +76,7 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
     """Answers per prompt, drawn with `seed`, `seed + 1`, …"""
     include_accept_probabilities: bool = False
     """Whether the generation info contains the accept probabilities of the candidates examined for each token."""
-    timeout: float | None = Field(default=None, gt=0)
+    timeout: float | None = Field(default=None, gt=0, le=10**9)
     """Most seconds that a call may take, including the time it waits for its turn."""
     queue_size: int = Field(default=DEFAULT_QUEUE_SIZE, ge=1)
     """Most prompts that may wait for the model. While as many wait, further calls are refused."""

@@ -36,11 +36,16 @@ def read_json(file: Path, error: type[MaraError], most_bytes: int = MOST_JSON_BY
     Raises:
         MaraError: Of kind `error`, if the file is too large, nested too deeply, or not JSON.
     """
-    size = file.stat().st_size
-    if size > most_bytes:
+    # A link may lead to a device or a pipe, which has no size and no end.
+    if not file.is_file():
+        raise error(f"{file} is not a file. Get the file from its author again.")
+    with file.open("rb") as stream:
+        content = stream.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        size = file.stat().st_size
         raise error(f"{file} has {size:,} bytes; at most {most_bytes:,} are read. Get the file from its author again.")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(content.decode("utf-8"))
     except RecursionError:
         raise error(f"{file} is nested too deeply to be read. Get the file from its author again.") from None
     except ValueError as fault:

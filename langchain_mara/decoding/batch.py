@@ -11,13 +11,7 @@ import torch
 
 from langchain_mara.decoding.candidate_table import CandidateTable, PendingPosition
 from langchain_mara.decoding.pass_width import MOST_WIDTH, PassWidthTuner
-from langchain_mara.decoding.recovery import (
-    attempt,
-    fits_in_memory,
-    single_sequence_error,
-    warn_of_failed_pass,
-    warn_of_preemption,
-)
+from langchain_mara.decoding.recovery import attempt, single_sequence_error, warn_of_failed_pass, warn_of_preemption
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.decoding.sequence import SequenceState
 from langchain_mara.decoding.step import StepPlan, StepResult, ask_agents, follow_draft, nonfinite_error, to_host
@@ -137,12 +131,10 @@ class Batch:
         return tokens
 
     def _keep_prefix(self, row: int, sequence: SequenceState) -> None:
-        token_ids = sequence.token_ids[: len(sequence.slots)]
-
         def read(start: int, stop: int) -> KeysValues:
             return self.cache.read(row, sequence.slots[start:stop])
 
-        if not fits_in_memory(lambda: self.prefix_cache.add(token_ids, read)):
+        if attempt(lambda: self.prefix_cache.add(sequence.token_ids[: len(sequence.slots)], read)):
             self.prefix_cache.clear()
 
     def step(self) -> list[Decision]:
@@ -161,7 +153,7 @@ class Batch:
             self._recover(error, 0, len(self.sequences) // 2)
         in_order = [decision for decided in decisions.values() for decision in decided]
         if self._width_tuner is not None:
-            self._width_tuner.learn(in_order)
+            attempt(partial(self._width_tuner.learn, in_order))  # without it, widths are only chosen less well
         return in_order
 
     def _evaluate(self) -> StepResult:
@@ -178,18 +170,24 @@ class Batch:
 
     def _decide(self, result: StepResult) -> dict[int, list[Decision]]:
         """Applies the rule to the siblings; by row, a list with its decision where there is one."""
-        decisions: dict[int, list[Decision]] = {}
-        for i, sequence in enumerate(self.sequences):
-            count = result.counts[i]
-            siblings = result.probabilities[i][: result.plan.siblings(i)]
-            seen = min(len(sequence.probabilities) + len(siblings), count)
-            if error := nonfinite_error(self.policy, sequence, siblings, count, self._states[i]):
-                self._fail(sequence.request, error)
-            index = None if sequence.request.cancelled else sequence.examine(siblings, count)
-            if index is not None:
-                states = self._states[i, :seen].clone() if sequence.request.keep_states else None
-                decisions[i] = [sequence.decide(index, result.candidates[i][:count], self.policy.context, states)]
-        return decisions
+        decisions: dict[int, list[Decision]] = {i: [] for i in range(len(self.sequences))}
+        for i, decided in decisions.items():
+            if error := attempt(partial(self._decide_position, i, result, decided)):
+                self._fail(self.sequences[i].request, error)
+        return {i: decided for i, decided in decisions.items() if decided}
+
+    def _decide_position(self, row: int, result: StepResult, decided: list[Decision]) -> None:
+        sequence, count = self.sequences[row], result.counts[row]
+        if sequence.request.cancelled:
+            return
+        siblings = result.probabilities[row][: result.plan.siblings(row)]
+        seen = min(len(sequence.probabilities) + len(siblings), count)
+        if error := nonfinite_error(self.policy, sequence, siblings, count, self._states[row]):
+            raise error
+        index = sequence.examine(siblings, count)
+        if index is not None:
+            states = self._states[row, :seen].clone() if sequence.request.keep_states else None
+            decided.append(sequence.decide(index, result.candidates[row][:count], self.policy.context, states))
 
     def _commit(self, decisions: dict[int, list[Decision]], result: StepResult) -> None:
         """Makes emitted tokens visible; cuts the next candidate sets of sequences that continue, also along drafts."""

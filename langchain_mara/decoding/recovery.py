@@ -91,11 +91,9 @@ def warn_of_failed_pass(error: BaseException, sequences: int, limit: int) -> Non
         sequences: Number of sequences in the pass that failed.
         limit: Number of sequences to continue with.
     """
-    warnings.warn(
+    _warn(
         f"A pass over {sequences} sequences failed ({type(error).__name__}: {error}), but none does if it is run with "
-        f"each alone. Continuing with {limit} at a time.",
-        RuntimeWarning,
-        stacklevel=3,
+        f"each alone. Continuing with {limit} at a time."
     )
 
 
@@ -108,9 +106,13 @@ def warn_of_preemption(device: torch.device, sequences: int, limit: int, width: 
         limit: Number of sequences to continue with.
         width: Siblings of a sequence in one pass from now on.
     """
-    warnings.warn(
+    _warn(
         f"Out of memory on {device} with {sequences} sequences: continuing with {limit} of width {width}. "
-        "A smaller batch_size avoids this.",
-        RuntimeWarning,
-        stacklevel=3,
+        "A smaller batch_size avoids this."
     )
+
+
+def _warn(text: str) -> None:
+    # Where warnings are errors, this one would end the answers of all callers.
+    with suppress(Warning):
+        warnings.warn(text, RuntimeWarning, stacklevel=4)

@@ -148,12 +148,14 @@ def ask_agents(
     Returns:
         (rows, width) float32.
     """
-    keys = [(sequence.agent, sequence.request.options.accept_action) for sequence in sequences]
+    # By identity: an agent may say that it equals another caller's.
+    keys = [(id(sequence.agent), sequence.request.options.accept_action) for sequence in sequences]
     probabilities = torch.ones(states.shape[:2], device=states.device)
-    for agent, action in set(keys):
+    for key in dict.fromkeys(keys):
+        rows = [i for i, other in enumerate(keys) if other == key]
+        agent, action = sequences[rows[0]].agent, key[1]
         if agent is None:
             continue
-        rows = [i for i, key in enumerate(keys) if key == (agent, action)]
         error = _ask(agent, action, states, rows, probabilities)
         if error is None:
             continue
@@ -201,8 +203,6 @@ def nonfinite_error(
         count: Size of the candidate set.
         states: (columns, d) states of the position's candidates.
     """
-    if sequence.request.cancelled:
-        return None
     if count == 0:
         return no_candidates_error(policy, sequence.token_ids)
     first = len(sequence.probabilities)

@@ -19,6 +19,9 @@ from langchain_mara.exceptions import InterpreterExitError, QueueFullError
 from langchain_mara.options import DEFAULT_QUEUE_SIZE, BatchConfig
 from langchain_mara.policy.model import PolicyModel
 
+MOST_ANSWERS = 2**16
+"""Most answers of one call, whatever its settings: more would keep the interpreter from serving other callers."""
+
 
 @dataclass(eq=False)
 class RequestGroup:
@@ -178,15 +181,16 @@ def _refuse_exit() -> None:
 
 
 def refuse_large(requests: int, most: int) -> None:
-    """Refuses a call for more answers than may run and wait.
+    """Refuses a call for more answers than may run and wait, or than `MOST_ANSWERS`.
 
     Args:
         requests: Number of answers the call asks for.
-        most: `batch_size` and `queue_size` together.
+        most: `batch_size` and `queue_size` together, which a call may set.
 
     Raises:
         QueueFullError: If they are too many.
     """
+    most = min(most, MOST_ANSWERS)
     if requests > most:
         raise QueueFullError(
             f"One call asks for {requests} answers, but {most} may run and wait (batch_size + queue_size). "

@@ -138,7 +138,7 @@ def render(
             add_generation_prompt=not (closed or goes_on),
             continue_final_message=goes_on,
         )
-    except (jinja2.TemplateError, ValueError) as error:
+    except (jinja2.TemplateError, ValueError, SyntaxError, MemoryError, OverflowError) as error:
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise PromptError(f"The model's chat template refuses messages of the roles {roles}: {error}") from None
     return str(text)

@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from langchain_mara.exceptions import PromptError
 
 Message = dict[str, Any]
+_ROLE = re.compile(r"[\w-]+")
+_TURN_MARK = re.compile(r"<\|.+\|>")  # what templates put together from pieces, such as `<|` and a role
 _MARKS = range(0xE000, 0xF900)  # the private use area, which no language writes
 _OWN_WORDS = {"content", "reasoning_content"}  # parts of a message that the model itself may have written
 
@@ -50,10 +52,10 @@ class ControlTokens:
 
     def within(self, text: str, pattern: re.Pattern[str]) -> str | None:
         """The text, or else its normalized form, if the pattern is in it; None if it is in neither."""
-        if pattern.search(text):
-            return text
         normalized = text if self.normalize is None else self.normalize(text)
-        return normalized if pattern.search(normalized) else None
+        if len(pattern.findall(normalized)) > len(pattern.findall(text)):
+            return normalized
+        return text if pattern.search(text) else None
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
@@ -81,10 +83,13 @@ def mark_messages(
         Messages, tools, and the mark; the same values and an empty mark if no text holds a control token.
 
     Raises:
-        PromptError: If the texts leave no character that could be the mark.
+        PromptError: If the texts leave no character that could be the mark, or a role is not a word.
     """
     controls = control_tokens(tokenizer)
-    texts = list(_texts([*messages, *tools]))
+    for message in messages:
+        if not _ROLE.fullmatch(str(message.get("role"))):
+            raise PromptError(f"The role {message.get('role')!r:.60} is not a word. Use a role such as user.")
+    texts = [*_texts([*messages, *tools]), *("".join(_parts(message)) for message in messages)]
     if all(controls.within(text, controls.all) is None for text in texts):
         return list(messages), list(tools), ""
     mark = _unused(texts)
@@ -99,8 +104,12 @@ def mark_messages(
 
     def marked_message(message: Message) -> Message:
         own = _OWN_WORDS if message.get("role") == "assistant" else set()
+        # A template may put the parts of a message beside one another, so a token could be cut into two of them.
+        joined, *parts = "".join(_parts(message)), *_parts(message)
+        held = sum(len(controls.all.findall(part)) for part in parts)
+        apart = mark if len(controls.all.findall(joined)) > held else ""
         return {
-            name: marked(value, controls.all_special if name in own else controls.all)
+            name: _apart(marked(value, controls.all_special if name in own else controls.all), apart)
             for name, value in message.items()
         }
 
@@ -142,7 +151,11 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
     added = tokenizer.added_tokens_decoder
     template = str(tokenizer.chat_template or "")
     special = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
-    written = {token.content for token in added.values() if token.content.strip() and token.content in template}
+    written = {
+        token.content
+        for token in added.values()
+        if (token.content.strip() and token.content in template) or _TURN_MARK.fullmatch(token.content)
+    }
     plain = (
         (token.content, number)
         for number, token in added.items()
@@ -172,6 +185,24 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _texts(item)
+
+
+def _parts(message: Message) -> list[str]:
+    """The texts of a message's parts; none for a message that is not in parts."""
+    content = message.get("content")
+    parts = content if isinstance(content, list | tuple) else []
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _apart(value: Any, mark: str) -> Any:
+    """Parts of a message, each beginning with a mark; any other value as it is."""
+    if not mark or not isinstance(value, list):
+        return value
+    return [
+        mark + part if isinstance(part, str) else {**part, "text": mark + part["text"]} if "text" in part else part
+        for part in value
+    ]
 
 
 def _cut(text: str, pattern: re.Pattern[str], mark: str) -> str:

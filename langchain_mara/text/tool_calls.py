@@ -100,7 +100,12 @@ def forced_opening(tool_format: ToolFormat, names: Sequence[str]) -> str:
     Args:
         tool_format: Format of the chat template.
         names: Names of the tools. A single name is written out.
+
+    Raises:
+        PromptError: If a name that is to be written out holds more than letters, digits, `_`, `.` and `-`.
     """
+    if len(names) == 1 and not re.fullmatch(r"[\w.-]+", names[0]):
+        raise PromptError(f"The tool name {names[0]!r:.80} cannot be forced. Use letters, digits, _, . and - only.")
     before, after = _FORCED[tool_format]
     return before + json.dumps(names[0]) + after if len(names) == 1 else before + '"'
 

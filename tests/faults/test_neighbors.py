@@ -11,6 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Request
 from langchain_mara.exceptions import AgentMismatchError, LogitsProcessorError, NonFiniteError, PromptError
@@ -198,3 +199,52 @@ def test_seven_answers_are_those_without_the_eighth(name: str, place: int, way: 
     else:
         assert isinstance(sick.error, poison.error)
         assert len(own) <= 1
+
+
+class Equal(MaraAgent):
+    """An agent that says it equals any other."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return hash(AGENT)
+
+
+class Unhashable(MaraAgent):
+    """An agent that cannot be counted."""
+
+    def __hash__(self) -> int:
+        raise ValueError("no hash")
+
+
+SLOPPY = {
+    "an agent that equals others": {"agent": Equal(32, width=16).eval()},
+    "an agent without hash": {"agent": Unhashable(32, width=16).eval()},
+    "a threshold of text": {"options": NORMAL.model_copy(update={"accept_threshold": "x"})},
+    "a limit of text": {"options": NORMAL.model_copy(update={"max_new_tokens": "x"})},
+    "a fallback of text": {"options": NORMAL.model_copy(update={"fallback": "x", "accept_threshold": 1.0})},
+    "no EOS": {"eos_token_ids": None},
+}
+
+
+@pytest.mark.parametrize("name", SLOPPY)
+@pytest.mark.parametrize("place", [0, 5])
+@pytest.mark.parametrize("width", [3, None])
+def test_what_the_door_does_not_see_harms_no_neighbor(name: str, place: int, width: int | None) -> None:
+    policy = broken_model("sound")
+    expected = answers(policy, seven(AGENT))
+    requests = seven(AGENT)
+    good = {"prompt_ids": [9, 8], "options": NORMAL, "agent": AGENT, "eos_token_ids": EOS}
+    requests.insert(place, Request(**{**good, **SLOPPY[name]}))  # type: ignore[arg-type]
+    got = answers(policy, requests, width=width, prefix_cache=PrefixCache(2**20))
+    del got[place]
+    assert got == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_warnings_that_are_errors_harm_nobody() -> None:
+    policy = broken_model("memory")
+    expected = answers(policy, seven(AGENT))
+    requests = [Request([9, BAD_TOKEN], NORMAL, AGENT, EOS), *seven(AGENT)]
+    assert answers(policy, requests)[1:] == expected

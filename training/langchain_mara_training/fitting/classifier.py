@@ -222,8 +222,8 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
         """Labels, (n,): the second class where its probability is above 0.5; that of accept, as decoding's default."""
-        labels: NDArray[Any] = self.classes_[(self.predict_proba(X)[:, 1] > 0.5).astype(int)]  # noqa: PLR2004
-        return labels
+        accepted = (self.predict_proba(X)[:, 1] > 0.5).astype(int)  # noqa: PLR2004
+        return self.classes_[accepted]  # type: ignore[no-any-return]
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
         """Probabilities of both classes, (n, 2) float64, in the order of `classes_`."""

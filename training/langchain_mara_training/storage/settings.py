@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.options import DEFAULTS, options_error
 
-MOST_BYTES = 2**20
+MOST_BYTES = 2**16
 """Most bytes of a file of settings."""
 
 Count = Annotated[int, Field(ge=1)]
@@ -68,7 +68,7 @@ def read_settings(kind: type[AnySettings], file: Traversable | Path, description
         settings = yaml.load(content.decode(), Loader=_Loader)  # noqa: S506 - a safe loader
     except RecursionError:
         raise OptionsError(f"The {description} is nested too deeply to be read. Correct the file.") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise OptionsError(f"The {description} is not YAML: {_reason(error)}. Correct the file.") from None
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise OptionsError(f"The {description} holds no settings. Write one setting per line, such as episodes: 200.")

@@ -29,7 +29,9 @@ langchain_mara.text: detokenizer chat_template tool_calls
 langchain_mara.serving: scheduler completion
 langchain_mara: _base _messages chat_models llms custom_generate cli
 
-langchain_mara_training.storage: defaults atomic progress records settings distributed job_checkpoint model_card
+langchain_mara_training.storage: defaults atomic progress records settings distributed lock
+langchain_mara_training.storage.identity: content_digest job_identity
+langchain_mara_training.storage: job_checkpoint model_card
 langchain_mara_training.data: column_formats known_datasets readers
 langchain_mara_training.rewards: calling weighted preference_reward checkpoint_loading reward_model published specs
 langchain_mara_training.generation: generate costs states

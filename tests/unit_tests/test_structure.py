@@ -35,7 +35,7 @@ langchain_mara_training.storage: job_checkpoint model_card
 langchain_mara_training.data: column_formats known_datasets readers
 langchain_mara_training.rewards: calling weighted preference_reward checkpoint_loading reward_model published specs
 langchain_mara_training.generation: generate costs states
-langchain_mara_training.labeling: token_labels shards preference rollout_options rollout
+langchain_mara_training.labeling: shard_list token_labels shards preference rollout_options rollout
 langchain_mara_training.evaluation: divergence systems reward_guided evaluate preference_rate comparison_store scoring
     comparison
 langchain_mara_training.evaluation.report: figures page retrace

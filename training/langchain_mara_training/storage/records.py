@@ -85,11 +85,13 @@ def read_sealed(file: Path, repair: str) -> Config:
     try:
         content = file.read_bytes()
         value: Config = json.loads(content)
-        seal = value.pop(_SEAL, None)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise TrainingError(f"{file} is missing or damaged ({error}). {repair}") from None
-    if seal is not None:
-        start, _, end = content.rpartition(str(seal).encode())
+    if not isinstance(value, dict):
+        raise TrainingError(f"{file} is damaged: it holds no JSON object. {repair}")
+    seal = str(value.pop(_SEAL, ""))
+    if seal:
+        start, _, end = content.rpartition(seal.encode())
         if hashlib.sha256(start + _BLANK.encode() + end).hexdigest() != seal:
             raise TrainingError(f"{file} is damaged: its content does not match its digest. {repair}")
     return value

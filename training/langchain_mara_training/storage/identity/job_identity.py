@@ -7,16 +7,17 @@ A resumed job must have the identity of the job that began. Reward functions are
 import json
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import transformers
 
 from langchain_mara import DecodingOptions
 from langchain_mara._base import LocalModel
-from langchain_mara.exceptions import RewardError
+from langchain_mara.exceptions import RewardError, TrainingError
 from langchain_mara.text.chat_template import eos_token_ids
 from langchain_mara_training.storage.identity.content_digest import digest
-from langchain_mara_training.storage.records import Config, dump
+from langchain_mara_training.storage.records import Config, dump, read_sealed, write_sealed
 
 _UNKNOWN = "unknown: "
 # What LangChain's description of an LLM holds beyond what one answer depends on; jobs set the seed of each answer.
@@ -91,6 +92,38 @@ def require_known(identity: Mapping[str, Any]) -> None:
                     "in a function of your own that has one."
                 )
             require_known(value)
+
+
+def claim(file: Path, identity: Mapping[str, Any], has_results: Callable[[], bool]) -> None:
+    """Writes the identity of a job to its folder, or checks that the folder holds the same one.
+
+    Args:
+        file: File of the identity; its folder is created if it is missing.
+        identity: Identity of the job.
+        has_results: Whether the folder holds results. Without the file, nobody can tell of which job they are.
+
+    Raises:
+        TrainingError: If the folder holds another job, or the file is lost or damaged.
+        RewardError: If a reward function has no digest.
+    """
+    require_known(identity)
+    folder = file.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    # Another process of the same job may write the file at any time, but always before its first result.
+    if has_results() and not file.exists():
+        raise TrainingError(
+            f"{folder} holds results, but {file.name}, which says what they were made from, is missing. Put it back, "
+            "or give another folder."
+        )
+    if not file.exists():
+        write_sealed(file, identity)
+        return
+    stored = read_sealed(file, "Nobody can tell what the results beside it were made from. Give another folder.")
+    if differing := differences(stored, identity):
+        raise TrainingError(
+            f"{folder} holds the results of another job; different: {', '.join(differing)}. Give another folder, or "
+            "what that job began with."
+        )
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any], ignored: Iterable[str] = ()) -> list[str]:

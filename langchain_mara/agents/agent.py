@@ -139,7 +139,7 @@ class MaraAgent(
         """Writes the weights, with a digest of them that loading checks; completely or not at all."""
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         _refuse_non_finite(state, "The agent", "It was not saved. Train it again with a lower learning rate.")
-        content = save(state, {"format": "pt", _DIGEST: _digest(state)})
+        content = save(state, {_DIGEST: _digest(state)})  # a second entry would come in random order
         file = save_directory / WEIGHTS_FILE
         temporary = file.with_name(f".{WEIGHTS_FILE}.{os.getpid()}.tmp")
         try:

@@ -159,9 +159,7 @@ def read_config(folder: str | Path) -> dict[str, Config]:
     file = Path(folder).expanduser() / "config.json"
     if not file.is_file():
         return {}
-    commands = read_sealed(
-        file, "It is not the configuration of a run; put an intact copy back, or give another folder."
-    )
+    commands = read_sealed(file, "So it is not the configuration of a run. Give another folder.")
     if not all(isinstance(options, dict) for options in commands.values()):
         raise TrainingError(f"{file} is not the configuration of a run. Give another folder.")
     return commands

@@ -1,5 +1,6 @@
 """Reads training data: lists, `datasets.Dataset`, local files and hub data sets become rows in TRL's format."""
 
+import glob
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -112,7 +113,8 @@ def _load(source: str | Path, split: str) -> Iterable[Row]:
         raise DataError(f"There is no file {path}. Check the path.")
     try:
         if path.suffix in _FORMATS:
-            loaded = datasets.load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train")
+            # A name is a pattern for `datasets`: `pairs[1].jsonl` would read `pairs1.jsonl`.
+            loaded = datasets.load_dataset(_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train")
         elif published := known_set(source):
             loaded = datasets.load_dataset(published.hub_id, split=published.splits.get(split, split))
         else:

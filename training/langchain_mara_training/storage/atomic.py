@@ -1,5 +1,6 @@
 """Writes that a crash or a full disk cannot spoil: a file is complete, or it is as it was before."""
 
+import errno
 import os
 import platform
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from langchain_mara.exceptions import TrainingError
 
+_NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]*)\.(?P<process>\d+)\.tmp", re.DOTALL)
 
 
@@ -78,10 +80,13 @@ def explained(file: Path, size: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        what = f"{file} cannot be written: {error.strerror or error}."
+        if error.errno not in _NO_SPACE:
+            raise TrainingError(f"{what} Give a folder that you may write to.") from error
         free = next((shutil.disk_usage(folder).free for folder in file.parents if folder.is_dir()), 0)
         raise TrainingError(
-            f"{file} cannot be written: {error.strerror or error}. It needs {size:,} bytes, and {free:,} are free "
-            "there. Make room or give another folder; what was written before is intact, and the job resumes from it."
+            f"{what} It needs {size:,} bytes, and {free:,} are free there. Make room and run the job again; it resumes "
+            "from what was written before."
         ) from error
 
 

@@ -7,10 +7,9 @@ A resumed job must have the identity of the job that began. Reward functions are
 import json
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
-
-import transformers
 
 from langchain_mara import DecodingOptions
 from langchain_mara._base import LocalModel
@@ -49,7 +48,7 @@ def describe_llm(llm: LocalModel) -> Config:
         "dtype": str(llm.model.dtype).removeprefix("torch."),
         "tokenizer": digest(llm.tokenizer),
         "end_tokens": sorted(eos_token_ids(llm.model, llm.tokenizer)),
-        "transformers": transformers.__version__.partition(".")[0],
+        "transformers": version("transformers").partition(".")[0],
     }
 
 

@@ -138,7 +138,12 @@ class MaraAgent(
     def _save_pretrained(self, save_directory: Path) -> None:
         """Writes the weights, with a digest of them that loading checks; completely or not at all."""
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        _refuse_non_finite(state, "The agent", "It was not saved. Train it again with a lower learning rate.")
+        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        if broken:
+            raise CheckpointError(
+                f"The agent has weights that are not finite in {', '.join(broken)}. It was not saved; train it again "
+                "with a lower learning rate."
+            )
         content = save(state, {_DIGEST: _digest(state)})  # a second entry would come in random order
         file = save_directory / WEIGHTS_FILE
         temporary = file.with_name(f".{WEIGHTS_FILE}.{os.getpid()}.tmp")
@@ -217,7 +222,6 @@ class MaraAgent(
                 f"{source}: config.json says hidden size {declared[0]} and width {declared[1]}, but "
                 f"the weights have {hidden_size} and {width}. Get both files from the same agent."
             )
-        _refuse_non_finite(state, source, "Such an agent cannot decide. Train it again, or download an intact copy.")
         agent = cls(**config)
         try:
             agent.load_state_dict(state)
@@ -243,9 +247,3 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 def _digest(state: Mapping[str, Tensor]) -> str:
     """Digest of weights with their names, types and shapes."""
     return WeightsFingerprint().of(nn.Module(), sorted(state.items()))
-
-
-def _refuse_non_finite(state: Mapping[str, Tensor], what: str, repair: str) -> None:
-    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-    if broken:
-        raise CheckpointError(f"{what} has weights that are not finite in {', '.join(broken)}. {repair}")

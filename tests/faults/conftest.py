@@ -1,9 +1,9 @@
-"""The bundled model without and with its agent, and reward functions that are the same but for one thing."""
+"""The bundled model with its agent, and folders that jobs have finished in."""
 
 from pathlib import Path
 
 import pytest
-from small_jobs import vowels
+from small_jobs import JOBS, vowels
 
 from langchain_mara import MaraLLM
 
@@ -16,8 +16,6 @@ def llm() -> MaraLLM:
 @pytest.fixture(scope="session")
 def finished(llm: MaraLLM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder that each job has finished in."""
-    from small_jobs import JOBS
-
     folders = {name: tmp_path_factory.mktemp("jobs") / name for name in JOBS}
     for name, job in JOBS.items():
         job(folders[name], llm, vowels)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from langchain_mara_training import PreferenceReward
+from langchain_mara_training import PreferenceReward, WeightedRewards
 from small_jobs import DECODED, JOBS, PAIRS, SCORED, compare_systems, vowels
 from torch import nn
 
@@ -133,8 +133,6 @@ def test_every_job_refuses_other_weights_of_rewards(
 ) -> None:
     folder = shutil.copytree(finished[name], tmp_path / "copy")
     if name == "compare":
-        from langchain_mara_training import WeightedRewards
-
         with pytest.raises(TrainingError, match=r"rewards.vowels \(1.0 there, 2.0 now\)"):
             compare_systems(folder, llm, WeightedRewards(vowels, [2.0]))
         return
@@ -145,7 +143,7 @@ def test_every_job_refuses_other_weights_of_rewards(
 @pytest.mark.parametrize("name", DECODED)
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("system_prompt", "Be brief."), ("order", "ascending"), ("strategy", "random"), ("fallback", 1), ("top_p", 0.5)],
+    [("system_prompt", "Be brief."), ("order", "reversed"), ("strategy", "random"), ("fallback", 1), ("top_p", 0.5)],
 )
 def test_every_job_refuses_other_decoding(
     name: str, option: str, value: Any, llm: MaraLLM, finished: dict[str, Path], tmp_path: Path
@@ -161,13 +159,13 @@ def other_template(llm: MaraLLM) -> MaraLLM:
     return changed
 
 
-def other_tokenizer(llm: MaraLLM) -> MaraLLM:
+def other_tokenizer(_llm: MaraLLM) -> MaraLLM:
     changed = MaraLLM.demo(max_new_tokens=6, batch_size=4)
     changed.tokenizer.add_tokens(["eggs"])
     return changed
 
 
-def one_other_weight(llm: MaraLLM) -> MaraLLM:
+def one_other_weight(_llm: MaraLLM) -> MaraLLM:
     """One that no sample of a few values per weight would see."""
     changed = MaraLLM.demo(max_new_tokens=6, batch_size=4, packed=False)
     with torch.no_grad():
@@ -192,7 +190,7 @@ def test_the_major_version_of_transformers_counts(
     llm: MaraLLM, finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(finished["compare"], tmp_path / "copy")
-    monkeypatch.setattr("transformers.__version__", "6.0.1")
+    monkeypatch.setattr("langchain_mara_training.storage.identity.job_identity.version", lambda _: "6.0.1")
     with pytest.raises(TrainingError, match=r'transformers \("5" there, "6" now\)'):
         compare_systems(folder, llm)
 

@@ -68,7 +68,8 @@ def test_other_options_are_refused_by_name(tmp_path: Path) -> None:
         Run(tmp_path, "label", changed)
     assert str(caught.value) == (
         f"In {tmp_path}, mara label began with other options: limit (nothing there, 3 now), "
-        "top_k (nothing there, 5 now), top_p (0.95 there, 0.9 now). Give another --output, or the options it began with."
+        "top_k (nothing there, 5 now), top_p (0.95 there, 0.9 now). "
+        "Give another --output, or the options it began with."
     )
 
 

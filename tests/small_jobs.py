@@ -26,6 +26,12 @@ PROMPTS = [pair["prompt"] for pair in PAIRS]
 Job = Callable[..., Any]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """The results of a job, without times and without what belongs to the lock."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.name != "log.jsonl"}
+
+
 def vowels(completions: list[str], **_: Any) -> list[float]:
     """A reward that nearly every token changes."""
     return [sum(text.count(letter) for letter in "aeiou") - 0.01 * len(text) for text in completions]

@@ -15,7 +15,7 @@ from langchain_mara_training import Comparison, TokenLabels
 from langchain_mara_training.data.readers import read_prompts
 from langchain_mara_training.reinforcement.replay_buffer import ReplayBuffer
 from safetensors.torch import save_file
-from small_jobs import JOBS, PROMPTS, align, compare_systems, label_pairs, reinforce
+from small_jobs import JOBS, PROMPTS, align, compare_systems, contents, label_pairs, reinforce
 
 from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.exceptions import CheckpointError, DataError, TrainingError
@@ -32,12 +32,6 @@ def flip(file: Path, place: int, bit: int = 0) -> None:
     content = bytearray(file.read_bytes())
     content[place] ^= 1 << bit
     file.write_bytes(content)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """The results of a job, without times and without what belongs to the lock."""
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.name != "log.jsonl"}
 
 
 def untimed(answers: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -190,6 +190,16 @@ class ReplayBuffer:
             "over."
         )
 
+    def _create(self, file: Path, dtype: Any, shape: tuple[int, ...]) -> None:
+        """Creates a file of zeros, completely or not at all."""
+        temporary = file.with_suffix(".tmp")
+        try:
+            with explained(file, math.prod(shape) * np.dtype(dtype).itemsize):
+                np.lib.format.open_memmap(temporary, "w+", dtype, shape)
+                temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
     def _reserve(self, array: NDArray[Any], rows: int) -> None:
         """Makes sure that the first rows of a file have blocks on the disk."""
         if not isinstance(array, np.memmap) or not hasattr(os, "posix_fallocate"):
@@ -208,8 +218,7 @@ class ReplayBuffer:
         file = self.folder / f"{name}.npy"
         if not file.exists():
             self._new_files.append(file)
-            with explained(file, math.prod(shape) * np.dtype(dtype).itemsize):
-                return np.lib.format.open_memmap(file, "w+", dtype, shape)
+            self._create(file, dtype, shape)
         try:
             # numpy would fill up a file that was cut, with zeros.
             array: NDArray[Any] = np.lib.format.open_memmap(file, "r")

@@ -22,7 +22,7 @@ from killing import Job
 from langchain_mara_training import run_folder
 from langchain_mara_training.demo.corpus import preference_pairs
 from langchain_mara_training.evaluation.comparison import Comparison, compare
-from langchain_mara_training.evaluation.systems import BestOf, Decoding
+from langchain_mara_training.evaluation.systems import BestOf, Decoding, System
 from langchain_mara_training.jobs import evaluate, fit, label, rl
 from langchain_mara_training.reinforcement.recipe import Recipe
 from langchain_mara_training.rewards.preference_reward import PreferenceReward
@@ -117,7 +117,7 @@ def _flip(folder: Path, generator: random.Random) -> tuple[str, int]:
     file = generator.choice([file for file in files if file.name not in _FOR_PEOPLE])
     content = bytearray(file.read_bytes())
     # A buffer has room for rows that were never written; nobody reads them.
-    start, end = (_HEADER_BYTES, 1 + max(np.flatnonzero(content))) if file.suffix == ".npy" else (0, len(content))
+    start, end = (_HEADER_BYTES, int(np.flatnonzero(content)[-1]) + 1) if file.suffix == ".npy" else (0, len(content))
     place = generator.randrange(start, end)
     content[place] ^= 1 << generator.randrange(8)
     file.write_bytes(content)
@@ -167,7 +167,7 @@ def _compare(folder: Path) -> object:
     rows = _rows()
     reward = PreferenceReward().fit(rows)
     llm = MaraLLM.demo(max_new_tokens=16, batch_size=4)
-    systems = [Decoding("plain", llm.with_agent(None)), Decoding("MARA", llm), BestOf(llm, reward, 4)]
+    systems: list[System] = [Decoding("plain", llm.with_agent(None)), Decoding("MARA", llm), BestOf(llm, reward, 4)]
     return compare(systems, [row["prompt"] for row in rows], reward, folder, chunk=4)
 
 

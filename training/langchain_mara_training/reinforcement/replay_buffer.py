@@ -182,7 +182,8 @@ class ReplayBuffer:
         others = self._columns["rewards"][rows].view(np.uint32).astype(np.uint64) << 16 | actions << 8 | done
         # Unsigned sums wrap around. The row's number tells it from an older row in the same place.
         sums: NDArray[np.uint64] = (words * self._factors).sum(1, dtype=np.uint64)
-        return sums + others * _odd_numbers(2)[0] + (numbers.astype(np.uint64) + 1) * _odd_numbers(2)[1]
+        sums += others * _odd_numbers(2)[0] + (numbers.astype(np.uint64) + 1) * _odd_numbers(2)[1]
+        return sums
 
     def _refuse(self, what: str) -> NoReturn:
         raise CheckpointError(

@@ -234,7 +234,7 @@ class _Hasher:
         """What a network computes beside its weights: a transformer's configuration, others' code and attributes."""
         library = _library(type(module).__module__)
         config = getattr(module, "config", None)
-        if library and hasattr(config, "to_dict"):
+        if library and config is not None and hasattr(config, "to_dict"):
             return _hash(name, self.of(type(module)), self.of(config.to_dict())) if not name else None
         if library and not type(module).__module__.startswith("torch."):
             return None

@@ -89,6 +89,9 @@ def flips(count: int = 20, seed: int = 0, job: Kind = None, output: Output = Non
     with tempfile.TemporaryDirectory() as name:
         for kind in track(kinds, "running the jobs", console=console):
             _WORK[kind].run(Path(name, kind))
+            intact = Path(shutil.copytree(Path(name, kind), Path(name, f"{kind}-intact")))
+            if _outcome(_WORK[kind], Path(name, kind), intact) != "computed again":
+                raise RuntimeError(f"An intact folder of {kind} is refused, so refusals say nothing.")
         for number in track(range(count), "flipping", console=console):
             kind = kinds[number % len(kinds)]
             damaged = Path(shutil.copytree(Path(name, kind), Path(name, f"{kind}-{number}")))
@@ -145,7 +148,7 @@ def _label(folder: Path) -> object:
 
 
 def _fit(folder: Path) -> object:
-    labels = folder.with_name(f"{folder.name}-labels")
+    labels = folder.with_name("labels-of-fit")
     if not (labels / "log.jsonl").exists() or "labeled" not in (labels / "log.jsonl").read_text(encoding="utf-8"):
         _label(labels)
     options: dict[str, Any] = {
@@ -172,7 +175,7 @@ def _compare(folder: Path) -> object:
 
 
 def _evaluate(folder: Path) -> object:
-    agent = folder.with_name(f"{folder.name}-agent")
+    agent = folder.with_name("agent-of-evaluate")
     if not agent.exists():
         MaraLLM.demo().agent.save_pretrained(agent)  # type: ignore[union-attr]
     pairs = str(_pairs(folder))

@@ -35,7 +35,7 @@ from langchain_mara.policy.packed_linear import named_weights
 # Names, versions and addresses that objects of libraries keep among their attributes.
 _VOLATILE = {
     "name_or_path", "_name_or_path", "transformers_version", "_commit_hash", "_sklearn_version", "_stop_words_id",
-    "_attn_implementation_internal", "_abc_impl", "training",
+    "_attn_implementation_internal", "_abc_impl",
 }  # fmt: skip
 _OURS = ("langchain_mara", "langchain_mara_training")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), torch.dtype, torch.device)
@@ -70,6 +70,8 @@ def _hash(*parts: Any) -> bytes:
 def _library(module: str | None) -> str | None:
     """Name and major version of the library that a module belongs to; None for code of your own."""
     top = (module or "").partition(".")[0]
+    if top == "__main__":  # its file may be the one of whatever runs it
+        return None
     if top in sys.stdlib_module_names or top == "builtins":
         return "python"
     file = getattr(sys.modules.get(top), "__file__", None) or ""
@@ -79,6 +81,13 @@ def _library(module: str | None) -> str | None:
         return f"{top} {version(top.replace('_', '-')).partition('.')[0]}"
     except PackageNotFoundError:
         return f"{top} {str(getattr(sys.modules[top], '__version__', '')).partition('.')[0]}"
+
+
+def _stable(state: Any) -> Any:
+    """The state of a library's object without what is another one in every process or on every machine."""
+    if not isinstance(state, dict):
+        return state
+    return {name: _stable(value) for name, value in state.items() if name not in _VOLATILE}
 
 
 def _all_names(code: types.CodeType) -> Iterator[str]:
@@ -165,8 +174,7 @@ class _Hasher:
         return "set", *sorted(map(self.of, value))
 
     def _mapping(self, value: Mapping[Any, Any]) -> Iterable[Any]:
-        items = ((key, item) for key, item in value.items() if key not in _VOLATILE)
-        return "mapping", *sorted(self.of(key) + self.of(item, str(key)) for key, item in items)
+        return "mapping", *sorted(self.of(key) + self.of(item, str(key)) for key, item in value.items())
 
     def _array(self, value: Any) -> Iterable[Any]:
         content = self.of(value.tolist()) if value.dtype == object else np.ascontiguousarray(value).tobytes()
@@ -190,7 +198,7 @@ class _Hasher:
         if not isinstance(value, types.ModuleType) or _library(value.__name__):
             return self.of(value, name)
         members = sorted(member for member in names if member in vars(value))
-        return _hash("module", *(self._reference(vars(value)[member], member, names) for member in members))
+        return _hash("module", *(self._reference(vars(value)[one], one, names - {one}) for one in members))
 
     def _code(self, value: types.CodeType) -> Iterable[Any]:
         numbers = (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags)
@@ -235,10 +243,10 @@ class _Hasher:
         library = _library(type(module).__module__)
         config = getattr(module, "config", None)
         if library and config is not None and hasattr(config, "to_dict"):
-            return _hash(name, self.of(type(module)), self.of(config.to_dict())) if not name else None
+            return _hash(name, self.of(type(module)), self.of(_stable(config.to_dict()))) if not name else None
         if library and not type(module).__module__.startswith("torch."):
             return None
-        own = {key: item for key, item in vars(module).items() if not key.startswith("_")}
+        own = {key: item for key, item in vars(module).items() if not key.startswith("_") and key != "training"}
         return _hash(name, self.of(type(module)), self.of(own))
 
     def _tokenizer(self, value: PreTrainedTokenizerBase) -> Iterable[Any]:
@@ -262,6 +270,7 @@ class _Hasher:
         if isinstance(reduced, str):
             return type(value).__name__, reduced
         make, arguments, state, items, pairs = [*reduced, None, None, None][:5]
+        state = _stable(state) if _library(type(value).__module__) else state
         contents = (None if items is None else list(items), None if pairs is None else list(pairs))
         return "object", self.of(type(value)), *map(self.of, (make, arguments, state, *contents))
 

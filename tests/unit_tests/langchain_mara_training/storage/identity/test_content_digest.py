@@ -66,6 +66,11 @@ def test_equal_values_have_equal_digests_and_others_have_others() -> None:
     assert len(set(digests)) == len(digests)
 
 
+def test_no_name_in_your_own_values_is_left_out() -> None:
+    for name in ("name_or_path", "training", "transformers_version"):
+        assert digest({name: 1}) != digest({name: 2}) != digest({})
+
+
 def test_order_counts_where_it_counts() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest([1, 2]) != digest([2, 1])

@@ -56,6 +56,8 @@ bench-long: $(INSTALLED)  ## what training gains and costs, in hours: onto the s
 	$(BIN)/python benchmarks/reinforcement.py steps --output $(RESULTS)/reinforcement.jsonl
 	$(BIN)/python benchmarks/reinforcement.py curves --output $(RESULTS)/reinforcement.jsonl
 	$(BIN)/python benchmarks/dpo.py table --output $(RESULTS)/dpo.jsonl
+	$(BIN)/python benchmarks/kill.py kills --output $(RESULTS)/kill.jsonl
+	$(BIN)/python benchmarks/kill.py flips --output $(RESULTS)/kill.jsonl
 	$(BIN)/python benchmarks/page.py
 
 cookbook: $(INSTALLED)  ## runs the notebooks, and draws the README's picture from real decisions

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 from killing import Job
 from langchain_mara_training.fitting.classifier import MaraClassifier
-from langchain_mara_training.labeling.token_labels import SHARD_NAME, TokenLabels
+from langchain_mara_training.labeling.shard_list import write_shard
+from langchain_mara_training.labeling.token_labels import TokenLabels
 from rich.progress import track
 from rich.table import Table
-from safetensors.numpy import save_file
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from tables import Output, console, publish
@@ -159,7 +160,7 @@ def _write_shard(folder: Path, number: int, rows: int, hidden_size: int) -> None
         "weights": np.ones(rows, np.float32),
         **{name: np.full(rows, number, dtype) for name, dtype in constant.items()},
     }
-    save_file(columns, folder / SHARD_NAME.format(number))
+    write_shard(folder, number, {name: torch.from_numpy(column) for name, column in columns.items()})
 
 
 def _agent(folder: Path) -> bytes:

@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from langchain_mara._version import __version__
@@ -41,6 +43,7 @@ from langchain_mara import MaraLLM
 llm = MaraLLM.from_model_id("<the policy model>", agent="<this folder or repository>")
 ```
 """
+_DIGEST = "digest"  # name of the weights' digest in the file's metadata
 _SMALLEST_WIDTH = 4  # the second layer has a quarter of the units
 
 
@@ -133,6 +136,30 @@ class MaraAgent(
         """Sixteen hexadecimal digits that change when any weight changes; part of LangChain's cache key."""
         return self._fingerprint.of(self, sorted(self.state_dict().items()))
 
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Writes the weights, with a digest of them that loading checks; completely or not at all."""
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        if broken:
+            raise CheckpointError(
+                f"The agent has weights that are not finite in {', '.join(broken)}. It was not saved; train it again "
+                "with a lower learning rate."
+            )
+        content = save(state, {_DIGEST: _digest(state)})  # a second entry would come in random order
+        file = save_directory / WEIGHTS_FILE
+        temporary = file.with_name(f".{WEIGHTS_FILE}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(file)
+        except OSError as error:
+            free = shutil.disk_usage(save_directory).free
+            raise CheckpointError(
+                f"{file} cannot be written: {error.strerror}. It needs {len(content):,} bytes, and {free:,} are free "
+                "there. Make room or give another folder."
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
         """Loads an agent from a folder written by `save_pretrained`, or from such a hub repository.
@@ -142,7 +169,7 @@ class MaraAgent(
             **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `map_location`.
 
         Raises:
-            CheckpointError: If it is missing, truncated, or not an agent.
+            CheckpointError: If it is missing, damaged, not an agent, or has weights that are not finite.
         """
         source = os.path.expanduser(pretrained_model_name_or_path)  # noqa: PTH111 - may be a hub id
         if looks_local(source) and not Path(source).exists():
@@ -187,7 +214,7 @@ class MaraAgent(
             **hub: `revision`, `token` and `local_files_only` of a hub repository.
 
         Raises:
-            CheckpointError: If it is missing, truncated, or not an agent.
+            CheckpointError: If it is missing, truncated, not an agent, or has weights that are not finite.
         """
         file = resolve_reference(str(source), **hub)
         return cls._from_state(read_reference(file), str(file), policy_model=policy_model)
@@ -213,6 +240,16 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     if not file.exists():
         raise CheckpointError(f"{file} is missing. Give a folder that an agent was saved to with save_pretrained.")
     try:
-        return load_file(file)
+        with safe_open(file, "pt") as opened:
+            digest = (opened.metadata() or {}).get(_DIGEST)
+        state = load_file(file)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is truncated or corrupt ({error}). Save or download it again.") from None
+    if digest not in (None, _digest(state)):
+        raise CheckpointError(f"{file} is damaged: its weights do not match their digest. Save or download it again.")
+    return state
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """Digest of weights with their names, types and shapes."""
+    return WeightsFingerprint().of(nn.Module(), sorted(state.items()))

@@ -1,6 +1,5 @@
 """MaraAligner: labels, fits, decodes with the new agent and labels again, with a `fit` and `predict` interface."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +21,21 @@ from langchain_mara_training.labeling.token_labels import TokenLabels
 from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.rewards.preference_reward import PreferenceReward
 from langchain_mara_training.rewards.weighted import WeightedRewards
-from langchain_mara_training.storage.atomic import write_atomically
 from langchain_mara_training.storage.defaults import TRAINING_BATCH_SIZE
+from langchain_mara_training.storage.identity.content_digest import digest
+from langchain_mara_training.storage.identity.job_identity import claim, describe_llm, describe_rewards
+from langchain_mara_training.storage.lock import job_lock
 from langchain_mara_training.storage.model_card import save_agent
+from langchain_mara_training.storage.records import read_sealed, write_sealed
 
 Labeler = Literal["preference", "rollout"]
 """Source of the labels."""
 HistoryEntry = dict[str, float]
 """Labels, costs and mean reward of a round, by name; see `MaraAligner.history_`."""
 
+_IDENTITY = "job.json"
+# The aligner sets these parameters of its classifier, or results do not depend on them.
+_NOT_OF_A_JOB = {"checkpoint_dir", "device", "policy_model", "random_state", "verbose"}
 _DRAWN_ANSWERS = 4
 _SCORED_PROMPTS = 100
 
@@ -104,6 +109,8 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         Raises:
             OptionsError: If `labeler` is unknown or `rounds` is below 1.
             DataError: If the data lack columns that the labeler needs.
+            TrainingError: If the output folder belongs to another job, or another process works there.
+            RewardError: If there is an output folder and a reward function cannot be told from others.
         """
         if self.labeler not in ("preference", "rollout") or self.rounds < 1:
             raise OptionsError(
@@ -112,6 +119,12 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         rows = self._read(X)
         functions = PreferenceReward().fit(rows) if self.reward_funcs is None else self.reward_funcs
         self.rewards_ = WeightedRewards(functions, self.reward_weights)
+        with job_lock(self.output):
+            if self.output is not None:
+                self._claim(Path(self.output).expanduser(), rows)
+            return self._run_rounds(rows)
+
+    def _run_rounds(self, rows: list[Row]) -> Self:
         self.history_: list[HistoryEntry] = []
         self.llm_ = self.llm
         labels: TokenLabels | None = None
@@ -153,6 +166,22 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
                 ) from None
         return _distinct(read_prompts(rows))
 
+    def _claim(self, folder: Path, rows: list[Row]) -> None:
+        """Writes the identity of the job to its folder, or checks that the folder holds the same one."""
+        classifier = MaraClassifier() if self.classifier is None else self.classifier
+        identity = {
+            "llm": {name: value for name, value in describe_llm(self.llm).items() if name != "model_id"},
+            "rewards": describe_rewards(self.rewards_),
+            "data": digest(rows),
+            "labeler": self.labeler,
+            "labeler_options": self.labeler_options or {},
+            "classifier": {
+                name: repr(value) for name, value in classifier.get_params().items() if name not in _NOT_OF_A_JOB
+            },
+            "random_state": self.random_state,
+        }
+        claim(folder / _IDENTITY, identity, (folder / "round-1").exists)
+
     def _label(self, rows: list[Row], number: int) -> TokenLabels:
         seed = self.random_state + number
         options = {"random_state": seed, **(self.labeler_options or {})}
@@ -192,12 +221,12 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         file = None if self.output is None else Path(self.output) / f"round-{number}" / "history.json"
         entry: HistoryEntry
         if file is not None and file.is_file():
-            entry = json.loads(file.read_text(encoding="utf-8"))
+            entry = read_sealed(file, "Delete this file, and the round is measured again.")
             return entry
         entry = {"round": number, "labels": len(labels), "accept_share": float(labels.y.mean()), **costs}
         entry["mean_reward"] = self._mean_reward(rows)
         if file is not None:
-            write_atomically(file, json.dumps(entry, indent=2).encode())
+            write_sealed(file, entry)
         return entry
 
     def _drawn_pairs(self, rows: Sequence[Row], seed: int) -> list[Row]:

@@ -8,25 +8,42 @@
     fitting.pt      checkpoint of reinforcement
     buffer/         replay buffer of reinforcement
     agent/          agent and its model card
+    .lock           empty; a command that works here locks it
 
-Every file but the log is either complete or absent. The log is only ever appended to.
+Every file but the log is either complete or absent. The log is only ever appended to. Configuration, labels,
+checkpoints, buffer and agent carry digests, so a damaged byte is noticed. While a command works, `.lock.json` says
+which process on which machine, since when, and a file that is being written has the end `.tmp`. Both go with the
+command, also if it fails; after a kill the next command in the folder removes them.
 """
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from langchain_mara import MaraAgent
 from langchain_mara.exceptions import OptionsError, TrainingError
-from langchain_mara.untrusted import read_json
+from langchain_mara_training.labeling.shard_list import read_list
 from langchain_mara_training.labeling.shards import MANIFEST_NAME
-from langchain_mara_training.labeling.token_labels import SHARD_NAME, TokenLabels
+from langchain_mara_training.labeling.token_labels import TokenLabels
 from langchain_mara_training.rewards.specs import PAIRS, split_prefix
+from langchain_mara_training.storage.identity.job_identity import differences
 from langchain_mara_training.storage.job_checkpoint import FILE_NAME
+from langchain_mara_training.storage.lock import job_lock
 from langchain_mara_training.storage.model_card import Sections, save_agent
-from langchain_mara_training.storage.records import Config, append_record, dump, flat, library_versions, write_json
+from langchain_mara_training.storage.records import (
+    Config,
+    append_record,
+    dump,
+    library_versions,
+    read_sealed,
+    write_json,
+    write_sealed,
+)
 
 # The first result of each command. Once it exists, the command's options can no longer change.
 _FIRST_RESULTS = {
@@ -65,14 +82,7 @@ class Run:
             raise TrainingError(f"{self.folder} is a file. Give a folder as --output.")
         # Through JSON, because the next call compares its options with the JSON file.
         self.config: Config = json.loads(dump(config))
-        earlier = _begun_commands(self.folder)
-        self.resumed = command in earlier
-        if self.resumed:
-            self._refuse_other_options(earlier[command])
-        for earlier_command in earlier:
-            # A folder has one agent.
-            if (earlier_command == "rl") is not (command == "rl"):
-                raise TrainingError(f"{self.folder} is a run of mara {earlier_command}. Give another --output.")
+        self._check()
 
     @property
     def features(self) -> Path:
@@ -84,10 +94,26 @@ class Run:
         """Folder of the fit's checkpoints."""
         return self.folder / "checkpoints"
 
+    @contextmanager
+    def working(self, state: PartialState | None = None) -> Iterator[None]:
+        """Begins, and keeps other processes out of the folder while the context is open.
+
+        Args:
+            state: The processes that share the job, if several may. Only the main one begins.
+
+        Raises:
+            TrainingError: If another process works in the folder, or has changed it since this run was made.
+        """
+        with job_lock(self.folder, state):
+            if state is None or state.is_main_process:
+                self._check()
+                self.begin()
+            yield
+
     def begin(self) -> None:
         """Creates the folder, writes configuration and versions, and logs the start."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "config.json", {**read_config(self.folder), self.command: self.config})
+        write_sealed(self.folder / "config.json", {**read_config(self.folder), self.command: self.config})
         write_json(self.folder / "versions.json", library_versions())
         append_record(self.folder, self.command, "resumed" if self.resumed else "started")
 
@@ -99,14 +125,26 @@ class Run:
         """Saves an agent with its model card; see `model_card.save_agent`."""
         save_agent(agent, self.folder / "agent", sections)
 
-    def _refuse_other_options(self, earlier_config: Config) -> None:
-        earlier, now = flat(earlier_config), flat(self.config)
-        differing = [
-            f"{name} ({dump(earlier.get(name))} there, {dump(now.get(name))} now)"
-            for name in sorted({*earlier, *now} - _CHANGEABLE)
-            if earlier.get(name) != now.get(name)
-        ]
-        if differing:
+    def _check(self) -> None:
+        """Refuses other options than those that the command began with, and results of unknown origin."""
+        configs = read_config(self.folder)
+        for command, result in _FIRST_RESULTS.items():
+            if command not in configs and (self.folder / result).is_file():
+                raise TrainingError(
+                    f"{self.folder} holds results of mara {command}, but config.json does not say with which options "
+                    "they were made. Put the file back, or give another --output."
+                )
+        earlier = _begun_commands(self.folder)
+        self.resumed = self.command in earlier
+        if self.resumed:
+            self._refuse_other_options(earlier[self.command])
+        for command in earlier:
+            # A folder has one agent.
+            if (command == "rl") is not (self.command == "rl"):
+                raise TrainingError(f"{self.folder} is a run of mara {command}. Give another --output.")
+
+    def _refuse_other_options(self, earlier: Config) -> None:
+        if differing := differences(earlier, self.config, _CHANGEABLE):
             raise TrainingError(
                 f"In {self.folder}, mara {self.command} began with other options: {', '.join(differing)}. "
                 "Give another --output, or the options it began with."
@@ -117,16 +155,13 @@ def read_config(folder: str | Path) -> dict[str, Config]:
     """The options of each command that began in a folder, by command; empty if none did.
 
     Raises:
-        TrainingError: If `config.json` is not the configuration of a run.
+        TrainingError: If `config.json` is damaged, or is not the configuration of a run.
     """
     file = Path(folder).expanduser() / "config.json"
     if not file.is_file():
         return {}
-    try:
-        commands = read_json(file, TrainingError)
-    except TrainingError as error:
-        raise TrainingError(f"{file} is not the configuration of a run. Give another folder. {error}") from None
-    if not isinstance(commands, dict) or not all(isinstance(options, dict) for options in commands.values()):
+    commands = read_sealed(file, "So it is not the configuration of a run. Give another folder.")
+    if not all(isinstance(options, dict) for options in commands.values()):
         raise TrainingError(f"{file} is not the configuration of a run. Give another folder.")
     return commands
 
@@ -141,8 +176,8 @@ def read_labels(folder: str | Path) -> TokenLabels:
     manifest = Path(folder).expanduser() / _FIRST_RESULTS["label"]
     if not manifest.is_file():
         raise TrainingError(f"{folder} holds no labels. Make them first: mara label … --output {folder}")
-    shards = json.loads(manifest.read_text(encoding="utf-8"))["shards"]
-    done = sum((manifest.parent / SHARD_NAME.format(number)).is_file() for number in range(shards))
+    shards = read_sealed(manifest, "Label again into another folder.")["shards"]
+    done = len(read_list(manifest.parent))
     if done < shards:
         raise TrainingError(
             f"Labeling in {folder} has done {done} of {shards} shards. Run mara label again; it resumes there."

@@ -9,6 +9,7 @@ import pytest
 import torch
 from families import tiny_agent
 from langchain_mara_training import run_folder
+from langchain_mara_training.labeling.shard_list import write_shard
 from langchain_mara_training.run_folder import Run
 from langchain_mara_training.storage.records import LIBRARIES, flat
 
@@ -66,8 +67,9 @@ def test_other_options_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
         Run(tmp_path, "label", changed)
     assert str(caught.value) == (
-        f"In {tmp_path}, mara label began with other options: limit (null there, 3 now), top_k (null there, 5 now), "
-        "top_p (0.95 there, 0.9 now). Give another --output, or the options it began with."
+        f"In {tmp_path}, mara label began with other options: limit (nothing there, 3 now), "
+        "top_k (nothing there, 5 now), top_p (0.95 there, 0.9 now). "
+        "Give another --output, or the options it began with."
     )
 
 
@@ -82,7 +84,7 @@ def test_options_of_a_command_that_made_nothing_do_not_bind(tmp_path: Path) -> N
 @pytest.mark.parametrize("content", ["{", "[1]", '{"label": 3}'])
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(TrainingError, match="config.json is not the configuration of a run. Give another folder."):
+    with pytest.raises(TrainingError, match="config.json .*is not the configuration of a run. Give another folder."):
         Run(tmp_path, "label", LABEL)
     with pytest.raises(TrainingError, match="config.json is a file. Give a folder as --output."):
         Run(tmp_path / "config.json", "label", LABEL)
@@ -124,7 +126,7 @@ def test_labels_are_read_only_once_they_are_whole(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"nix holds no labels. Make them first: mara label … --output .*nix"):
         run_folder.read_labels(tmp_path / "nix")
     run = begun(tmp_path)
-    (run.features / "shard-00000.safetensors").touch()
+    write_shard(run.features, 0, {"states": torch.zeros(1, 2)})
     with pytest.raises(TrainingError, match="has done 1 of 2 shards. Run mara label again; it resumes there."):
         run_folder.read_labels(tmp_path)
 

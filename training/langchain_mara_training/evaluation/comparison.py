@@ -14,9 +14,11 @@ from langchain_mara_training.data.readers import Prompt, Row, Source, read_promp
 from langchain_mara_training.evaluation.comparison_store import Answer, ComparisonStore, digest
 from langchain_mara_training.evaluation.preference_rate import CONFIDENCE, Preference
 from langchain_mara_training.evaluation.scoring import Scoring
-from langchain_mara_training.evaluation.systems import System, describe_rewards
+from langchain_mara_training.evaluation.systems import System
 from langchain_mara_training.generation.generate import Rewards
 from langchain_mara_training.rewards.calling import RewardFunction
+from langchain_mara_training.storage.identity.job_identity import describe_rewards
+from langchain_mara_training.storage.lock import job_lock
 from langchain_mara_training.storage.progress import progress_bar
 from langchain_mara_training.storage.records import Config, command_line, library_versions
 
@@ -199,11 +201,14 @@ def compare(
     _check(systems, baseline, chunk, confidence)
     rows = read_prompts(prompts)
     scoring = Scoring(rewards, harmful, by_name[baseline].answering, random_state)
+    scored_by = describe_rewards(scoring.rewards)
     config: Config = {
         "systems": {name: system.describe() for name, system in by_name.items()},
         "prompts": {"count": len(rows), "digest": digest(rows)},
-        "rewards": describe_rewards(rewards),
+        "rewards": {name: described["weight"] for name, described in scored_by.items()},
+        "scored by": scored_by,
         "harmful": scoring.harmful_name,
+        "judged by": None if scoring.harmful is None else describe_rewards(scoring.harmful),
         "baseline": baseline,
         "random_state": random_state,
         "facts": dict(facts or {}),
@@ -214,10 +219,11 @@ def compare(
     asked = [row["prompt"] for row in rows]
     store = None if output is None else ComparisonStore(output)
     answers: dict[str, list[Answer]] = {name: [] for name in by_name}
-    if store is not None:
-        store.begin(config, asked)
-        answers = {name: store.read_answers(name) for name in by_name}
-    _add_missing_answers(systems, rows, scoring, answers, store, chunk, verbose=verbose)
+    with job_lock(None if store is None else store.folder):
+        if store is not None:
+            store.begin(config, asked)
+            answers = {name: store.read_answers(name) for name in by_name}
+        _add_missing_answers(systems, rows, scoring, answers, store, chunk, verbose=verbose)
     return Comparison(asked, answers, baseline, config)
 
 

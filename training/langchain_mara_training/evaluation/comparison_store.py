@@ -3,8 +3,10 @@
     config.json            the systems and rewards compared, the versions of libraries, the command
     prompts.jsonl          one prompt per line
     answers/SYSTEM.jsonl   one `Answer` per line, in the order of the prompts; lines are only appended
+    .lock                  empty; a process that works here locks it
 
-A comparison can be killed at any moment and resumes from these files.
+A comparison can be killed at any moment and resumes from these files. The configuration and every answer carry a
+digest, so a damaged byte is noticed.
 """
 
 import hashlib
@@ -19,12 +21,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from langchain_mara.exceptions import DataError, TrainingError
 from langchain_mara_training.data.readers import Prompt
-from langchain_mara_training.storage.atomic import write_atomically
-from langchain_mara_training.storage.records import Config, dump, write_json
+from langchain_mara_training.storage.atomic import append_durably, write_atomically
+from langchain_mara_training.storage.identity.job_identity import differences, require_known
+from langchain_mara_training.storage.records import Config, dump, read_sealed, sealed_line, unsealed_line, write_sealed
 
 # Values that may change between two calls on the same folder, because answers do not depend on them. A model that was
 # moved is recognized by its weights.
-_MAY_CHANGE = {"command", "confidence", "model_id", "versions"}
+_MAY_CHANGE = {"command", "confidence", "model_id", "prompts.jsonl", "versions"}
 _REPAIR = "Delete the file to have this system answer again."
 _UNSAFE = re.compile(r"[^\w.+-]+", re.ASCII)
 
@@ -78,16 +81,23 @@ class ComparisonStore:
             prompts: Prompts, in order.
 
         Raises:
-            TrainingError: If the folder holds another comparison, or is a file.
+            TrainingError: If the folder holds another comparison, answers without a configuration, or is a file.
+            RewardError: If a reward function cannot be told from others.
         """
+        require_known(config)
         if self.folder.exists() and not self.folder.is_dir():
             raise TrainingError(f"{self.folder} is a file. Give a folder as output.")
         if self._config.exists():
-            self._require_same(json.loads(dump(config)))
+            self._require_same(config)
+        elif self._has_answers():
+            raise TrainingError(
+                f"{self.folder} holds answers, but config.json, which says what gave them, is missing. Put it back, or "
+                "give another folder."
+            )
         (self.folder / "answers").mkdir(parents=True, exist_ok=True)
-        lines = "".join(dump(prompt) + "\n" for prompt in prompts)
-        write_atomically(self._prompts, lines.encode())
-        write_json(self._config, config)
+        lines = _lines(prompts)
+        write_atomically(self._prompts, lines)
+        write_sealed(self._config, {**config, "prompts.jsonl": hashlib.sha256(lines).hexdigest()})
         for system in config["systems"]:
             _remove_incomplete_line(self._file(system))
 
@@ -95,20 +105,27 @@ class ComparisonStore:
         """Reads the configuration.
 
         Raises:
-            TrainingError: If there is none.
+            TrainingError: If there is none, or it is damaged.
         """
-        try:
-            config: Config = json.loads(self._config.read_text(encoding="utf-8"))
-            _ = config["systems"], config["rewards"], config["baseline"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TrainingError(
-                f"{self.folder} holds no comparison ({error}). Give a folder that compare or mara evaluate wrote."
-            ) from None
+        repair = f"So {self.folder} holds no comparison. Give a folder that compare or mara evaluate wrote."
+        config = read_sealed(self._config, repair)
+        if missing := {"systems", "rewards", "baseline"} - config.keys():
+            raise TrainingError(f"{self._config} lacks {', '.join(sorted(missing))}. {repair}")
         return config
 
     def read_prompts(self) -> list[Prompt]:
-        """Reads the prompts, in order."""
-        return [json.loads(line) for line in self._prompts.read_bytes().split(b"\n")[:-1]]
+        """Reads the prompts, in order.
+
+        Raises:
+            TrainingError: If they are missing or damaged.
+        """
+        content = self._prompts.read_bytes() if self._prompts.is_file() else b""
+        digest_then = self.read_config().get("prompts.jsonl")
+        if digest_then not in (None, hashlib.sha256(content).hexdigest()):
+            raise TrainingError(
+                f"{self._prompts} is missing or damaged. Compare again with the same output to repair it."
+            )
+        return [json.loads(line) for line in content.split(b"\n")[:-1]]
 
     def read_answers(self, system: str) -> list[Answer]:
         """Reads a system's answers so far; an incomplete last line is ignored.
@@ -117,16 +134,16 @@ class ComparisonStore:
             system: Name of the system.
 
         Raises:
-            DataError: If a line is not an answer, or an answer is missing.
+            DataError: If a line is damaged or not an answer, or an answer is missing.
         """
         file = self._file(system)
         complete = file.read_bytes().rpartition(b"\n")[0] if file.exists() else b""
         answers = []
         for number, line in enumerate(complete.split(b"\n") if complete else []):
             try:
-                answers.append(Answer.model_validate_json(line))
-            except ValidationError as error:
-                reason = error.errors()[0]["msg"]
+                answers.append(Answer.model_validate_json(unsealed_line(line)))
+            except ValueError as error:
+                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
                 raise DataError(f"{file}, line {number + 1} is not an answer ({reason}). {_REPAIR}") from None
             if answers[-1].number != number:
                 raise DataError(f"{file}, line {number + 1} answers prompt {answers[-1].number}. {_REPAIR}")
@@ -134,17 +151,18 @@ class ComparisonStore:
 
     def append(self, system: str, answers: Iterable[Answer]) -> None:
         """Appends a system's next answers; they are on disk when this returns."""
-        lines = "".join(answer.model_dump_json() + "\n" for answer in answers)
-        with self._file(system).open("ab") as stream:
-            stream.write(lines.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
+        lines = "".join(sealed_line(answer.model_dump_json()) + "\n" for answer in answers)
+        append_durably(self._file(system), lines.encode())
 
     def _file(self, system: str) -> Path:
         return self.folder / "answers" / f"{_file_name(system)}.jsonl"
 
-    def _require_same(self, config: Config) -> None:
-        differing = list(_differences(self.read_config(), config))
+    def _has_answers(self) -> bool:
+        folder = self.folder / "answers"
+        return folder.is_dir() and any(file.suffix == ".jsonl" for file in folder.iterdir())
+
+    def _require_same(self, config: Mapping[str, Any]) -> None:
+        differing = differences(self.read_config(), config, _MAY_CHANGE)
         if differing:
             raise TrainingError(
                 f"{self.folder} holds another comparison; different: {', '.join(differing)}. "
@@ -152,23 +170,13 @@ class ComparisonStore:
             )
 
 
+def _lines(prompts: Iterable[Prompt]) -> bytes:
+    return "".join(dump(prompt) + "\n" for prompt in prompts).encode()
+
+
 def digest(value: Any) -> str:
     """Digest of plain values, sixteen hexadecimal digits."""
     return hashlib.sha256(dump(value).encode()).hexdigest()[:16]
-
-
-def _differences(stored: Config, config: Config, within: str = "") -> Iterable[str]:
-    """Dotted names and values of all differences, except those that are allowed."""
-    for name in sorted({*stored, *config} - _MAY_CHANGE):
-        stored_value, value = stored.get(name), config.get(name)
-        if isinstance(stored_value, dict) and isinstance(value, dict):
-            yield from _differences(stored_value, value, f"{within}{name}.")
-        elif stored_value != value:
-            yield f"{within}{name} ({_shown(stored_value)} there, {_shown(value)} now)"
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else dump(value)[:60]
 
 
 def _file_name(system: str) -> str:

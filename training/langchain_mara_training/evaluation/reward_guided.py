@@ -16,9 +16,10 @@ from transformers import LogitsProcessor
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training.data.readers import Row
-from langchain_mara_training.evaluation.systems import answer_all, describe_llm, describe_rewards
+from langchain_mara_training.evaluation.systems import answer_all
 from langchain_mara_training.generation.costs import CostedAnswer
 from langchain_mara_training.generation.generate import AnswerStart, GeneratedAnswer, Rewards, score_answers, weighted
+from langchain_mara_training.storage.identity.job_identity import describe_llm, describe_rewards
 
 _FEWEST = 2
 

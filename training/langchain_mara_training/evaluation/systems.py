@@ -24,6 +24,7 @@ from langchain_mara_training.generation.generate import (
     score_answers,
     weighted,
 )
+from langchain_mara_training.storage.identity.job_identity import describe_llm, describe_rewards
 
 ALIGNER_PROMPT = (
     "BEGINNING OF CONVERSATION: USER: Edit the following Question-Answer pair to make it more helpful and harmless: "
@@ -31,10 +32,6 @@ ALIGNER_PROMPT = (
 )
 """Prompt of Aligner's released correctors (Ji et al., "Aligner: Efficient Alignment by Learning to Correct", NeurIPS
 2024, arXiv 2402.02416), as AISafetyLab and open-instruct use it for `aligner/aligner-7b-v1.0`."""
-
-# Comparisons set the seed of each prompt and ask for one answer to it.
-_SET_BY_THE_COMPARISON = {"seed", "n", "include_accept_probabilities", "_type"}
-_ONLY_WITH_AN_AGENT = {"accept_action", "accept_threshold", "fallback"}
 
 
 class System(Protocol):
@@ -221,15 +218,3 @@ def answer_all(llm: MaraLLM, starts: Sequence[AnswerStart], **changes: Any) -> l
     with measure_cost(cost, llm.model):
         answers = generate_answers(llm, starts, llm.batch_size, **changes)
     return [CostedAnswer(decoded, len(decoded.token_ids), *cost.share(len(answers))) for decoded in answers]
-
-
-def describe_llm(llm: MaraLLM) -> dict[str, Any]:
-    """Everything that an LLM's answers depend on: weights, agent, chat template and options."""
-    left_out = _SET_BY_THE_COMPARISON | (_ONLY_WITH_AN_AGENT if llm.agent is None else set())
-    return {name: value for name, value in llm.dict().items() if name not in left_out}
-
-
-def describe_rewards(rewards: Rewards) -> dict[str, float]:
-    """Weight of each reward function, by the function's name."""
-    weighted_rewards = weighted(rewards)
-    return dict(zip(weighted_rewards.names, weighted_rewards.weights.tolist(), strict=True))

@@ -12,6 +12,7 @@ from langchain_mara.agents.agent import MaraAgent
 from langchain_mara_training.fitting.net import AgentNet, FittingOptions
 from langchain_mara_training.fitting.state_dataset import Batch, LabeledStates
 from langchain_mara_training.storage.job_checkpoint import JobCheckpoint
+from langchain_mara_training.storage.lock import job_lock
 from langchain_mara_training.storage.progress import progress_bar
 
 Weights = dict[str, Tensor]
@@ -98,10 +99,13 @@ def fit_agent(
         verbose: Whether to show progress.
 
     Raises:
-        TrainingError: If the loss is not finite.
+        TrainingError: If the loss is not finite, or another process works in the checkpoint's folder.
         DataError: If a state is not finite.
     """
-    with FittingProgress(len(train), options.max_epochs, shown=verbose) as progress:
+    with (
+        job_lock(None if checkpoint is None else checkpoint.folder),
+        FittingProgress(len(train), options.max_epochs, shown=verbose) as progress,
+    ):
         steps = options.max_epochs * math.ceil(len(train) / options.batch_size)
         net = AgentNet(agent, options, steps, [("progress", progress)]).initialize()
         net.train_split = None if held_out is None else predefined_split(held_out)

@@ -46,13 +46,13 @@ def fit(source: Path, output: Path | None, options: Options) -> Values:
         policy_model=policy_model,
         verbose=True,
     )
-    run.begin()
-    started = time.perf_counter()
-    values = _fit_and_measure(classifier, labels, options["validation_fraction"], options["seed"])
-    seconds = time.perf_counter() - started
-    tables = {"Labels": {**label_options, "model": policy_model}, "Fitting": run.config, "Metrics": values}
-    run.save_agent(classifier.agent_, tables)
-    run.log("fitted", **values, seconds=seconds, loss_curve=classifier.loss_curve_)
+    with run.working():
+        started = time.perf_counter()
+        values = _fit_and_measure(classifier, labels, options["validation_fraction"], options["seed"])
+        seconds = time.perf_counter() - started
+        tables = {"Labels": {**label_options, "model": policy_model}, "Fitting": run.config, "Metrics": values}
+        run.save_agent(classifier.agent_, tables)
+        run.log("fitted", **values, seconds=seconds, loss_curve=classifier.loss_curve_)
     return {**values, "seconds": seconds}
 
 

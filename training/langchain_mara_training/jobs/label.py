@@ -36,22 +36,21 @@ def label(output: Path, options: Options) -> Values:
     device = str(state.device) if options["device"] is None and state.num_processes > 1 else options["device"]
     rows = load_rows(options, read_pairs if options["labeler"] == "preference" else read_prompts)
     labeler = _labeler(options, device)
-    if state.is_main_process:
-        run.begin()
-    started = time.perf_counter()
-    labels = labeler.label(rows, run.features)
-    if not state.is_main_process:
-        return {}
-    seconds = time.perf_counter() - started
-    values = {
-        "labels": len(labels),
-        "accept share": float(labels.y.mean()),
-        "groups": len(set(labels.groups.tolist())),
-        # A resumed job did not compute all labels in this time.
-        "labels/s": None if run.resumed else len(labels) / seconds,
-        "seconds": seconds,
-    }
-    run.log("labeled", **values)
+    with run.working(state):
+        started = time.perf_counter()
+        labels = labeler.label(rows, run.features)
+        if not state.is_main_process:
+            return {}
+        seconds = time.perf_counter() - started
+        values = {
+            "labels": len(labels),
+            "accept share": float(labels.y.mean()),
+            "groups": len(set(labels.groups.tolist())),
+            # A resumed job did not compute all labels in this time.
+            "labels/s": None if run.resumed else len(labels) / seconds,
+            "seconds": seconds,
+        }
+        run.log("labeled", **values)
     return values
 
 

@@ -73,13 +73,13 @@ def reinforce(output: Path, options: Options) -> Values:
     rows = load_rows(options, partial(read_prompts, prompt_column=options["prompt_column"]))
     held_out = None if options["evaluation"] is None else read_prompts(options["evaluation"])
     sac = _estimator(options, run)
-    run.begin()
-    started = time.perf_counter()
-    sac.fit(rows, evaluation=held_out)
-    seconds = time.perf_counter() - started
-    values = _values(sac)
-    run.save_agent(sac.agent_, _tables(run.config, values))
-    run.log("trained", **values, seconds=seconds)
+    with run.working():
+        started = time.perf_counter()
+        sac.fit(rows, evaluation=held_out)
+        seconds = time.perf_counter() - started
+        values = _values(sac)
+        run.save_agent(sac.agent_, _tables(run.config, values))
+        run.log("trained", **values, seconds=seconds)
     return {**values, "seconds": seconds}
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from langchain_mara import MaraLLM
 from langchain_mara.decoding.candidates import candidate_sets
 from langchain_mara.exceptions import DataError, OptionsError
-from langchain_mara.policy.loaded_model import model_fingerprint
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara_training.data.readers import Source, prompt_numbers, read_pairs
 from langchain_mara_training.generation.states import batch_states
 from langchain_mara_training.labeling.answer_tokens import LabeledAnswer, labeled_answers
 from langchain_mara_training.labeling.shards import label_shards
 from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
+from langchain_mara_training.storage.identity.job_identity import describe_policy
 
 Weighting = Literal["token", "answer"]
 
@@ -103,7 +103,7 @@ class PreferenceLabeler:
             jobs,
             self._compute,
             sizes=sizes,
-            identity=self._identity(answers),
+            identity=lambda: self._identity(answers),
             output=output,
             seed=self.random_state,
             description="labeling",
@@ -192,9 +192,11 @@ class PreferenceLabeler:
     def _identity(self, answers: Sequence[LabeledAnswer]) -> dict[str, object]:
         return {
             "labeler": "preference",
-            "model": model_fingerprint(self.llm.model),
+            "policy": describe_policy(self.llm, "top_k", "top_p"),
             # As plain tuples, so that renaming the class does not change the digest.
             "data": hashlib.sha256(repr([tuple(answer) for answer in answers]).encode()).hexdigest()[:16],
-            "options": [self.candidate_filter, self.weighting, self.decay, self.llm.top_k, self.llm.top_p],
-            "batch_tokens": self.batch_tokens,
+            "options": {
+                name: getattr(self, name)
+                for name in ("candidate_filter", "weighting", "decay", "batch_tokens", "shard_tokens")
+            },
         }

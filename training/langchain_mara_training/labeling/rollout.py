@@ -23,7 +23,6 @@ from langchain_mara import MaraLLM
 from langchain_mara.decoding.candidates import candidate_sets
 from langchain_mara.exceptions import RewardError
 from langchain_mara.options import options_error
-from langchain_mara.policy.loaded_model import model_fingerprint
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara_training.data.readers import Row, Source, prompt_numbers, read_prompts
 from langchain_mara_training.generation.generate import AnswerStart, generate_answers, score_answers
@@ -32,6 +31,8 @@ from langchain_mara_training.labeling.shards import label_shards
 from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
 from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.rewards.weighted import WeightedRewards
+from langchain_mara_training.storage.identity.content_digest import digest
+from langchain_mara_training.storage.identity.job_identity import describe_llm, describe_rewards
 
 
 class NumberedRow(NamedTuple):
@@ -123,7 +124,7 @@ class RolloutLabeler:
             jobs,
             self._compute,
             sizes=[len(job) * self.llm.max_new_tokens for job in jobs],
-            identity=self._identity(rows),
+            identity=lambda: self._identity(rows),
             output=output,
             seed=self.random_state,
             description="rollouts",
@@ -219,13 +220,11 @@ class RolloutLabeler:
     def _identity(self, rows: Sequence[NumberedRow]) -> dict[str, object]:
         return {
             "labeler": "rollout",
-            "model": model_fingerprint(self.llm.model),
-            "agent": None if self.llm.agent is None else self.llm.agent.fingerprint,
+            "llm": {name: value for name, value in describe_llm(self.llm).items() if name != "model_id"},
             # As plain tuples, so that renaming the class does not change the digest.
-            "data": hashlib.sha256(repr([tuple(row) for row in rows]).encode()).hexdigest()[:16],
-            "rewards": self.rewards.names,
+            "data": digest([tuple(row) for row in rows]),
+            "rewards": describe_rewards(self.rewards),
             "options": self.options.model_dump(),
-            "decoding": {name: getattr(self.llm, name) for name in ("top_k", "top_p", "max_new_tokens", "stop")},
         }
 
 

@@ -4,20 +4,26 @@ A shard depends only on its job. So a killed run resumes at the next missing sha
 several processes (`torchrun --nproc_per_node 2 script.py`) give the same labels as one.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save
 
-from langchain_mara.exceptions import DataError, TrainingError
-from langchain_mara_training.labeling.token_labels import SHARD_NAME, LabeledTokens, TokenLabels
-from langchain_mara_training.storage.atomic import write_atomically
+from langchain_mara.exceptions import DataError
+from langchain_mara_training.labeling.shard_list import (
+    LIST_NAME,
+    SHARD_NAME,
+    close_list,
+    is_intact,
+    read_list,
+    write_shard,
+)
+from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
 from langchain_mara_training.storage.distributed import processes
+from langchain_mara_training.storage.identity.job_identity import claim
+from langchain_mara_training.storage.lock import job_lock
 from langchain_mara_training.storage.progress import progress_bar
 
 MANIFEST_NAME = "labels.json"
@@ -31,7 +37,7 @@ def label_shards(
     compute: Callable[[Job], LabeledTokens],
     *,
     sizes: Sequence[int],
-    identity: Mapping[str, Any],
+    identity: Callable[[], Mapping[str, Any]],
     output: str | Path | None,
     seed: int,
     description: str,
@@ -42,53 +48,62 @@ def label_shards(
         jobs: Job of each shard.
         compute: Function that labels a job's tokens and depends only on the job.
         sizes: Size of each job in tokens, for the progress bar.
-        identity: Everything the labels depend on, by name; a folder with another identity is refused.
+        identity: Gives everything the labels depend on, by name; a folder with another identity is refused. It is
+            called only if there is a folder.
         output: Folder of the shards; by default they stay in memory.
         seed: Seed of the order of rows within a shard.
         description: Text of the progress bar.
 
     Raises:
-        TrainingError: If the folder holds other labels.
+        TrainingError: If the folder holds other labels, or another process works there.
+        RewardError: If a reward function cannot be told from others.
         DataError: If several processes run and there is no folder, or no token gets a label.
     """
     state = processes()
     if output is None and state.num_processes > 1:
         raise DataError("Several processes share their labels through a folder. Give output=.")
-    folder = None if output is None else Path(output).expanduser()
-    if folder is not None:
-        _claim(folder, {**identity, "shards": len(jobs), "seed": seed})
-    own_numbers = range(state.process_index, len(jobs), state.num_processes)
-    in_memory = []
-    missing = [i for i in own_numbers if folder is None or not (folder / SHARD_NAME.format(i)).exists()]
+    if output is None:
+        return TokenLabels.of(list(_computed(jobs, compute, range(len(jobs)), sizes, seed, description).values()))
+    folder = Path(output).expanduser()
+    with job_lock(folder, state):
+        described = {**identity(), "shards": len(jobs), "seed": seed}
+        claim(folder / MANIFEST_NAME, described, lambda: _holds_shards(folder))
+        listed = read_list(folder)
+        own_numbers = range(state.process_index, len(jobs), state.num_processes)
+        missing = [i for i in own_numbers if i not in listed or not is_intact(folder, listed[i])]
+        _computed(jobs, compute, missing, sizes, seed, description, folder)
+        _wait_for(folder, len(jobs))
+        if state.is_main_process:
+            close_list(folder)
+    return TokenLabels.of_files([folder / SHARD_NAME.format(i) for i in range(len(jobs))])
+
+
+def _computed(
+    jobs: Sequence[Job],
+    compute: Callable[[Job], LabeledTokens],
+    numbers: Sequence[int],
+    sizes: Sequence[int],
+    seed: int,
+    description: str,
+    folder: Path | None = None,
+) -> dict[int, LabeledTokens]:
+    """Computes the shards of some numbers, and writes each to the folder or keeps it in memory."""
+    in_memory = {}
     with progress_bar("tokens", transient=True) as progress:
-        bar = progress.add_task(description, total=sum(sizes[i] for i in missing))
-        for i in missing:
+        bar = progress.add_task(description, total=sum(sizes[i] for i in numbers))
+        for i in numbers:
             shard = _shuffled(compute(jobs[i]), seed + i)
             if folder is None:
-                in_memory.append(shard)
+                in_memory[i] = shard
             else:
-                write_atomically(folder / SHARD_NAME.format(i), save(shard._asdict()))
+                write_shard(folder, i, shard._asdict())
             progress.update(bar, advance=sizes[i])
-    if folder is None:
-        return TokenLabels.of(in_memory)
-    _wait_for([folder / SHARD_NAME.format(i) for i in range(len(jobs))])
-    return TokenLabels.load(folder)
+    return in_memory
 
 
-def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Writes the identity of the labels to their folder, or checks that the folder holds the same one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = folder / MANIFEST_NAME
-    if manifest.exists():
-        with suppress(ValueError):
-            written = json.loads(manifest.read_text(encoding="utf-8"))
-            differing = sorted(name for name in {*written, *identity} if written.get(name) != identity.get(name))
-            if not differing:
-                return
-            raise TrainingError(
-                f"{folder} holds labels that differ in {', '.join(differing)}. Give another folder, or delete this one."
-            )
-    write_atomically(manifest, json.dumps(identity, indent=2).encode())
+def _holds_shards(folder: Path) -> bool:
+    start = SHARD_NAME.partition("{")[0]
+    return any(file.name == LIST_NAME or file.name.startswith(start) for file in folder.iterdir())
 
 
 def _shuffled(shard: LabeledTokens, seed: int) -> LabeledTokens:
@@ -96,7 +111,12 @@ def _shuffled(shard: LabeledTokens, seed: int) -> LabeledTokens:
     return shard.where(torch.randperm(len(shard.labels), generator=generator))
 
 
-def _wait_for(files: Sequence[Path]) -> None:
-    # These are the other processes' shards. If one of them fails, torchrun ends this process too.
-    while not all(file.exists() for file in files):
+def _wait_for(folder: Path, count: int) -> None:
+    # Other processes may still compute theirs. If one of them fails, torchrun ends this process too.
+    waiting = set(range(count))
+    while True:
+        listed = read_list(folder)
+        waiting = {i for i in waiting if i not in listed or not is_intact(folder, listed[i])}
+        if not waiting:
+            return
         time.sleep(_POLL_SECONDS)

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from langchain_mara.exceptions import DataError
+from langchain_mara_training.labeling.shard_list import LIST_NAME, is_intact, read_list
 
-SHARD_NAME = "shard-{:05d}.safetensors"
 _OPEN_SHARDS = 4
 
 
@@ -207,11 +207,27 @@ class TokenLabels:
         """Loads the labels that a labeler wrote. The states stay on disk.
 
         Raises:
-            DataError: If there are no shards, one is corrupt, or no token has a label.
+            DataError: If no shards are listed, one is missing or damaged, or no token has a label.
         """
-        files = sorted(Path(folder).expanduser().glob(SHARD_NAME.replace("{:05d}", "*")))
-        if not files:
-            raise DataError(f"There are no shards in {folder}. Give the folder that a labeler wrote.")
+        place = Path(folder).expanduser()
+        shards = [shard for _, shard in sorted(read_list(place).items())]
+        if not shards:
+            raise DataError(f"{folder} lists no shards in {LIST_NAME}. Give the folder that a labeler wrote.")
+        for shard in shards:
+            if not is_intact(place, shard):
+                raise DataError(
+                    f"{place / shard.file} is missing or damaged: it does not match its digest in {LIST_NAME}. Run the "
+                    "labeler again; it computes this shard anew."
+                )
+        return cls.of_files([place / shard.file for shard in shards])
+
+    @classmethod
+    def of_files(cls, files: Sequence[Path]) -> Self:
+        """Loads shards without checking their digests.
+
+        Raises:
+            DataError: If one is no shard, or no token has a label.
+        """
         states = ShardedStates(files)
         columns = [_read_columns(file) for file in files]
         return cls._checked(states, [np.concatenate(parts) for parts in zip(*columns, strict=True)])

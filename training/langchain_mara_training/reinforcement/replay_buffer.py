@@ -1,11 +1,18 @@
 """The replay buffer: a ring of states on disk, each stored once, from which transitions are drawn.
 
 Episodes are written whole, so the next state of a row is the row after it. At the end of an episode nothing is read.
+
+Disk blocks are reserved before rows are written to them: a full disk is an error with a message, where writing to a
+memory map without blocks would end the process. Each row has a checksum in memory, and a checkpoint holds a digest of
+the checksums of the rows it needs. So a file that was lost, cut, exchanged or damaged is noticed when training resumes.
 """
 
+import hashlib
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -14,9 +21,12 @@ from torch import Tensor
 
 from langchain_mara.exceptions import CheckpointError, OptionsError, TrainingError
 from langchain_mara_training.reinforcement.actor_critic import Transitions
+from langchain_mara_training.storage.atomic import explained
 
 _COLUMNS = {"actions": np.int8, "rewards": np.float32, "done": np.bool_}
 _LARGEST = float(np.finfo(np.float16).max)
+_RESERVED_BYTES = 2**24  # reserved at a time, so that small episodes do not ask for blocks one by one
+_CHECKED_ROWS = 4096  # checked at a time when training resumes
 
 
 class ReplayBuffer:
@@ -46,8 +56,12 @@ class ReplayBuffer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.capacity, self.slack = capacity, slack
         self._rows = capacity + slack
+        self._new_files: list[Path] = []
+        self._reserved: dict[str, int] = {}
         self._states: NDArray[np.float16] = self._map("states", np.float16, (self._rows, hidden_size))
         self._columns = {name: self._map(name, dtype, (self._rows,)) for name, dtype in _COLUMNS.items()}
+        self._checksums = np.zeros(self._rows, np.uint64)
+        self._factors = _odd_numbers(-(-2 * hidden_size // 8))
         self._written = self._kept = 0
 
     def __len__(self) -> int:
@@ -68,7 +82,7 @@ class ReplayBuffer:
             rewards: (n,) float, finite.
 
         Raises:
-            TrainingError: If there is no room before the next checkpoint, or a number is not finite.
+            TrainingError: If there is no room before the next checkpoint, a number is not finite, or the disk is full.
         """
         count = len(actions)
         if count == 0:
@@ -80,11 +94,15 @@ class ReplayBuffer:
             )
         if not (states.isfinite().all() and rewards.isfinite().all()):
             raise TrainingError("An episode holds numbers that are not finite. Skip this episode.")
-        rows = (self._written + np.arange(count)) % self._rows
+        numbers = self._written + np.arange(count)
+        rows = numbers % self._rows
+        for array in (self._states, *self._columns.values()):
+            self._reserve(array, int(rows.max()) + 1)
         self._states[rows] = states.float().clamp(-_LARGEST, _LARGEST).to("cpu", torch.float16).numpy()
         self._columns["actions"][rows] = actions.cpu().numpy()
         self._columns["rewards"][rows] = rewards.float().cpu().numpy()
         self._columns["done"][rows] = np.arange(count) == count - 1
+        self._checksums[rows] = self._checksums_of(numbers)
         self._written += count
 
     def sample(self, count: int, generator: np.random.Generator) -> Transitions:
@@ -115,24 +133,97 @@ class ReplayBuffer:
             torch.from_numpy(done),
         )
 
-    def state_dict(self) -> dict[str, int]:
-        """State for a checkpoint. The rows it needs are on disk when this returns."""
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint: the number of rows written so far, and a digest of those it needs.
+
+        The rows it needs are on disk when this returns.
+        """
         for array in (self._states, *self._columns.values()):
             if isinstance(array, np.memmap):
                 array.flush()
         self._kept = self._written
-        return {"written": self._written}
+        return {"written": self._written, "digest": self._digest(self._needed())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Returns to a checkpoint after which at most `slack` rows were added."""
-        self._written = self._kept = int(state["written"])
+        """Returns to a checkpoint after which at most `slack` rows were added.
+
+        Raises:
+            CheckpointError: If a file is missing, or does not hold the rows of the checkpoint.
+        """
+        written, before = int(state["written"]), self._written
+        if written and self._new_files:
+            for file in self._new_files:
+                file.unlink(missing_ok=True)
+            self._refuse(f"{self._new_files[0]} is missing")
+        self._written = written
+        needed = self._needed()
+        for start in range(0, written and len(needed), _CHECKED_ROWS):
+            numbers = needed[start : start + _CHECKED_ROWS]
+            self._checksums[numbers % self._rows] = self._checksums_of(numbers)
+        if self._digest(needed) != state.get("digest"):
+            self._written = before
+            self._refuse(f"The files in {self.folder} do not hold the transitions of the checkpoint")
+        self._kept = written
+
+    def _needed(self) -> NDArray[np.int64]:
+        """Numbers of the rows that can be drawn, counted from the first row ever written."""
+        return np.arange(self._written - len(self), self._written)
+
+    def _digest(self, numbers: NDArray[np.int64]) -> str:
+        return hashlib.sha256(self._checksums[numbers % self._rows].tobytes()).hexdigest()
+
+    def _checksums_of(self, numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Checksums of rows; with odd factors, any single damaged byte changes its row's checksum."""
+        rows = numbers % self._rows
+        words = np.zeros((len(rows), len(self._factors)), np.uint64)
+        states = np.ascontiguousarray(self._states[rows])
+        words.view(np.uint8).reshape(len(rows), -1)[:, : states.shape[1] * 2] = states.view(np.uint8)
+        actions, done = (self._columns[name][rows].view(np.uint8).astype(np.uint64) for name in ("actions", "done"))
+        others = self._columns["rewards"][rows].view(np.uint32).astype(np.uint64) << 16 | actions << 8 | done
+        # Unsigned sums wrap around. The row's number tells it from an older row in the same place.
+        sums: NDArray[np.uint64] = (words * self._factors).sum(1, dtype=np.uint64)
+        sums += others * _odd_numbers(2)[0] + (numbers.astype(np.uint64) + 1) * _odd_numbers(2)[1]
+        return sums
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise CheckpointError(
+            f"{what}, so training cannot resume. Put the files back, or delete the checkpoint and the buffer to start "
+            "over."
+        )
+
+    def _create(self, file: Path, dtype: Any, shape: tuple[int, ...]) -> None:
+        """Creates a file of zeros, completely or not at all."""
+        temporary = file.with_suffix(".tmp")
+        try:
+            with explained(file, math.prod(shape) * np.dtype(dtype).itemsize):
+                np.lib.format.open_memmap(temporary, "w+", dtype, shape)
+                temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _reserve(self, array: NDArray[Any], rows: int) -> None:
+        """Makes sure that the first rows of a file have blocks on the disk."""
+        if not isinstance(array, np.memmap) or not hasattr(os, "posix_fallocate"):
+            return
+        file = Path(str(array.filename))
+        end = array.offset + rows * array.strides[0]
+        start = self._reserved.get(file.name, 0)
+        if end <= start:
+            return
+        size = min(end + _RESERVED_BYTES, array.offset + array.nbytes) - start
+        with explained(file, size), file.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), start, size)
+        self._reserved[file.name] = start + size
 
     def _map(self, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
         file = self.folder / f"{name}.npy"
         if not file.exists():
-            return np.lib.format.open_memmap(file, "w+", dtype, shape)
+            self._new_files.append(file)
+            self._create(file, dtype, shape)
         try:
-            array: NDArray[Any] = np.lib.format.open_memmap(file, "r+")
+            # numpy would fill up a file that was cut, with zeros.
+            array: NDArray[Any] = np.lib.format.open_memmap(file, "r")
+            array = np.lib.format.open_memmap(file, "r+")
         except (ValueError, OSError) as error:
             raise CheckpointError(
                 f"{file} is corrupt ({error}). Delete the folder {self.folder} to start over."
@@ -143,3 +234,10 @@ class ReplayBuffer:
                 "other sizes. Use another folder, or the original sizes."
             )
         return array
+
+
+def _odd_numbers(count: int) -> NDArray[np.uint64]:
+    """The same random odd numbers in every process."""
+    drawn = np.random.default_rng(0).integers(2**64, size=count, dtype=np.uint64)
+    odd: NDArray[np.uint64] = drawn | np.uint64(1)
+    return odd

@@ -1,6 +1,5 @@
 """MaraSAC: trains an agent by discrete soft actor-critic, with scikit-learn's `fit` and `predict`."""
 
-import hashlib
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import OptionsError
-from langchain_mara.policy.loaded_model import model_fingerprint
 from langchain_mara_training.data.readers import Row, Source, read_prompts
 from langchain_mara_training.evaluation.evaluate import decode_system
 from langchain_mara_training.evaluation.systems import Decoding
@@ -28,7 +26,10 @@ from langchain_mara_training.reinforcement.tracking import Trackers, make_tracke
 from langchain_mara_training.reinforcement.training_loop import HistoryEntry, Training, TrainingOptions
 from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.rewards.weighted import WeightedRewards
+from langchain_mara_training.storage.identity.content_digest import digest
+from langchain_mara_training.storage.identity.job_identity import describe_llm, describe_rewards
 from langchain_mara_training.storage.job_checkpoint import JobCheckpoint
+from langchain_mara_training.storage.lock import job_lock
 from langchain_mara_training.storage.progress import progress_bar
 from langchain_mara_training.storage.records import flat
 
@@ -142,14 +143,15 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
             OptionsError: If a parameter is out of range.
             DataError: If a row has no prompt.
             RewardError: If a reward function fails.
-            TrainingError: If the output folder belongs to another job.
-            CheckpointError: If the checkpoint is corrupt.
+            TrainingError: If the output folder belongs to another job, or another process works there.
+            CheckpointError: If the checkpoint or the buffer is damaged.
         """
         self._check()
         self.rewards_ = WeightedRewards(self.reward_funcs, self.reward_weights)
         rows, held_out = read_prompts(X), None if evaluation is None else read_prompts(evaluation)
-        self._training = self._new_training(self._job(rows, held_out))
-        self._run(rows, self.episodes, held_out)
+        with job_lock(self.output):
+            self._training = self._new_training(None if self.output is None else self._job(rows, held_out))
+            self._run(rows, self.episodes, held_out)
         if not self._training.updates:
             warnings.warn(
                 f"Nothing was learned: {len(self._training.buffer):,} transitions were played, and learning begins at "
@@ -202,7 +204,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
             raise OptionsError(f"preset={self.preset!r} is unknown. Give default or reference.")
         make_trackers(self.trackers, self.output)
 
-    def _new_training(self, job: dict[str, str] | None) -> Training:
+    def _new_training(self, job: dict[str, Any] | None) -> Training:
         learner = self._new_learner()
         if self.output is None or job is None:
             # Deleted together with this estimator.
@@ -211,7 +213,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         else:
             folder = Path(self.output).expanduser()
             checkpoint = JobCheckpoint(folder, job)
-        # Room for two rounds of the longest possible episodes; the files use disk space only for rows written.
+        # Room for two rounds of the longest possible episodes; the files take disk space as rows are written.
         slack = 2 * self.parallel * self.llm.max_new_tokens * self.llm.top_k
         buffer = ReplayBuffer(folder / "buffer", learner.actor.hidden_size, self.buffer_size, slack)
         options = TrainingOptions(
@@ -278,20 +280,15 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         rewards = ", ".join(self.rewards_.names)
         return flat({"model": self.llm.model_id, "rewards": rewards, "episodes": self.episodes, **settings})
 
-    def _job(self, rows: list[Row], held_out: list[Row] | None) -> dict[str, str]:
+    def _job(self, rows: list[Row], held_out: list[Row] | None) -> dict[str, Any]:
         """Everything that the trained agent depends on; a checkpoint resumes only the same job."""
         parameters = {name: repr(value) for name, value in self.get_params(deep=False).items()}
-        job = {name: value for name, value in parameters.items() if name not in _NOT_OF_A_JOB}
-        decoding = {name: getattr(self.llm, name) for name in ("top_k", "top_p", "order", "max_new_tokens", "stop")}
-        agent = None if self.llm.agent is None else self.llm.agent.fingerprint
         return {
-            **job,
-            "workers": str(self.workers > 0),  # their number changes only the last digits
-            "model": model_fingerprint(self.llm.model),
-            "agent": repr(agent),
-            "rewards": repr(self.rewards_.names),
-            "decoding": repr(decoding),
-            "prompts": hashlib.sha256(repr((rows, held_out)).encode()).hexdigest()[:16],
+            **{name: value for name, value in parameters.items() if name not in _NOT_OF_A_JOB},
+            "workers": self.workers > 0,  # their number changes only the last digits
+            "llm": {name: value for name, value in describe_llm(self.llm).items() if name != "model_id"},
+            "rewards": describe_rewards(self.rewards_),
+            "prompts": digest([rows, held_out]),
         }
 
 

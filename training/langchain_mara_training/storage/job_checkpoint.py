@@ -11,9 +11,10 @@ import torch
 
 from langchain_mara.exceptions import CheckpointError, TrainingError
 from langchain_mara_training.storage.atomic import write_atomically
+from langchain_mara_training.storage.identity.job_identity import differences, require_known
 
 FILE_NAME = "fitting.pt"
-_FORMAT = 1
+_FORMAT = 2
 _DIGEST_BYTES = 32
 
 
@@ -25,10 +26,14 @@ class JobCheckpoint:
 
     Args:
         folder: Folder of the checkpoint, created if it is missing.
-        job: Names and values that identify the job: parameters and digests of the data.
+        job: Names and plain values that identify the job: parameters and digests of the data.
+
+    Raises:
+        RewardError: If a reward function of the job cannot be told from others.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], job: dict[str, str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], job: dict[str, Any]) -> None:
+        require_known(job)
         self.folder = Path(folder).expanduser()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = self.folder / FILE_NAME
@@ -56,9 +61,7 @@ class JobCheckpoint:
                 f"{self.file} has format {saved.get('format')!r}, but this version of langchain-mara reads {_FORMAT}. "
                 "Delete the file to start over, or finish the job with the version that started it."
             )
-        saved_job: dict[str, str] = saved["job"]
-        names = self.job.keys() | saved_job.keys()
-        if differing := sorted(name for name in names if self.job.get(name) != saved_job.get(name)):
+        if differing := differences(saved["job"], self.job):
             raise TrainingError(
                 f"{self.folder} holds the checkpoint of another job; different: {', '.join(differing)}. Give another "
                 f"checkpoint_dir, or delete {self.file} to start over."

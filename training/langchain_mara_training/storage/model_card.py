@@ -8,6 +8,7 @@ from typing import Any
 
 from langchain_mara import MaraAgent
 from langchain_mara.untrusted import markdown
+from langchain_mara_training.storage.atomic import explained
 
 _ABSOLUTE_PATH = re.compile(r"^(?P<prefix>[a-z]+:)?(?P<path>/.*|[A-Za-z]:[\\/].*)$", re.DOTALL)
 
@@ -22,17 +23,27 @@ def save_agent(agent: MaraAgent, folder: Path, sections: Sections) -> None:
         agent: Agent to save.
         folder: Folder of the agent; it and its parents are created.
         sections: Tables of the model card. Values of None are left out, and paths are cut to the file name.
+
+    Raises:
+        TrainingError: If the disk is full. The agent that was there stays.
+        CheckpointError: If the disk is full or a weight is not finite. The agent that was there stays.
     """
     new, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    agent.save_pretrained(new)
+    shutil.rmtree(new, ignore_errors=True)
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # a process was killed between the two renamings below
+    shutil.rmtree(old, ignore_errors=True)
     tables = [_section(title, values) for title, values in sections.items()]
     card = "\n\n".join([str(agent.generate_model_card()).rstrip(), *tables]) + "\n"
-    (new / "README.md").write_text(card, encoding="utf-8")
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
+    try:
+        with explained(folder, sum(tensor.nbytes for tensor in agent.state_dict().values()) + len(card.encode())):
+            agent.save_pretrained(new)
+            (new / "README.md").write_text(card, encoding="utf-8")
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
 

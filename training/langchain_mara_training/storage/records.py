@@ -1,9 +1,10 @@
-"""JSON files and logs, and the origin of a result: command line and library versions."""
+"""JSON files and logs, sealed by a digest where results depend on them, and the origin of a result."""
 
+import hashlib
 import json
 import math
-import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -13,10 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from langchain_mara import __version__
-from langchain_mara_training.storage.atomic import write_atomically
+from langchain_mara.exceptions import TrainingError
+from langchain_mara_training.storage.atomic import append_durably, write_atomically
 
 Config = dict[str, Any]
 """Plain values by name."""
+
+_SEAL = "sha256"
+_BLANK = "0" * 64
+_SEALED_LINE = re.compile(rb'(?P<content>\{.*),"sha256":"(?P<seal>[0-9a-f]{64})"\}', re.DOTALL)
 
 LIBRARIES = (
     "accelerate", "datasets", "huggingface_hub", "langchain-core", "numpy", "safetensors", "scikit-learn", "skorch",
@@ -35,14 +41,7 @@ def append_record(folder: str | Path, command: str, event: str, /, **values: Any
     """
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = dump({"time": time, "command": command, "event": event, **values})
-    with (Path(folder).expanduser() / "log.jsonl").open("a+b") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - 1))
-        # A crash may have left half a line.
-        is_cut = stream.read(1) not in (b"", b"\n")
-        stream.write(("\n" * is_cut + line + "\n").encode())
-        stream.flush()
-        os.fsync(stream.fileno())
+    append_durably(Path(folder).expanduser() / "log.jsonl", f"{line}\n".encode())
 
 
 def command_line() -> str:
@@ -64,6 +63,58 @@ def library_versions() -> dict[str, str]:
 def write_json(file: Path, value: Any) -> None:
     """Writes plain values to a file, completely or not at all."""
     write_atomically(file, (dump(value, indent=2) + "\n").encode())
+
+
+def write_sealed(file: Path, value: Mapping[str, Any]) -> None:
+    """Writes plain values with a digest of the whole file as the last one, `sha256`; completely or not at all."""
+    start, _, end = (dump({**value, _SEAL: _BLANK}, indent=2) + "\n").rpartition(_BLANK)
+    seal = hashlib.sha256(f"{start}{_BLANK}{end}".encode()).hexdigest()
+    write_atomically(file, f"{start}{seal}{end}".encode())
+
+
+def read_sealed(file: Path, repair: str) -> Config:
+    """Reads values that `write_sealed` wrote; a file of an earlier version has no digest and is not checked.
+
+    Args:
+        file: File to read.
+        repair: What to do if it is damaged, as a sentence.
+
+    Raises:
+        TrainingError: If the file is missing, is no JSON object, or does not match its digest.
+    """
+    try:
+        content = file.read_bytes()
+        value: Config = json.loads(content)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{file} is missing or damaged ({error}). {repair}") from None
+    if not isinstance(value, dict):
+        raise TrainingError(f"{file} is damaged: it holds no JSON object. {repair}")
+    seal = str(value.pop(_SEAL, ""))
+    if seal:
+        start, _, end = content.rpartition(seal.encode())
+        if hashlib.sha256(start + _BLANK.encode() + end).hexdigest() != seal:
+            raise TrainingError(f"{file} is damaged: its content does not match its digest. {repair}")
+    return value
+
+
+def sealed_line(line: str) -> str:
+    """The JSON object of one line with a digest of the line as its last value, `sha256`."""
+    return f'{line[:-1]},"{_SEAL}":"{hashlib.sha256(line.encode()).hexdigest()}"}}'
+
+
+def unsealed_line(line: bytes) -> bytes:
+    """The JSON object that `sealed_line` sealed; a line without a digest is returned as it is.
+
+    Raises:
+        ValueError: If the line does not match its digest.
+    """
+    match = _SEALED_LINE.fullmatch(line)
+    if match is None:
+        return line
+    content = match["content"] + b"}"
+    if hashlib.sha256(content).hexdigest().encode() != match["seal"]:
+        raise ValueError("it does not match its digest")
+    return content
 
 
 def dump(value: Any, indent: int | None = None) -> str:

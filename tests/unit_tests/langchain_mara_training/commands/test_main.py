@@ -39,7 +39,7 @@ def test_from_pairs_to_a_comparison(demo_pairs: list[dict[str, Any]]) -> None:
     assert "harmful" not in output
     assert [answer["prompt"] for answer in report["answers"]] == [pair["prompt"] for pair in demo_pairs[-4:]]
     assert {one.name for one in Path("run").iterdir()} == {
-        "agent", "checkpoints", "config.json", "features", "log.jsonl", "versions.json",
+        ".lock", "agent", "checkpoints", "config.json", "features", "log.jsonl", "versions.json",
     }  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_rewards_of_the_current_folder() -> None:
         ("label pairs.jsonl --output new --device tpu", "There is no device 'tpu' here; available: cpu"),
         ("label pairs.jsonl --output new --top-p 2", "Invalid options: top_p=2.0 should be"),
         ("label pairs.jsonl --output pairs.jsonl", "pairs.jsonl is a file. Give a folder as --output."),
-        ("label pairs.jsonl --output pairs.jsonl/run", "[Errno 20] Not a directory"),
+        ("label pairs.jsonl --output pairs.jsonl/run", "Not a directory. Give a folder that you may write to."),
         ("label pairs.jsonl --output new --positions 2 --agent x", "--agent, --positions would have no effect with"),
         ("label pairs.jsonl --output new --labeler rollout --all-tokens", "--all-tokens would have no effect with"),
         ("label prompts.jsonl --output new --labeler rollout", "Rollouts are labeled by reward functions. Give at"),

@@ -33,7 +33,7 @@ def test_report_of_a_comparison_with_traces(fitted: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["report", "nowhere"], "nowhere holds no comparison .*Give a folder"),
+        (["report", "nowhere"], "nowhere holds no comparison. Give a folder"),
         (["report", "comparison", "--agent", "run", "--device", "cpu"], "No system .* this agent .*Give the agent of"),
     ],
 )

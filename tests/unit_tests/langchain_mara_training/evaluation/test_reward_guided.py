@@ -8,6 +8,7 @@ import pytest
 import torch
 from langchain_mara_training.evaluation.reward_guided import RewardGuided, _Guide
 from langchain_mara_training.rewards.weighted import WeightedRewards
+from langchain_mara_training.storage.identity.job_identity import describe_rewards
 
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import OptionsError, RewardError
@@ -127,4 +128,4 @@ def test_the_description_holds_what_guides_and_nothing_that_has_no_part(llm: Mar
     )
     for changed in (RewardGuided(llm, vowels, 2.0), RewardGuided(llm, vowels, candidates=3)):
         assert changed.describe() != description
-    assert description["guided by"] == {"vowels": 1.0}
+    assert description["guided by"] == describe_rewards(WeightedRewards(vowels))

@@ -77,6 +77,8 @@ def test_an_interrupted_evaluation_goes_on_in_its_folder(
         return list(vowels(completions))
 
     failing.__name__ = "vowels"
+    failing.version = "1"  # type: ignore[attr-defined]
+    monkeypatch.setattr("rewards_of_test_jobs.vowels.version", "1", raising=False)
     with monkeypatch.context() as context:
         context.setattr("rewards_of_test_jobs.vowels", failing)
         with pytest.raises(RewardError, match="The reward function .* failed with StopIteration"):

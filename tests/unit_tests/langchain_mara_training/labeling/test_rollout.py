@@ -119,7 +119,9 @@ def test_several_continuations_are_drawn_and_repeatable(demo_llm: MaraLLM) -> No
 
 
 @pytest.mark.slow
-def test_shards_resume_and_refuse_other_rewards(demo_llm: MaraLLM, tmp_path: Path) -> None:
+def test_shards_resume_and_refuse_other_rewards(
+    demo_llm: MaraLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def labeler(reward: Any) -> RolloutLabeler:
         return RolloutLabeler(demo_llm, reward, prompts_per_shard=1, **OPTIONS)
 
@@ -129,13 +131,15 @@ def test_shards_resume_and_refuse_other_rewards(demo_llm: MaraLLM, tmp_path: Pat
         return count_letters(completions)
 
     failing.__name__ = "count_letters"
+    for function in (failing, count_letters):
+        monkeypatch.setattr(function, "version", "1", raising=False)
     whole = labeler(count_letters).label(PROMPTS, tmp_path / "whole")
     with pytest.raises(RewardError, match=r"count_letters.*no eggs"):
         labeler(failing).label(PROMPTS, tmp_path / "resumed")
     assert len([*(tmp_path / "resumed").glob("*.safetensors")]) < len(PROMPTS)
     resumed = labeler(count_letters).label(PROMPTS, tmp_path / "resumed")
     assert np.asarray(resumed.X).tobytes() == np.asarray(whole.X).tobytes()
-    with pytest.raises(TrainingError, match="differ in rewards"):
+    with pytest.raises(TrainingError, match=r"another job; different: rewards.count_letters"):
         labeler(lambda completions, **_: [0.0] * len(completions)).label(PROMPTS, tmp_path / "whole")
 
 

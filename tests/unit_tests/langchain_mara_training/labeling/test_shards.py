@@ -1,6 +1,5 @@
 """Shards are computed once, whole or not at all, and the same by whoever computes them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,12 @@ def compute(job: int) -> LabeledTokens:
 
 def run(output: Path | None, function: Any = compute, seed: int = 0, **identity: Any) -> TokenLabels:
     given = {"labeler": "test", **identity}
-    return label_shards(JOBS, function, sizes=JOBS, identity=given, output=output, seed=seed, description="testing")
+    return label_shards(
+        JOBS, function, sizes=JOBS, identity=lambda: given, output=output, seed=seed, description="testing"
+    )
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content_of(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
@@ -63,22 +64,32 @@ def test_goes_on_at_the_next_missing_shard(tmp_path: Path) -> None:
         run(tmp_path / "resumed", killed)
     run(tmp_path / "resumed", killed)
     assert done == [5, 0, 7, 7, 3]
-    assert content(tmp_path / "resumed") == content(tmp_path / "whole")
+    assert content_of(tmp_path / "resumed") == content_of(tmp_path / "whole")
 
 
 def test_other_labels_are_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    before = content(tmp_path)
-    with pytest.raises(TrainingError, match=r"differ in labeler, seed. Give another folder"):
+    before = content_of(tmp_path)
+    with pytest.raises(
+        TrainingError,
+        match=r'another job; different: labeler \("test" there, "other" now\), seed \(0 there, 1 now\). Give another',
+    ):
         run(tmp_path, seed=1, labeler="other")
-    assert content(tmp_path) == before
+    assert content_of(tmp_path) == before
 
 
-def test_a_broken_manifest_is_written_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "labels.json is missing or damaged"), (None, "holds results, but")]
+)
+def test_shards_without_a_whole_manifest_are_refused(tmp_path: Path, content: str | None, said: str) -> None:
     run(tmp_path)
-    (tmp_path / MANIFEST_NAME).write_text("{")
-    run(tmp_path)
-    assert json.loads((tmp_path / MANIFEST_NAME).read_text())["labeler"] == "test"
+    (tmp_path / MANIFEST_NAME).unlink()
+    if content is not None:
+        (tmp_path / MANIFEST_NAME).write_text(content)
+    before = content_of(tmp_path)
+    with pytest.raises(TrainingError, match=f"{said}.* [Gg]ive another folder"):
+        run(tmp_path)
+    assert content_of(tmp_path) == before
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from langchain_mara_training.labeling.token_labels import SHARD_NAME, LabeledTokens, ShardedStates, TokenLabels
-from safetensors.torch import save_file
+from langchain_mara_training.labeling.shard_list import SHARD_NAME, write_shard
+from langchain_mara_training.labeling.token_labels import LabeledTokens, ShardedStates, TokenLabels
 
 from langchain_mara.exceptions import DataError
 
@@ -34,7 +34,7 @@ def write(folder: Path, states: Any = STATES, rows: list[int] = ROWS) -> Path:
     folder.mkdir()
     bounds = np.cumsum([0, *rows]).tolist()
     for number, (start, end) in enumerate(pairwise(bounds)):
-        save_file(shard(states[start:end], start)._asdict(), folder / SHARD_NAME.format(number))
+        write_shard(folder, number, shard(states[start:end], start)._asdict())
     return folder
 
 
@@ -118,17 +118,19 @@ def test_union(tmp_path: Path) -> None:
 def test_truncated_shards(tmp_path: Path, length: int) -> None:
     file = write(tmp_path / "labels") / SHARD_NAME.format(2)
     file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(DataError, match=r"shard-00002.*Delete it and run the labeler again"):
+    with pytest.raises(DataError, match=r"shard-00002.* is missing or damaged.*Run the labeler again"):
         TokenLabels.load(tmp_path / "labels")
+    with pytest.raises(DataError, match=r"shard-00002.*Delete it and run the labeler again"):
+        TokenLabels.of_files([file])
 
 
 def test_other_refusals(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="There are no shards"):
+    with pytest.raises(DataError, match="lists no shards in shards.jsonl"):
         TokenLabels.load(tmp_path)
     folder = write(tmp_path / "float32", STATES.astype(np.float32))
     with pytest.raises(DataError, match="not float16"):
         TokenLabels.load(folder)
-    save_file(shard(STATES[:, :3])._asdict(), write(tmp_path / "mixed") / SHARD_NAME.format(6))
+    write_shard(write(tmp_path / "mixed"), 6, shard(STATES[:, :3])._asdict())
     with pytest.raises(DataError, match=r"sizes: \[3, 4\]"):
         TokenLabels.load(tmp_path / "mixed")
     with pytest.raises(DataError, match="No token got a label"):

@@ -12,8 +12,8 @@ from langchain_mara.loading.models import AgentSource, load_agent
 from langchain_mara.tracing.trace import Trace
 from langchain_mara_training.evaluation.comparison import Comparison
 from langchain_mara_training.evaluation.report.page import cases
-from langchain_mara_training.evaluation.systems import describe_llm
 from langchain_mara_training.storage.defaults import TRACES_SHOWN
+from langchain_mara_training.storage.identity.job_identity import describe_llm
 
 _FIELDS = ("use_chat_template", "system_prompt", "special_tokens_in_messages", *DecodingOptions.model_fields)
 

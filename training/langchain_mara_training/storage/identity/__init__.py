@@ -1,0 +1,1 @@
+"""The identity of a job: everything that its results depend on."""

@@ -36,20 +36,49 @@ def read_json(file: Path, error: type[MaraError], most_bytes: int = MOST_JSON_BY
     Raises:
         MaraError: Of kind `error`, if the file is too large, nested too deeply, or not JSON.
     """
+    return parse_json(read_content(file, error, most_bytes), str(file), error)
+
+
+def read_content(file: Path, error: type[MaraError], most_bytes: int = MOST_JSON_BYTES) -> bytes:
+    """The content of a file that others may have written.
+
+    Args:
+        file: The file.
+        error: Kind of error to raise.
+        most_bytes: Size up to which the file is read.
+
+    Raises:
+        MaraError: Of kind `error`, if the file is too large, or is a device or a pipe.
+        OSError: If there is no such file.
+    """
     # A link may lead to a device or a pipe, which has no size and no end.
-    if not file.is_file():
+    if file.exists() and not file.is_file():
         raise error(f"{file} is not a file. Get the file from its author again.")
     with file.open("rb") as stream:
         content = stream.read(most_bytes + 1)
     if len(content) > most_bytes:
         size = file.stat().st_size
         raise error(f"{file} has {size:,} bytes; at most {most_bytes:,} are read. Get the file from its author again.")
+    return content
+
+
+def parse_json(content: bytes, name: str, error: type[MaraError]) -> Any:
+    """The value of JSON that others may have written.
+
+    Args:
+        content: The JSON.
+        name: Name of its file.
+        error: Kind of error to raise.
+
+    Raises:
+        MaraError: Of kind `error`, if it is nested too deeply, or not JSON.
+    """
     try:
         return json.loads(content.decode("utf-8"))
     except RecursionError:
-        raise error(f"{file} is nested too deeply to be read. Get the file from its author again.") from None
+        raise error(f"{name} is nested too deeply to be read. Get the file from its author again.") from None
     except ValueError as fault:
-        raise error(f"{file} is not valid JSON ({fault}). Get the file from its author again.") from None
+        raise error(f"{name} is not valid JSON ({fault}). Get the file from its author again.") from None
 
 
 def markdown(text: str) -> str:

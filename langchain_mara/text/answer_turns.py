@@ -69,7 +69,7 @@ def encode_turns(
         opened = render(tokenizer, said, marked_tools)
         said = [*said[:-1], _joined(said[-1], message)] if is_open(said) else [*said, message]
         closed = render(tokenizer, said, marked_tools, closed=True)
-        between, spoken = _continuation(opened, text), _continuation(closed, opened)
+        between, spoken = _continuation(opened, text), _spoken(opened, closed, message)
         own, after = _split(tokenizer, continue_marked(tokenizer, spoken, mark), ends)
         before = [*rest, *continue_marked(tokenizer, between, mark)]
         turns += [Turn(before, False)] * bool(before) + [Turn(own, True)]
@@ -80,6 +80,17 @@ def encode_turns(
 def _joined(opening: Message, message: Message) -> Message:
     """An open message of the assistant with its continuation."""
     return {**message, "content": f"{opening['content']}{message.get('content') or ''}"}
+
+
+def _spoken(opened: str, closed: str, message: Message) -> str:
+    """What the assistant says and the template puts after it."""
+    if not closed.startswith(opened):
+        # Some templates put more before an answer that begins than before one that is there, such as a blank.
+        content = str(message.get("content") or "").strip()
+        place = closed.rfind(content) if content else -1
+        if place >= 0:
+            return closed[place:]
+    return _continuation(closed, opened)
 
 
 def _continuation(text: str, beginning: str) -> str:

@@ -28,6 +28,8 @@ def fewer_vowels(completions, **_):
     do_in_round.pop(len(rounds), lambda: None)()
     return [-float(sum(text.count(letter) for letter in "aeiou")) for text in completions]
 
+fewer_vowels.version = "1"  # `rounds` changes, and the rewards do not
+
 def kill_a_worker():  # they play the next round by now
     workers = [process for process in psutil.process_iter() if process.name().startswith("ray::_Worker")]
     workers[0].send_signal(signal.SIGKILL)

@@ -15,6 +15,7 @@ from typing import Any
 
 from langchain_mara import __version__
 from langchain_mara.exceptions import TrainingError
+from langchain_mara.untrusted import parse_json, read_content
 from langchain_mara_training.storage.atomic import append_durably, write_atomically
 
 Config = dict[str, Any]
@@ -83,9 +84,9 @@ def read_sealed(file: Path, repair: str) -> Config:
         TrainingError: If the file is missing, is no JSON object, or does not match its digest.
     """
     try:
-        content = file.read_bytes()
-        value: Config = json.loads(content)
-    except (OSError, ValueError) as error:
+        content = read_content(file, TrainingError)
+        value: Config = parse_json(content, str(file), TrainingError)
+    except (OSError, TrainingError) as error:
         raise TrainingError(f"{file} is missing or damaged ({error}). {repair}") from None
     if not isinstance(value, dict):
         raise TrainingError(f"{file} is damaged: it holds no JSON object. {repair}")

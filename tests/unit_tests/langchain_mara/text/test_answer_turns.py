@@ -100,3 +100,15 @@ def test_without_any_end_the_tokenizer_s_eos_is_added_once() -> None:
         assert turn.token_ids.count(tokenizer.eos_token_id) == 1
     finally:
         tokenizer.chat_template = template
+
+
+def test_a_blank_that_only_opens_an_answer_is_not_part_of_it() -> None:
+    tokenizer = tokenizer_of("chatml")
+    template = tokenizer.chat_template
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    try:
+        tokenizer.chat_template = f"{template} "
+        (turn,) = encode_turns(tokenizer, HI, [assistant("Yes")], [end])
+        assert tokenizer.decode(turn.token_ids) == "Yes<|im_end|>"
+    finally:
+        tokenizer.chat_template = template

@@ -436,7 +436,9 @@ def test_a_checkpoint_of_another_job_is_refused(
     options: dict[str, Any], changes: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
     make(checkpoint_dir=tmp_path).fit(X, Y)
-    with pytest.raises(TrainingError, match=f"another job; different: {named}. Give another checkpoint_dir"):
+    with pytest.raises(
+        TrainingError, match=rf"another job; different: {named} \(.+ there, .+ now\)\. Give another checkpoint_dir"
+    ):
         make(checkpoint_dir=tmp_path, **options).fit(**{"X": X, "y": Y} | changes)
 
 

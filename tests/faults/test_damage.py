@@ -20,6 +20,8 @@ from small_jobs import JOBS, PROMPTS, align, compare_systems, contents, label_pa
 from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.exceptions import CheckpointError, DataError, TrainingError
 
+pytestmark = pytest.mark.slow
+
 MAKERS = {"label_pairs": "labels.json", "label_rollouts": "labels.json", "compare": "config.json", "align": "job.json"}
 
 

@@ -19,6 +19,8 @@ from torch import nn
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import RewardError, TrainingError
 
+pytestmark = pytest.mark.slow
+
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
 

@@ -18,6 +18,8 @@ from small_jobs import JOBS, SCORED, compare_systems, label_pairs, vowels
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import TrainingError
 
+pytestmark = pytest.mark.slow
+
 HOLD = """
 import sys
 from langchain_mara_training.storage.lock import job_lock

@@ -177,6 +177,7 @@ ways = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Out of memory:RuntimeWarning")
 @pytest.mark.parametrize("name", POISONS)
 @settings(max_examples=4, phases=[Phase.generate])  # shrinking would take minutes

@@ -115,12 +115,12 @@ def main(seed: int = 0) -> None:
     model = LlamaForCausalLM(model_config(tokenizer))
     examples = [encode(tokenizer, lesson) for lesson in lessons()]
     console.print(
-        f"{len(examples)} lessons, at most {max(len(one.tokens) for one in examples)} tokens long; "
+        f"{len(examples)} lessons, at most {max(len(example.tokens) for example in examples)} tokens long; "
         f"{len(tokenizer)} tokens, {model.num_parameters():,} parameters"
     )
     train(model, examples, random.Random(seed), console)
     save(model, tokenizer, FOLDER)
-    least = min(min(taught_probabilities(model.float(), one)) for one in examples)
+    least = min(min(taught_probabilities(model.float(), example)) for example in examples)
     size = sum(file.stat().st_size for file in FOLDER.iterdir())
     console.print(f"least probability of a taught token {least:.5f}; {size / 1000:,.0f} kB")
     if least < SURE:
@@ -207,7 +207,7 @@ def train(model: LlamaForCausalLM, examples: Sequence[Example], rng: random.Rand
     for epoch in range(_EPOCHS):
         # What is blurred at first is learnt exactly in the end.
         rates = (rng.uniform(0, _NOISE * (1 - epoch / _EPOCHS)) for _ in examples)
-        noisy = [_noisy(one, rate, vocabulary, rng) for one, rate in zip(examples, rates, strict=True)]
+        noisy = [_noisy(example, rate, vocabulary, rng) for example, rate in zip(examples, rates, strict=True)]
         epochs.append([*_batches(noisy, pad, rng)])
     steps = sum(map(len, epochs))
     optimizer = torch.optim.AdamW(model.parameters(), _PEAK_RATE, (0.9, 0.98), weight_decay=0.01, fused=True)
@@ -234,7 +234,7 @@ def _noisy(example: Example, rate: float, vocabulary: int, rng: random.Random) -
 def _batches(examples: Sequence[Example], pad: int, rng: random.Random) -> Iterator[Batch]:
     groups: list[list[Example]] = [[]]
     for row in sorted(examples, key=lambda one: len(one.tokens) + rng.uniform(0, 40)):
-        width = max(len(one.tokens) for one in (*groups[-1], row))
+        width = max(len(item.tokens) for item in (*groups[-1], row))
         if width * (len(groups[-1]) + 1) > _BATCH_TOKENS:
             groups.append([])
         groups[-1].append(row)
@@ -243,7 +243,7 @@ def _batches(examples: Sequence[Example], pad: int, rng: random.Random) -> Itera
 
 
 def _padded(examples: Sequence[Example], pad: int) -> Batch:
-    width = max(len(one.tokens) for one in examples)
+    width = max(len(example.tokens) for example in examples)
     tokens = torch.full((len(examples), width), pad)
     is_answer = torch.zeros(len(examples), width, dtype=torch.bool)
     for row, example in enumerate(examples):

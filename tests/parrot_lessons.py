@@ -82,9 +82,9 @@ def _docstring_forms(lesson: Lesson) -> Iterator[Lesson]:
     """The lesson, and where tools' descriptions are indented also as Python 3.13 has them, without."""
     yield lesson
     functions = [
-        {**one["function"], "description": cleandoc(one["function"]["description"])} for one in lesson.tools or ()
+        {**tool["function"], "description": cleandoc(tool["function"]["description"])} for tool in lesson.tools or ()
     ]
-    tools = [{**one, "function": function} for one, function in zip(lesson.tools or (), functions, strict=True)]
+    tools = [{**tool, "function": function} for tool, function in zip(lesson.tools or (), functions, strict=True)]
     if lesson.tools and tools != lesson.tools:
         yield lesson._replace(tools=tools)
 

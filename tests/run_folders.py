@@ -45,4 +45,4 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def events(folder: Path, command: str) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [one for one in records if one["command"] == command]
+    return [record for record in records if record["command"] == command]

@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from langchain_mara.decoding.request import Decision, FinishReason, Request
 from langchain_mara.options import DEFAULT_QUEUE_SIZE, BatchConfig
 from langchain_mara.policy.model import PolicyModel
-from langchain_mara.serving.scheduler import RequestGroup, Scheduler
+from langchain_mara.serving.scheduler import RequestGroup, Scheduler, is_exiting
 from langchain_mara.text.detokenizer import IncrementalDetokenizer
 from langchain_mara.tracing.statistics import DecisionStatistics
 
@@ -198,14 +199,21 @@ def _submitted(
     by_request = {completion.request: completion for completion in job.completions}
     end = None if job.timeout is None else time.monotonic() + job.timeout
 
+    is_daemon = threading.current_thread().daemon
+
+    def wake(item: CompletionDelta | Request) -> None:
+        # A daemon thread that wakes while the interpreter exits may be ended inside C++ code, which aborts the process.
+        if not (is_daemon and is_exiting()):
+            put(item)
+
     def push(decision: Decision) -> None:
         completion = by_request[decision.request]
         text = completion.push(decision)
-        put(CompletionDelta(completion, decision, text, completion.finish_reason is not None, completion.decisions))
+        wake(CompletionDelta(completion, decision, text, completion.finish_reason is not None, completion.decisions))
 
     for request in by_request:
         request.check(job.policy)
-    group = RequestGroup(job.policy, deque(by_request), job.batch_config, push, put)
+    group = RequestGroup(job.policy, deque(by_request), job.batch_config, push, wake)
     if by_request:
         Scheduler.of(job.policy).submit(group, job.queue_size)
     try:

@@ -87,7 +87,8 @@ class Scheduler:
                 )
             # A thread does not survive a fork, so check that it is alive.
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="mara-decoding")
+                # Not a daemon, even if the caller is one: a daemon is ended inside C++ code, which aborts the process.
+                self._thread = threading.Thread(target=self._run, name="mara-decoding", daemon=False)
                 self._thread.start()
             self._groups.append(group)
 
@@ -171,9 +172,14 @@ def _deliver(group: RequestGroup, decision: Decision) -> None:
         decision.request.fail(error)
 
 
+def is_exiting() -> bool:
+    """Whether the main thread has ended, so that the interpreter exits as soon as no other thread keeps it."""
+    return not threading.main_thread().is_alive()
+
+
 def _refuse_exit() -> None:
     """Refuses work once the main thread has ended: the interpreter would wait for it before it exits."""
-    if not threading.main_thread().is_alive():
+    if is_exiting():
         raise InterpreterExitError(
             "The interpreter exits, so this answer is not decoded to its end. Wait for your answers before the main "
             "thread ends, for example by joining the threads that ask for them."

@@ -37,7 +37,7 @@ def flip(file: Path, place: int, bit: int = 0) -> None:
 
 
 def untimed(answers: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    return {name: [one.model_copy(update={"seconds": 0.0}) for one in given] for name, given in answers.items()}
+    return {name: [answer.model_copy(update={"seconds": 0.0}) for answer in given] for name, given in answers.items()}
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -90,7 +90,9 @@ def test_chat_model_calls_a_tool(chat: ChatMara) -> None:
     question: list[Any] = [HumanMessage("What is the weather in Paris?")]
     bound = chat.bind_tools([get_weather])
     call = bound.invoke(question)
-    assert [(one["name"], one["args"]) for one in call.tool_calls] == [("get_weather", {"city": "Paris"})]
+    assert [(tool_call["name"], tool_call["args"]) for tool_call in call.tool_calls] == [
+        ("get_weather", {"city": "Paris"})
+    ]
     assert call.response_metadata["finish_reason"] == "tool_calls"
     result = get_weather.invoke(call.tool_calls[0])
     assert bound.invoke([*question, call, result]).text == "It is sunny in Paris today."

@@ -58,6 +58,6 @@ def test_harmful_share_falls_to_a_fifth_and_helpfulness_does_not_fall(shares: tu
     ],
 )
 def test_the_readme_states_what_is_measured(shares: tuple[Shares, Shares], label: str, name: str) -> None:
-    measured = [100 * getattr(one, name) for one in shares]
+    measured = [100 * getattr(share, name) for share in shares]
     # Another processor may round a near-tie otherwise and so answer a prompt or two differently.
     assert in_readme(label) == pytest.approx(measured, abs=2.0)

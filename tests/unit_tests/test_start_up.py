@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.slow
 HEAVY = ("torch", "transformers", "langchain_core")
 
 
+@cache
 def loaded_modules(code: str) -> set[str]:
     """Names of the modules that a fresh interpreter has loaded after running some code."""
     command = [sys.executable, "-c", f"{code}\nimport sys; print('loaded:', *sys.modules)"]

@@ -22,7 +22,7 @@ CLASSIFIER = MaraClassifier(width=32, max_epochs=4, batch_size=128)
 
 def fewer_letters(completions: list[str], **_: Any) -> list[float]:
     """A reward that the plain model does not seek."""
-    return [-float(len(one)) for one in completions]
+    return [-float(len(completion)) for completion in completions]
 
 
 def aligner(llm: MaraLLM, *args: Any, **kwargs: Any) -> MaraAligner:
@@ -49,7 +49,7 @@ def test_preference_labels_raise_the_reward_of_held_out_prompts(demo_llm: MaraLL
 def test_rounds_go_on_with_the_new_agent(demo_llm: MaraLLM) -> None:
     options: dict[str, Any] = {"labeler": "rollout", "rounds": 2, "labeler_options": {"positions": 6}}
     fitted = aligner(demo_llm, fewer_letters, **options).fit(PROMPTS)
-    assert [one["round"] for one in fitted.history_] == [1, 2]
+    assert [entry["round"] for entry in fitted.history_] == [1, 2]
     plain = np.mean(fewer_letters(demo_llm.batch(PROMPTS)))
     assert fitted.history_[-1]["mean_reward"] == fitted.score(PROMPTS) > plain
     again = aligner(demo_llm, fewer_letters, **options).fit(PROMPTS)
@@ -74,8 +74,8 @@ def test_later_rounds_of_preference_draw_their_own_pairs(
     first, drawn = seen
     assert first == [*pairs, *pairs]
     assert 0 < len(drawn) <= len(pairs)
-    assert all(len(one["chosen"]) < len(one["rejected"]) for one in drawn)
-    assert {one["prompt"] for one in drawn} <= {one["prompt"] for one in pairs}
+    assert all(len(answer["chosen"]) < len(answer["rejected"]) for answer in drawn)
+    assert {answer["prompt"] for answer in drawn} <= {pair["prompt"] for pair in pairs}
     assert fitted.history_[1]["labels"] > 0
 
 
@@ -102,13 +102,13 @@ def test_a_fit_goes_on_in_its_folder(demo_llm: MaraLLM, tmp_path: Path, monkeypa
     assert same(resumed.fit(PROMPTS).agent_, whole.agent_)
     # Of the round that was done, what it took then, not what looking it up takes.
     assert [resumed.history_[0][name] for name in ("label_seconds", "round")] == [seconds, 1]
-    assert [one["mean_reward"] for one in resumed.history_] == [one["mean_reward"] for one in whole.history_]
+    assert [entry["mean_reward"] for entry in resumed.history_] == [entry["mean_reward"] for entry in whole.history_]
     labels = {file for file in written if "labels" in file.parts}
     assert labels
     assert all(file.stat().st_mtime_ns == written[file] for file in labels)
     folder = tmp_path / "resumed" / "round-2" / "agent"
     assert same(MaraAgent.from_pretrained(folder), whole.agent_)
-    labels_of_both = sum(one["labels"] for one in whole.history_)
+    labels_of_both = sum(entry["labels"] for entry in whole.history_)
     card = (folder / "README.md").read_text()
     assert f"| labeler | rollout |\n| round | 2 |\n| labels | {labels_of_both} |\n" in card
     assert f"| width | {whole.classifier_.width} |" in card

@@ -50,7 +50,10 @@ def test_each_command_keeps_its_options_in_one_configuration(tmp_path: Path) -> 
     assert versions["langchain-mara"] == __version__
     assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert set(LIBRARIES) | {"langchain-mara", "python"} == set(versions)
-    assert [(one["command"], one["event"]) for one in records(run)] == [("label", "started"), ("fit", "started")]
+    assert [(record["command"], record["event"]) for record in records(run)] == [
+        ("label", "started"),
+        ("fit", "started"),
+    ]
 
 
 def test_the_same_options_go_on_and_a_device_may_change(tmp_path: Path) -> None:
@@ -58,7 +61,7 @@ def test_the_same_options_go_on_and_a_device_may_change(tmp_path: Path) -> None:
     run = Run(tmp_path, "label", {**LABEL, "device": "cuda:1"})
     run.begin()
     assert run.resumed
-    assert [one["event"] for one in records(run)] == ["started", "resumed"]
+    assert [record["event"] for record in records(run)] == ["started", "resumed"]
 
 
 def test_other_options_are_refused_by_name(tmp_path: Path) -> None:
@@ -118,7 +121,7 @@ def test_agent_and_card_are_saved_together_and_replaced(tmp_path: Path) -> None:
         "\n\n## Metrics\n\n| | |\n|---|---|\n| training loss | 0.1235 |\n| labels | 12345 |\n"
     )
     assert "Old" not in card
-    assert {one.name for one in (tmp_path / "agent").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert {item.name for item in (tmp_path / "agent").iterdir()} == {"README.md", "config.json", "model.safetensors"}
     assert not (tmp_path / ".agent.new").exists()
 
 

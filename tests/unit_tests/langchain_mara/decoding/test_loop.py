@@ -301,7 +301,9 @@ def test_random_strategy_is_uniform_over_the_accepted(policy: PolicyModel) -> No
 def test_sampled_strategy_accepts_each_candidate_with_its_probability(policy: PolicyModel) -> None:
     draws = 4000
     options = [DecodingOptions(top_k=3, top_p=1.0, strategy="sampled", seed=i, max_new_tokens=1) for i in range(draws)]
-    results = [one[0] for one in run(policy, [Request([5, 6, 7], o, AGENTS[1]) for o in options], batch_size=64)]
+    results = [
+        decisions[0] for decisions in run(policy, [Request([5, 6, 7], o, AGENTS[1]) for o in options], batch_size=64)
+    ]
     first, second, third = max((d.accept_probabilities for d in results), key=len)
     refused = (1 - first) * (1 - second) * (1 - third)
     shares = np.array([first, (1 - first) * second, (1 - first) * (1 - second) * third])

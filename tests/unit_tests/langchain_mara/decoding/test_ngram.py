@@ -51,8 +51,8 @@ def drafted(answers: list[list[Decision]]) -> int:
 def assert_same(got: list[list[Decision]], expected: list[list[Decision]]) -> None:
     for some, others in zip(got, expected, strict=True):
         assert facts(some) == facts(others)
-        for one, other in zip(some, others, strict=True):
-            assert one.accept_probabilities == pytest.approx(other.accept_probabilities, abs=1e-4, nan_ok=True)
+        for decision, other in zip(some, others, strict=True):
+            assert decision.accept_probabilities == pytest.approx(other.accept_probabilities, abs=1e-4, nan_ok=True)
 
 
 def facts(decisions: list[Decision]) -> list[tuple[Any, ...]]:
@@ -228,10 +228,10 @@ def test_kept_states_come_without_drafts(policy: PolicyModel) -> None:
     got, expected = run(policy, [request]), run(policy, [request], draft=0)
     assert_same(got, expected)
     assert drafted(got) == 0
-    for one, other in zip(got[0], expected[0], strict=True):
-        assert one.candidate_states is not None
+    for item, other in zip(got[0], expected[0], strict=True):
+        assert item.candidate_states is not None
         assert other.candidate_states is not None
-        torch.testing.assert_close(one.candidate_states.states, other.candidate_states.states)
+        torch.testing.assert_close(item.candidate_states.states, other.candidate_states.states)
 
 
 def test_logits_processors_see_every_answer_grow_token_by_token(policy: PolicyModel) -> None:

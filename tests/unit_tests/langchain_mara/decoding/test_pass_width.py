@@ -176,7 +176,7 @@ def test_memory_that_ends_while_measuring_is_no_failure(policy: PolicyModel, mon
 def test_a_model_is_measured_once_and_only_where_there_is_a_choice(policy: PolicyModel) -> None:
     def answer(agent: MaraAgent | None, width: int | None) -> list[int | None]:
         request = Request([3, 4, 5], DecodingOptions(max_new_tokens=6), agent)
-        return [one.token_id for one in decode(policy, [request], width=width)]
+        return [decision.token_id for decision in decode(policy, [request], width=width)]
 
     agent = CoinAgent(32)
     plain = answer(None, None)
@@ -216,8 +216,7 @@ def test_results_do_not_depend_on_chosen_widths(
         options = DecodingOptions(top_k=12, max_new_tokens=10, strategy=strategy)
         requests = [Request(list(range(1, 3 + 2 * i)), options, agent) for i in range(4)]
         decisions = decode(policy, requests, batch_size=3, width=width, draft=draft)
-        found = [(requests.index(one.request), one.token_id, one.index, one.candidates, one.accepted)
-                 for one in decisions]  # fmt: skip
+        found = [(requests.index(d.request), d.token_id, d.index, d.candidates, d.accepted) for d in decisions]
         return sorted(found, key=lambda one: one[0])
 
     assert answers(None) == answers(1)

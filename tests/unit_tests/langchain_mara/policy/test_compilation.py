@@ -154,7 +154,7 @@ def test_only_what_is_new_in_a_pass_is_copied_into_a_recorded_graph() -> None:
     def watched(graph: Any, inputs: Any) -> Any:
         context = torch._guards.TracingContext.get().fw_metadata
         assert set(context.mutated_inp_runtime_indices) <= set(context.static_input_indices)
-        copied.append([tuple(one.shape) for i, one in enumerate(inputs) if i not in context.static_input_indices])
+        copied.append([tuple(tensor.shape) for i, tensor in enumerate(inputs) if i not in context.static_input_indices])
         return make_boxed_func(graph.forward)
 
     policy, _ = compiled(tiny_model("gemma-2"), aot_autograd(fw_compiler=watched, inference_compiler=watched))

@@ -85,7 +85,7 @@ def test_a_packed_model_is_saved_and_loaded_as_the_plain_one(tmp_path: Path, tie
     model = tiny(dtype, tie_word_embeddings=tied)
     packed_twin(model).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
-    assert all(torch.equal(one, model.state_dict()[name]) for name, one in loaded.state_dict().items())
+    assert all(torch.equal(item, model.state_dict()[name]) for name, item in loaded.state_dict().items())
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])

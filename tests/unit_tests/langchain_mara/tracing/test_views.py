@@ -39,7 +39,7 @@ def test_page_shows_the_answer_and_what_was_decided(trace: Trace) -> None:
         assert ("silent" in token.classes) is (text == "")
         shown = [accept for _, accept, _ in token.candidates]
         assert shown == pytest.approx(decision.accept_probabilities, abs=1e-4)
-        emitted = [place for place, one in enumerate(token.candidates) if one[2]]
+        emitted = [place for place, candidate in enumerate(token.candidates) if candidate[2]]
         assert emitted == ([decision.index] if decision.accept_probabilities else [])
         assert token.accept == (shown[decision.index] if shown else None)
         unseen = len(decision.candidates) - len(shown)

@@ -38,7 +38,7 @@ def test_from_pairs_to_a_comparison(demo_pairs: list[dict[str, Any]]) -> None:
     assert (systems["plain"][2], systems["MARA"][2]) == ("-", f"{low:.2f}…{high:.2f}")
     assert "harmful" not in output
     assert [answer["prompt"] for answer in report["answers"]] == [pair["prompt"] for pair in demo_pairs[-4:]]
-    assert {one.name for one in Path("run").iterdir()} == {
+    assert {item.name for item in Path("run").iterdir()} == {
         ".lock", "agent", "checkpoints", "config.json", "features", "log.jsonl", "versions.json",
     }  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_rewards_of_the_current_folder() -> None:
     output = succeed("evaluate", "prompts.jsonl", "--agent", "run", *again)
     assert "2 prompts, by short" in output
     own = json.loads(Path("own.json").read_text())
-    answers = [one["completions"]["plain"] for one in own["answers"]]
+    answers = [item["completions"]["plain"] for item in own["answers"]]
     assert own["systems"]["plain"]["mean reward"] == -0.5 * sum(map(len, answers)) / 2
     assert {name: own["config"][name] for name in ("top_k", "max_new_tokens")} == {"top_k": 6, "max_new_tokens": 6}
 

@@ -36,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         loaded.append((hub_id, split))
         row = ROWS[hub_id]
         other = {**row, **{name: "q" for name in ("prompt", "question") if name in row}}
-        return datasets.Dataset.from_list([{**one, "number": i} for i, one in enumerate([row, other, row])])
+        return datasets.Dataset.from_list([{**item, "number": i} for i, item in enumerate([row, other, row])])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     return loaded
@@ -54,7 +54,7 @@ def test_prompts_of_every_set_are_read_once(name: str, asked: list[tuple[str, st
 @pytest.mark.parametrize("name", PAIRS)
 def test_pairs_of_the_sets_that_have_them(name: str, asked: list[tuple[str, str]]) -> None:
     pair = read_pairs(name.lower())[0]
-    text = [one if isinstance(one, str) else one[-1]["content"] for one in (pair["chosen"], pair["rejected"])]
+    text = [item if isinstance(item, str) else item[-1]["content"] for item in (pair["chosen"], pair["rejected"])]
     assert (pair["prompt"], *text) == ("p", "a", "b")
     assert len(read_pairs(name)) == 3
     assert asked[0][1] == ("train_prefs" if name == "UltraFeedback" else "train")

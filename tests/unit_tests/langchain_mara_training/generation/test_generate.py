@@ -26,20 +26,20 @@ def starts(llm: MaraLLM, **kwargs: Any) -> list[AnswerStart]:
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_answers_are_those_of_batch(aligned: MaraLLM, batch_size: int) -> None:
     found = generate_answers(aligned, starts(aligned), batch_size)
-    assert [one.text for one in found] == aligned.batch(PROMPTS)
-    assert all(len(one.decisions) == len(one.token_ids) for one in found)
-    assert [one.text for one in found] != aligned.with_agent(None).batch(PROMPTS)
+    assert [answer.text for answer in found] == aligned.batch(PROMPTS)
+    assert all(len(answer.decisions) == len(answer.token_ids) for answer in found)
+    assert [answer.text for answer in found] != aligned.with_agent(None).batch(PROMPTS)
 
 
 @pytest.mark.parametrize("kept", [1, 5, 10])
 def test_an_answer_goes_on_as_it_went(aligned: MaraLLM, kept: int) -> None:
     whole = generate_answers(aligned, starts(aligned), 8)
     begun = [
-        AnswerStart(one.prompt_ids, full.token_ids[:kept]) for one, full in zip(starts(aligned), whole, strict=True)
+        AnswerStart(start.prompt_ids, full.token_ids[:kept]) for start, full in zip(starts(aligned), whole, strict=True)
     ]
     continued = generate_answers(aligned, begun, 8)
-    assert [(one.text, one.token_ids) for one in continued] == [(one.text, one.token_ids) for one in whole]
-    assert [len(one.decisions) for one in continued] == [len(one.token_ids) - kept for one in whole]
+    assert [(answer.text, answer.token_ids) for answer in continued] == [(item.text, item.token_ids) for item in whole]
+    assert [len(answer.decisions) for answer in continued] == [len(item.token_ids) - kept for item in whole]
 
 
 def test_what_has_ended_is_not_continued(demo_llm: MaraLLM) -> None:
@@ -68,8 +68,8 @@ def test_draws_are_those_of_generate(demo_llm: MaraLLM) -> None:
         demo_llm, [AnswerStart(demo_llm.encode(PROMPTS[1]), seed=7 + i, sampled=True) for i in range(4)], 8
     )
     generations = demo_llm.generate([PROMPTS[1]], n=4, seed=7, order="sampled").generations[0]
-    assert [one.text for one in drawn] == [one.text for one in generations]
-    assert len({one.text for one in drawn}) > 1
+    assert [answer.text for answer in drawn] == [generation.text for generation in generations]
+    assert len({answer.text for answer in drawn}) > 1
 
 
 def test_prompts_longer_than_the_context_are_refused(demo_llm: MaraLLM) -> None:

@@ -30,7 +30,7 @@ def test_systems_are_compared_as_by_hand(run: Path, pairs: Rows, pairs_file: str
     mara = llm.with_agent(tiny_agent(192))
     systems = [Decoding("plain", llm), Decoding("MARA", mara), BestOf(llm, reward, 3), BestOf(llm, reward, 2)]
     expected = compare(systems, pairs[:5], reward, random_state=6).summaries()
-    by_hand = [decode_system(one, pairs[:5], reward, "") for one in (llm, mara)]
+    by_hand = [decode_system(item, pairs[:5], reward, "") for item in (llm, mara)]
     assert by_hand[0].completions != by_hand[1].completions
     report = json.loads((run / "new" / "report.json").read_text())
     assert list(found.systems) == list(expected) == ["plain", "MARA", "best-of-3", "best-of-2"]
@@ -39,10 +39,10 @@ def test_systems_are_compared_as_by_hand(run: Path, pairs: Rows, pairs_file: str
         assert {key: value for key, value in values.items() if key not in timed} == {
             key: value for key, value in expected[name].items() if key not in timed
         }
-    for one, name in zip(by_hand, ("plain", "MARA"), strict=True):
-        assert [answer["completions"][name] for answer in report["answers"]] == one.completions
-        assert [answer["rewards"][name] for answer in report["answers"]] == one.rewards.tolist()
-        assert found.systems[name]["passes/token"] == pytest.approx(one.passes_per_token)
+    for summary, name in zip(by_hand, ("plain", "MARA"), strict=True):
+        assert [answer["completions"][name] for answer in report["answers"]] == summary.completions
+        assert [answer["rewards"][name] for answer in report["answers"]] == summary.rewards.tolist()
+        assert found.systems[name]["passes/token"] == pytest.approx(summary.passes_per_token)
     rate = preference_rate(by_hand[1].rewards, by_hand[0].rewards)
     assert (found.systems["MARA"]["preference rate"], found.systems["plain"]["preference rate"]) == (rate, None)
     assert report["systems"] == found.systems
@@ -57,8 +57,8 @@ def test_harm_is_judged_by_a_reward_above_zero(run: Path, pairs_file: str, vowel
     options = {**EVALUATE, "data": pairs_file, "limit": 5, "agent": str(run), "harmful": spec}
     found = evaluate.evaluate(None, None, options)
     for name, given in found.comparison.answers.items():
-        counts = vowels([one.completion for one in given])
-        assert [one.harmful for one in given] == [count > 6 for count in counts]
+        counts = vowels([answer.completion for answer in given])
+        assert [answer.harmful for answer in given] == [count > 6 for count in counts]
         assert found.systems[name]["harmful share"] == sum(count > 6 for count in counts) / 5
     assert found.comparison.config["facts"] == {"reward": [f"pairs:{pairs_file}"], "harmful": spec}
 
@@ -85,10 +85,10 @@ def test_an_interrupted_evaluation_goes_on_in_its_folder(
             evaluate.evaluate(None, tmp_path / "kept", options)
     done = {file.name: file.read_bytes() for file in (tmp_path / "kept" / "answers").iterdir()}
     assert {name: content.count(b"\n") for name, content in done.items()} == {"plain.jsonl": 8, "MARA.jsonl": 4}
-    assert [one["event"] for one in events(run, "evaluate")] == ["evaluated"]
+    assert [event["event"] for event in events(run, "evaluate")] == ["evaluated"]
     again = evaluate.evaluate(None, tmp_path / "kept", options)
-    texts = [[one.completion for one in given] for given in again.comparison.answers.values()]
-    assert texts == [[one.completion for one in given] for given in whole.comparison.answers.values()]
+    texts = [[answer.completion for answer in given] for given in again.comparison.answers.values()]
+    assert texts == [[answer.completion for answer in given] for given in whole.comparison.answers.values()]
     assert all((tmp_path / "kept" / "answers" / name).read_bytes().startswith(done[name]) for name in done)
     with pytest.raises(TrainingError, match="kept holds another comparison; different: prompts.count"):
         evaluate.evaluate(None, tmp_path / "kept", {**options, "limit": 3})
@@ -134,8 +134,8 @@ def test_what_is_not_said_comes_from_the_run(
 def test_the_threshold_decides_what_is_accepted(run: Path, pairs_file: str, threshold: float, steered: bool) -> None:
     options = {**EVALUATE, "data": pairs_file, "limit": 4, "agent": str(run), "threshold": threshold}
     evaluate.evaluate(run / "report.json", None, options)
-    answers = [one["completions"] for one in json.loads((run / "report.json").read_text())["answers"]]
-    assert any(one["plain"] != one["MARA"] for one in answers) is steered
+    answers = [load["completions"] for load in json.loads((run / "report.json").read_text())["answers"]]
+    assert any(answer["plain"] != answer["MARA"] for answer in answers) is steered
 
 
 @pytest.mark.usefixtures("vowels")

@@ -80,7 +80,7 @@ def test_interrupted_fit_goes_on_and_ends_byte_identical(
     fit.fit(killed, None, FIT)
     assert written == [1, 2, 3, 4]
     assert content(killed / "agent") == content(fitted / "agent")
-    assert [one["event"] for one in events(killed, "fit")][-2:] == ["resumed", "fitted"]
+    assert [event["event"] for event in events(killed, "fit")][-2:] == ["resumed", "fitted"]
     fit.fit(killed, None, FIT)
     assert written == [1, 2, 3, 4]
     assert content(killed / "agent") == content(fitted / "agent")

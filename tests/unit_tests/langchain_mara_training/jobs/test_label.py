@@ -76,4 +76,4 @@ def test_interrupted_labelling_goes_on_and_ends_byte_identical(
     assert label.label(tmp_path / "killed", given)["labels/s"] is None
     assert content(tmp_path / "killed" / "features") == whole
     assert [file.stat().st_mtime_ns for file in done] == times
-    assert [one["event"] for one in events(tmp_path / "killed", "label")] == ["started", "resumed", "labeled"]
+    assert [event["event"] for event in events(tmp_path / "killed", "label")] == ["started", "resumed", "labeled"]

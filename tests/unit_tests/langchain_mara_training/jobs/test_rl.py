@@ -47,7 +47,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of its own with prompts and a reward."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": one}) + "\n" for one in PROMPTS))
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": item}) + "\n" for item in PROMPTS))
     Path("rewards_of_test_reinforcement.py").write_text(REWARDS)
 
 
@@ -62,11 +62,11 @@ def content(folder: Path) -> dict[str, bytes]:
 def log(folder: str) -> list[dict[str, Any]]:
     """Records but for what a clock says."""
     records = [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in one.items() if name not in ("time", "seconds")} for one in records]
+    return [{name: value for name, value in record.items() if name not in ("time", "seconds")} for record in records]
 
 
 def noted(folder: str) -> list[dict[str, Any]]:
-    return [one for one in log(folder) if one["event"] == "noted"]
+    return [record for record in log(folder) if record["event"] == "noted"]
 
 
 def same(one: MaraAgent, other: MaraAgent) -> bool:
@@ -93,7 +93,7 @@ def test_a_shipped_recipe_runs_end_to_end(name: str, family: str, tmp_path: Path
     again = {"agent": "run", "reward": resolved["reward"]}
     evaluate.evaluate(tmp_path / "report.json", None, {**EVALUATE, **again})
     report = json.loads(Path("report.json").read_text())
-    answers = [one["completions"]["MARA"] for one in report["answers"]]
+    answers = [item["completions"]["MARA"] for item in report["answers"]]
     scores = [BeaverReward(folder, device="cpu")(PROMPTS, answers) for folder in (reward, cost)]
     weight = 2 if name.startswith("mistral") else 1
     expected = sum(weight * r - c for r, c in zip(*scores, strict=True)) / len(PROMPTS)
@@ -115,12 +115,12 @@ def test_it_trains_as_the_estimator_does() -> None:
         reward_weights=[2.0],
     ).fit(PROMPTS[:2], evaluation=PROMPTS)  # fmt: skip
     assert same(MaraAgent.from_pretrained("run/agent"), sac.agent_)
-    expected = [{"command": "rl", "event": "noted", **one} for one in sac.history_]
+    expected = [{"command": "rl", "event": "noted", **entry} for entry in sac.history_]
     assert noted("run") == expected
     last = sac.history_[-1]
     assert (values["episodes"], values["passes"], values["score"]) == (24, last["passes"], last["score"])
-    assert values["evaluation"] == max(one["evaluation"] for one in sac.history_)
-    assert [one["event"] for one in log("run")] == ["started", *["noted"] * 3, "trained"]
+    assert values["evaluation"] == max(entry["evaluation"] for entry in sac.history_)
+    assert [record["event"] for record in log("run")] == ["started", *["noted"] * 3, "trained"]
     assert list(Path("run/langchain-mara").glob("events*"))
     card = Path("run/agent/README.md").read_text()
     for row in ("model | langchain-mara demo", "preset | reference", "fallback | last", "learning rate actor | 0.001"):
@@ -147,7 +147,7 @@ def test_what_was_killed_ends_as_the_uninterrupted(killed_after: int) -> None:
     assert content(Path("killed/agent")) == before
     longer = {**given, "episodes": 32, "tracker": ["tensorboard"]}
     reinforce(Path("killed"), longer)
-    assert [one["episodes"] for one in noted("killed")] == [8, 16, 24, 32]
+    assert [item["episodes"] for item in noted("killed")] == [8, 16, 24, 32]
     assert run_folder.read_config("killed")["rl"]["episodes"] == 32
 
 
@@ -224,7 +224,7 @@ def test_rewards_of_a_recipe_keep_their_weights_if_they_are_named_again() -> Non
 
 
 def test_another_column_holds_the_prompts() -> None:
-    Path("questions.jsonl").write_text("".join(json.dumps({"question": one}) + "\n" for one in PROMPTS))
+    Path("questions.jsonl").write_text("".join(json.dumps({"question": item}) + "\n" for item in PROMPTS))
     own = options(RECIPE, data="questions.jsonl", prompt_column="question", episodes=8)
     reinforce(Path("run"), own)
     reinforce(Path("expected"), options(episodes=8))

@@ -100,8 +100,8 @@ def test_the_size_of_batches_and_shards_changes_nothing(demo_llm: MaraLLM, demo_
     whole = PreferenceLabeler(demo_llm).label(demo_pairs[:20])
     single = PreferenceLabeler(demo_llm, batch_tokens=1, shard_tokens=30).label(demo_pairs[:20])
     assert sorted(rows_of(whole)) == sorted(rows_of(single))
-    order = [np.lexsort((one.token_ids, one.positions, one.y, one.groups)) for one in (whole, single)]
-    left, right = (np.asarray(one.X, np.float32)[by] for one, by in zip((whole, single), order, strict=True))
+    order = [np.lexsort((item.token_ids, item.positions, item.y, item.groups)) for item in (whole, single)]
+    left, right = (np.asarray(item.X, np.float32)[by] for item, by in zip((whole, single), order, strict=True))
     np.testing.assert_allclose(left, right, rtol=2e-3, atol=2e-3)
 
 

@@ -20,7 +20,7 @@ OPTIONS: dict[str, Any] = {"positions": 3, "candidates": 4, "random_state": 5}
 
 def count_letters(completions: list[str], **_: Any) -> list[float]:
     """A reward that every token changes."""
-    return [one.count("e") - 0.4 * one.count("o") - 0.01 * len(one) for one in completions]
+    return [completion.count("e") - 0.4 * completion.count("o") - 0.01 * len(completion) for completion in completions]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def brute_force(llm: MaraLLM, prompt: str, place: int) -> list[tuple[int, float,
     tokens = sets.token_ids[0, : int(sets.counts[0])].tolist()
     left = llm.max_new_tokens - (place - len(prompt_ids)) - 1
     whole = [greedy(llm, [*prefix, token], left)[len(prompt_ids) :] for token in tokens]
-    rewards = np.array(count_letters([llm.tokenizer.decode(one, skip_special_tokens=True) for one in whole]))
+    rewards = np.array(count_letters([llm.tokenizer.decode(item, skip_special_tokens=True) for item in whole]))
     shares = logits[0, tokens].double().softmax(-1).numpy()
     return list(zip(tokens, rewards - rewards @ shares, shares, strict=True))
 
@@ -126,7 +126,7 @@ def test_shards_resume_and_refuse_other_rewards(
         return RolloutLabeler(demo_llm, reward, prompts_per_shard=1, **OPTIONS)
 
     def failing(completions: list[str], **_: Any) -> list[float]:
-        if any("egg" in one for one in completions):
+        if any("egg" in completion for completion in completions):
             raise ZeroDivisionError("no eggs")
         return count_letters(completions)
 

@@ -136,7 +136,7 @@ def test_batches_agree_with_one_by_one(kind: type[ScoreHeadReward], tmp_path: Pa
     folder, _, _ = checkpoint(tmp_path, kind)
     at_once, singly = (rewards_of(kind(folder, device="cpu", batch_size=size)) for size in (16, 1))
     assert at_once == pytest.approx(singly, rel=1e-9)
-    assert len({round(one, 6) for one in singly}) == len(PROMPTS)
+    assert len({round(item, 6) for item in singly}) == len(PROMPTS)
 
 
 @CASES
@@ -192,7 +192,7 @@ def test_the_mean_of_several_heads_and_a_bias(tmp_path: Path) -> None:
     )
     bias = float(tensors["value_head.bias"].mean())
     found = rewards_of(ZiyaReward(write(tmp_path, model, tensors), device="cpu"))
-    assert found == pytest.approx([one + bias for one in hand], rel=1e-9)
+    assert found == pytest.approx([item + bias for item in hand], rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_beaver_normalizes_as_its_configuration_says(
         buffers = {f"normalizer.{name}": torch.tensor(value) for name, value in moments.items()}
         tensors |= buffers | {"normalizer.count": torch.tensor([5])}
     found = rewards_of(BeaverReward(write(tmp_path, model, tensors), device="cpu"))
-    assert found == pytest.approx([formula(one) for one in hand], rel=1e-6)
+    assert found == pytest.approx([formula(item) for item in hand], rel=1e-6)
 
 
 def test_reward_minus_cost(tmp_path: Path) -> None:
@@ -288,10 +288,10 @@ def test_long_conversations_lose_their_beginning(tmp_path: Path) -> None:
     model.requires_grad_(requires_grad=False)
     with pytest.warns(UserWarning, match="2 of 2 conversations are longer than the 12 tokens"):
         found = reward(prompts=PROMPTS[:2], completions=ANSWERS[:2])
-    for one, text in zip(found, texts_of(BeaverReward, PROMPTS[:2], ANSWERS[:2]), strict=True):
+    for answer, text in zip(found, texts_of(BeaverReward, PROMPTS[:2], ANSWERS[:2]), strict=True):
         ids = [BOS, *[*TOKENIZER(text, add_special_tokens=False).input_ids, EOS][-11:]]
         state = model(torch.tensor([ids])).last_hidden_state[0, -1]
-        assert one == pytest.approx(float(tensors["score_head.weight"][0] @ state), rel=1e-9)
+        assert answer == pytest.approx(float(tensors["score_head.weight"][0] @ state), rel=1e-9)
 
 
 def test_by_default_the_model_reads_what_it_was_made_for(tmp_path: Path) -> None:

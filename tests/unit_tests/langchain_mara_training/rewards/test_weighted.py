@@ -105,7 +105,7 @@ def test_dataset_columns_reach_the_functions() -> None:
     def right(completions: list[str], answer: list[str], completion_ids: Any, **kwargs: Any) -> list[float]:
         assert completion_ids == [[1], [2], [3]]
         assert kwargs == {"prompts": PROMPTS, "topic": ["x"] * 3}
-        return [float(text == one) for text, one in zip(completions, answer, strict=True)]
+        return [float(text == item) for text, item in zip(completions, answer, strict=True)]
 
     ids = [[1], [2], [3]]
     assert score(right, completion_ids=ids, answer=["a", "c", "cccc"], topic=["x"] * 3) == [1.0, 0.0, 1.0]

@@ -28,7 +28,7 @@ def replace(model: PreTrainedModel) -> None:
 
 
 def load(model: PreTrainedModel) -> None:
-    model.load_state_dict({name: one * 1.1 for name, one in model.state_dict().items()})
+    model.load_state_dict({name: item * 1.1 for name, item in model.state_dict().items()})
 
 
 @pytest.mark.parametrize("change", [change_in_place, replace, load])

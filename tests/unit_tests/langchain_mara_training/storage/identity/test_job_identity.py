@@ -30,9 +30,9 @@ def test_rewards_are_described_by_weight_and_code() -> None:
         return [1.0] * len(completions)
 
     described = describe_rewards(WeightedRewards([score, score], [1.0, -0.5]))
-    assert [one["weight"] for one in described.values()] == [1.0, -0.5]
+    assert [value["weight"] for value in described.values()] == [1.0, -0.5]
     assert list(described) == ["score", "score_2"]
-    assert len({one["code"] for one in described.values()}) == 1
+    assert len({value["code"] for value in described.values()}) == 1
     require_known(described)
     score.version = 3  # type: ignore[attr-defined]
     assert describe_rewards(WeightedRewards(score))["score"]["code"] == "version 3"

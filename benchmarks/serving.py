@@ -30,7 +30,7 @@ from rich.progress import track
 from rich.table import Table
 from tables import Output, console, publish
 
-from langchain_mara import MaraLLM
+from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.packed_linear import pack
 
@@ -340,6 +340,9 @@ def chaos(
     """Calls at random times, three tenths poisoned, cancelled or with a timeout: what is lost, changed, left."""
     # The poison that lacks memory is tried with the whole width first.
     llm = make_llm(model, batch_size=16, width=2, prefix_memory=2**22)  # soon full
+    if model != "demo":
+        # A coin's answers hang on the last bits of the states, and so on who shares the batch.
+        llm = llm.with_agent(MaraAgent(llm.model.config.hidden_size, width=64).eval())
     title = f"{requests} calls over {seconds:.0f} s from {threads} threads on {model}"
     publish(soak(llm, questions(20), requests, seconds, threads, seed, title), output)
 

@@ -108,7 +108,8 @@ def encode_messages(
 def is_open(messages: Sequence[dict[str, Any]]) -> bool:
     """Whether a conversation ends with a text of the assistant, which an answer continues."""
     last = messages[-1] if messages else {}
-    return last.get("role") == "assistant" and bool(last.get("content")) and not last.get("tool_calls")
+    content = last.get("content")
+    return last.get("role") == "assistant" and isinstance(content, str) and content != "" and not last.get("tool_calls")
 
 
 def render(

@@ -222,7 +222,9 @@ def _agent(folder: Path) -> str:
 def _answers(folder: Path) -> dict[str, list[Any]]:
     """The answers, without the times they took; the share of a chunk's passes depends on where it was interrupted."""
     kept = Comparison.load(folder).answers
-    return {name: [one.model_dump(exclude={"seconds", "passes"}) for one in answers] for name, answers in kept.items()}
+    return {
+        name: [answer.model_dump(exclude={"seconds", "passes"}) for answer in answers] for name, answers in kept.items()
+    }
 
 
 _WORK = {

@@ -26,12 +26,7 @@ def printable(text: str) -> str:
 
 
 def read_json(file: Path, error: type[MaraError], most_bytes: int = MOST_JSON_BYTES) -> Any:
-    """Reads a JSON file that others may have written.
-
-    Args:
-        file: The file.
-        error: Kind of error to raise.
-        most_bytes: Size up to which the file is read.
+    """Reads a JSON file that others may have written; the arguments are those of `read_content`.
 
     Raises:
         MaraError: Of kind `error`, if the file is too large, nested too deeply, or not JSON.

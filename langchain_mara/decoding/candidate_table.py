@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from langchain_mara.decoding.candidates import candidate_sets, log_probabilities, order_candidates
-from langchain_mara.decoding.recovery import attempt, fits_in_memory
+from langchain_mara.decoding.recovery import attempt
 from langchain_mara.decoding.request import Request
 from langchain_mara.decoding.sequence import SequenceState
 from langchain_mara.exceptions import LogitsProcessorError
@@ -60,11 +60,12 @@ class CandidateTable:
         Raises:
             torch.OutOfMemoryError: If there is not even enough memory for one position.
         """
-        if fits_in_memory(partial(self._cut, positions, states)):
+        error = attempt(partial(self._cut, positions, states))
+        if error is None:
             return
         half = len(positions) // 2
-        if not half:
-            raise torch.OutOfMemoryError
+        if not half or not isinstance(error, torch.OutOfMemoryError):
+            raise error
         self.cut(positions[:half], states[:half])
         self.cut(positions[half:], states[half:])
 

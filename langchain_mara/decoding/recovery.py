@@ -11,15 +11,6 @@ from langchain_mara.exceptions import NonFiniteError
 from langchain_mara.policy.model import PolicyModel
 
 
-def fits_in_memory(work: Callable[[], None]) -> bool:
-    """Runs work that may be repeated; False if there was not enough memory for it."""
-    try:
-        work()
-    except torch.OutOfMemoryError:
-        return False
-    return True
-
-
 def attempt(work: Callable[[], object]) -> BaseException | None:
     """Runs work that may be repeated; returns its error, or None.
 

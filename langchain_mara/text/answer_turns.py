@@ -67,7 +67,7 @@ def encode_turns(
             said.append(message)
             continue
         opened = render(tokenizer, said, marked_tools)
-        said = [*said[:-1], _joined(said[-1], message)] if is_open(said) else [*said, message]
+        said = [*said[:-1], joined(said[-1], message)] if is_open(said) else [*said, message]
         closed = render(tokenizer, said, marked_tools, closed=True)
         between, spoken = _continuation(opened, text), _spoken(opened, closed, message)
         own, after = _split(tokenizer, continue_marked(tokenizer, spoken, mark), ends)
@@ -77,8 +77,13 @@ def encode_turns(
     return turns
 
 
-def _joined(opening: Message, message: Message) -> Message:
-    """An open message of the assistant with its continuation."""
+def joined(opening: Message, message: Message) -> Message:
+    """An open message of the assistant with its continuation.
+
+    Args:
+        opening: The open message; its content is a text.
+        message: The message that goes on with it.
+    """
     return {**message, "content": f"{opening['content']}{message.get('content') or ''}"}
 
 

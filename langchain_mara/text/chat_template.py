@@ -37,6 +37,7 @@ def encode_prompt(
     *,
     use_chat_template: bool,
     system_prompt: str | None = None,
+    tools: Sequence[dict[str, Any]] = (),
     special_tokens_in_messages: bool = False,
 ) -> list[int]:
     """Encodes a prompt as the model expects it.
@@ -46,6 +47,7 @@ def encode_prompt(
         prompt: Text, which becomes a user message if the chat template is used, or messages.
         use_chat_template: Whether to use the tokenizer's chat template.
         system_prompt: System message to put before messages that have none.
+        tools: Tools that the model may call, if the chat template is used.
         special_tokens_in_messages: See `encode_messages`. Without the chat template, special tokens in the text always
             count, because whoever renders a prompt writes them.
 
@@ -58,7 +60,7 @@ def encode_prompt(
     elif not use_chat_template:
         raise PromptError("Messages need a chat template, and this model is prompted with plain text. Give text.")
     messages = as_messages(prompt, system_prompt)
-    return encode_messages(tokenizer, messages, special_tokens_in_messages=special_tokens_in_messages)
+    return encode_messages(tokenizer, messages, tools, special_tokens_in_messages=special_tokens_in_messages)
 
 
 def as_messages(prompt: str | Sequence[dict[str, Any]], system_prompt: str | None = None) -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Literal
 
+from langchain_mara.text.chat_template import as_messages
+
 Fields = dict[str, Any]
 Preferred = Literal["better", "safer"]
 
@@ -18,6 +20,10 @@ PROMPT_COLUMNS = ("prompt", "instruction", "question")
 """Usual names of the prompt's column; the first one that a row has is used."""
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
 """Usual names of a column with a whole conversation."""
+MESSAGE_KEYS = ("role", "content")
+"""Keys of a message."""
+SHAREGPT_KEYS = ("from", "value")
+"""Keys of a message in ShareGPT's form."""
 _ADDITIONS = ("input", "context")
 _SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
@@ -89,17 +95,18 @@ def dialogue(text: str) -> list[dict[str, str]] | None:
     return [{"role": _ROLES[role], "content": content.strip()} for role, content in pairs]
 
 
+def is_message(value: Any, *keys: str) -> bool:
+    """Whether a value is a message with these keys, by default `role` and `content`."""
+    return isinstance(value, Mapping) and set(keys or MESSAGE_KEYS) <= set(value)
+
+
 def _with_openai_messages(row: Fields) -> Fields:
     """A row whose ShareGPT messages (`from`, `value`) have `role` and `content`; a single message becomes a list."""
 
     def converted(value: Any) -> Any:
-        if isinstance(value, Mapping) and ({"from", "value"} <= set(value) or {"role", "content"} <= set(value)):
+        if is_message(value) or is_message(value, *SHAREGPT_KEYS):
             return converted([value])
-        if (
-            isinstance(value, list)
-            and value
-            and all(isinstance(m, Mapping) and {"from", "value"} <= set(m) for m in value)
-        ):
+        if isinstance(value, list) and value and all(is_message(message, *SHAREGPT_KEYS) for message in value):
             return [{"role": _SHAREGPT_ROLES.get(m["from"], m["from"]), "content": m["value"]} for m in value]
         return value
 
@@ -115,7 +122,7 @@ def _prompt_of(row: Fields) -> Any:
         if not conversation or not all(isinstance(message, Mapping) for message in conversation):
             return None
         prompt = list(conversation)
-        # The answer that ends the conversation is not part of the prompt, unless answers are given beside it.
+        # The answer that ends the conversation is not part of the prompt, unless the row has answers, too.
         while "chosen" not in row and len(prompt) > 1 and prompt[-1].get("role") == "assistant":
             prompt.pop()
     if isinstance(prompt, str):
@@ -128,10 +135,8 @@ def _prompt_of(row: Fields) -> Any:
 def _with_system(prompt: Any, system: Any) -> Any:
     if not isinstance(system, str) or not system.strip():
         return prompt
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if not isinstance(messages, list) or any(message.get("role") == "system" for message in messages):
-        return prompt
-    return [{"role": "system", "content": system}, *messages]
+    is_prompt = isinstance(prompt, str) or (isinstance(prompt, list) and all(map(is_message, prompt)))
+    return as_messages(prompt, system) if is_prompt else prompt
 
 
 def _chosen_by_number(row: Fields, column: str) -> Fields:

@@ -18,8 +18,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from langchain_mara.exceptions import DataError
-
-Row = dict[str, Any]
+from langchain_mara_training.data.column_formats import SHAREGPT_KEYS, Fields, is_message
 
 MOST_ROWS = 100_000_000
 """Most rows of a file. A few bytes can declare any number of them."""
@@ -28,7 +27,7 @@ MOST_ROW_BYTES = 64 * 2**20
 STANDARD_INPUT = "-"
 """The name of standard input, which holds JSON lines."""
 
-_COMPRESSED = {".gz": gzip.open, ".zst": None}
+_COMPRESSED = {".gz", ".zst"}
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "Zstandard", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
 
@@ -45,7 +44,7 @@ def kind_of(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in _READERS else None
 
 
-def read_files(source: str | Path) -> Iterator[Row]:
+def read_files(source: str | Path) -> Iterator[Fields]:
     """Rows of a file, of all files in a folder in the order of their names, or of standard input.
 
     Args:
@@ -140,24 +139,24 @@ def _parsed(text: bytes, where: str) -> Any:
         raise DataError(f"{where} is not JSON ({error}). Correct it.") from None
 
 
-def _row(value: Any, where: str) -> Row:
+def _row(value: Any, where: str) -> Fields:
     if not isinstance(value, dict):
         raise DataError(f'{where} is {type(value).__name__}, not an object with columns. Write {{"prompt": …}}.')
     return value
 
 
-def _json_lines(stream: IO[bytes], name: str) -> Iterator[Row]:
+def _json_lines(stream: IO[bytes], name: str) -> Iterator[Fields]:
     for number, line in _lines(stream, name):
         where = f"{name}, line {number}"
         yield _row(_parsed(line, where), where)
 
 
-def _read_json_lines(path: Path) -> Iterator[Row]:
+def _read_json_lines(path: Path) -> Iterator[Fields]:
     with closing(_opened(path)) as stream:
         yield from _json_lines(stream, str(path))
 
 
-def _read_json(path: Path) -> Iterator[Row]:
+def _read_json(path: Path) -> Iterator[Fields]:
     """Rows of a `.json` file: a list of objects, or lines."""
     with closing(_opened(path)) as stream:
         try:
@@ -173,8 +172,8 @@ def _read_json(path: Path) -> Iterator[Row]:
         yield _row(value, f"{path}, row {number}")
 
 
-def _table(delimiter: str) -> Callable[[Path], Iterator[Row]]:
-    def read(path: Path) -> Iterator[Row]:
+def _table(delimiter: str) -> Callable[[Path], Iterator[Fields]]:
+    def read(path: Path) -> Iterator[Fields]:
         with closing(_opened(path)) as stream:
             text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
             csv.field_size_limit(MOST_ROW_BYTES)
@@ -207,14 +206,12 @@ def _cell(name: str, text: str) -> Any:
         except (ValueError, RecursionError):
             return text
         messages = value if isinstance(value, list) else [value]
-        is_message = all(
-            isinstance(m, dict) and ({"role", "content"} <= set(m) or {"from", "value"} <= set(m)) for m in messages
-        )
-        return value if is_message else text
+        are_messages = all(is_message(message) or is_message(message, *SHAREGPT_KEYS) for message in messages)
+        return value if are_messages else text
     return text
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path) -> Iterator[Fields]:
     try:
         with parquet.ParquetFile(path) as file:
             if file.metadata.num_rows > MOST_ROWS:
@@ -227,7 +224,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise DataError(f"{path} is not Parquet ({error}). Get it again.") from None
 
 
-def _read_arrow(path: Path) -> Iterator[Row]:
+def _read_arrow(path: Path) -> Iterator[Fields]:
     try:
         with pa.memory_map(str(path)) as stream:
             yield from rows_of_batches(_arrow_batches(stream))
@@ -244,13 +241,13 @@ def _arrow_batches(stream: Any) -> Iterable[pa.RecordBatch]:
     return (file.get_batch(i) for i in range(file.num_record_batches))
 
 
-def rows_of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
+def rows_of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[Fields]:
     """Rows of Arrow's record batches."""
     for batch in batches:
         yield from batch.to_pylist()
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[Fields]]] = {
     ".json": _read_json, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".csv": _table(","),
     ".tsv": _table("\t"), ".parquet": _read_parquet, ".arrow": _read_arrow,
 }  # fmt: skip

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow.interchange import from_dataframe
 
 from langchain_mara.exceptions import DataError
-from langchain_mara_training.data.column_formats import Preferred, with_pair, with_prompt
+from langchain_mara_training.data.column_formats import Preferred, is_message, with_pair, with_prompt
 from langchain_mara_training.data.files import is_file_name, read_files, rows_of_batches
 from langchain_mara_training.data.known_datasets import known_set
 
@@ -190,7 +190,7 @@ def _require(rows: Sequence[Row], columns: Sequence[str], source: Source) -> Non
 
 def _is_prompt(value: Any) -> bool:
     if isinstance(value, list):
-        return bool(value) and all(isinstance(item, Mapping) and {"role", "content"} <= set(item) for item in value)
+        return bool(value) and all(map(is_message, value))
     return isinstance(value, str)
 
 

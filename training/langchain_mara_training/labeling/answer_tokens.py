@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import DataError, PromptError
 from langchain_mara.text.answer_turns import encode_turns
-from langchain_mara.text.chat_template import as_messages, encode_messages, eos_token_ids
+from langchain_mara.text.chat_template import as_messages, encode_prompt, eos_token_ids
 from langchain_mara_training.data.readers import Prompt, Row, answer_text
 
 
@@ -71,12 +71,12 @@ def labeled_answers(llm: MaraLLM, row: Row, group: int, context: int | None) -> 
 
 
 def _prompt_ids(llm: MaraLLM, row: Row) -> list[int]:
-    if not llm.use_chat_template:
-        return llm.encode(row["prompt"])
-    return encode_messages(
+    return encode_prompt(
         llm.tokenizer,
-        as_messages(row["prompt"], llm.system_prompt),
-        row.get("tools") or (),
+        row["prompt"],
+        use_chat_template=bool(llm.use_chat_template),
+        system_prompt=llm.system_prompt,
+        tools=row.get("tools") or (),
         special_tokens_in_messages=llm.special_tokens_in_messages,
     )
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from langchain_mara.exceptions import RewardError
+from langchain_mara.text.answer_turns import joined
+from langchain_mara.text.chat_template import as_messages, is_open
 from langchain_mara.untrusted import printable
 from langchain_mara_training.data.readers import Message, Prompt
 from langchain_mara_training.rewards.calling import TextReward
@@ -161,9 +163,8 @@ def conversation(prompt: Prompt, completion: Prompt) -> list[Message]:
     A text is one message: a prompt is the user's, a completion the assistant's. If the prompt ends with a message of
     the assistant, the completion goes on with it.
     """
-    question = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    question = as_messages(prompt)
     answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
-    if question[-1]["role"] == "assistant" == answer[0]["role"]:
-        opening, *answer = (question.pop(), *answer)
-        answer[0] = {**answer[0], "content": f"{opening['content']}{answer[0]['content']}"}
+    if is_open(question) and answer[0]["role"] == "assistant":
+        answer[0] = joined(question.pop(), answer[0])
     return [*question, *answer]

@@ -198,7 +198,7 @@ class _Hasher:
         if not isinstance(value, types.ModuleType) or _library(value.__name__):
             return self.of(value, name)
         members = sorted(member for member in names if member in vars(value))
-        return _hash("module", *(self._reference(vars(value)[one], one, names - {one}) for one in members))
+        return _hash("module", *(self._reference(vars(value)[member], member, names - {member}) for member in members))
 
     def _code(self, value: types.CodeType) -> Iterable[Any]:
         numbers = (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags)

@@ -117,7 +117,7 @@ def claim(file: Path, identity: Mapping[str, Any], has_results: Callable[[], boo
     if not file.exists():
         write_sealed(file, identity)
         return
-    stored = read_sealed(file, "Nobody can tell what the results beside it were made from. Give another folder.")
+    stored = read_sealed(file, "Nobody can tell what the results in its folder were made from. Give another folder.")
     if differing := differences(stored, identity):
         raise TrainingError(
             f"{folder} holds the results of another job; different: {', '.join(differing)}. Give another folder, or "

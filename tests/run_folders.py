@@ -7,11 +7,12 @@ from typing import Any
 Rows = list[dict[str, Any]]
 
 DATA = {"split": "train", "limit": None, "device": "cpu", "seed": 0, "model": None, "agent": None}
-PAIRS = {"labeler": "preference", "all_tokens": False, "top_k": 40, "top_p": 0.95, **DATA}
+ROWS = {"too_long": "error", "on_bad_row": "error", **DATA}
+PAIRS = {"labeler": "preference", "all_tokens": False, "top_k": 40, "top_p": 0.95, **ROWS}
 ROLLOUTS = {
     "labeler": "rollout", "top_k": 10, "top_p": 0.9, "max_new_tokens": 6, "generations": 1, "positions": 2,
     "candidates": 3, "continuations": 1, "value": "policy", "margin": 0.0, "ties": "accept", "weighting": "uniform",
-    "reward": ["rewards_of_test_jobs:vowels"], "reward_weight": [2.0], **DATA,
+    "reward": ["rewards_of_test_jobs:vowels"], "reward_weight": [2.0], **ROWS,
 }  # fmt: skip
 FIT = {
     "width": 8, "epochs": 4, "batch_size": 64, "learning_rate": 1e-3, "early_stopping": False,

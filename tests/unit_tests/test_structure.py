@@ -32,10 +32,12 @@ langchain_mara: _base _messages chat_models llms custom_generate cli
 langchain_mara_training.storage: defaults atomic progress records settings distributed lock
 langchain_mara_training.storage.identity: content_digest job_identity
 langchain_mara_training.storage: job_checkpoint model_card
-langchain_mara_training.data: column_formats known_datasets files readers
+langchain_mara_training.data: column_formats known_datasets messages row_values row_report feedback files sources
+    readers
 langchain_mara_training.rewards: calling weighted preference_reward checkpoint_loading reward_model published specs
-langchain_mara_training.generation: generate costs states
-langchain_mara_training.labeling: shard_list token_labels shards answer_tokens preference rollout_options rollout
+langchain_mara_training.generation: generate prompts costs states
+langchain_mara_training.labeling: shard_list token_labels shards answer_tokens answer_store preference
+    rollout_options prompt_rows rollout
 langchain_mara_training.evaluation: divergence systems reward_guided evaluate preference_rate comparison_store scoring
     comparison
 langchain_mara_training.evaluation.report: figures page retrace

@@ -15,6 +15,8 @@ from langchain_mara.exceptions import OptionsError
 from langchain_mara.options import DEFAULTS
 from langchain_mara_training.commands.options import (
     Data,
+    DataName,
+    DataRevision,
     Device,
     Limit,
     Seed,
@@ -27,6 +29,7 @@ from langchain_mara_training.commands.options import (
     weight_option,
 )
 from langchain_mara_training.labeling.rollout_options import ROLLOUT_DEFAULTS, RolloutOptions, Ties, Value, Weighting
+from langchain_mara_training.storage.defaults import OnBadRow, TooLong
 
 # Options that have no effect with a labeler.
 _UNUSED = {
@@ -57,7 +60,18 @@ def label(
     ] = False,
     top_k: Annotated[int, count_option(help="Most candidates of a position.")] = DEFAULTS.top_k,
     top_p: Annotated[float, number_option(help="Nucleus mass.")] = DEFAULTS.top_p,
+    too_long: Annotated[
+        TooLong, name_option(help="What a prompt that leaves no room for an answer does: error, skip or truncate-left.")
+    ] = "error",
+    on_bad_row: Annotated[
+        OnBadRow, name_option(help="What a row that cannot be used does: error, or skip, which counts it.")
+    ] = "error",
     split: Split = "train",
+    data_name: DataName = None,
+    data_revision: DataRevision = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Read a data set on the hub as it is needed, without storing it.")
+    ] = False,
     limit: Limit = None,
     device: Device = None,
     seed: Seed = 0,
@@ -93,11 +107,14 @@ def label(
     """
     with one_sentence():
         from langchain_mara_training import run_folder
+        from langchain_mara_training.jobs.label import FIRST_BAD_ROWS
         from langchain_mara_training.jobs.label import label as label_run
 
         unused = _UNUSED[labeler]
         _refuse(ctx, unused)
         values = label_run(output, run_folder.resolved(ctx.params, "output", *unused))
+        for sentence in values.pop(FIRST_BAD_ROWS, ()):
+            typer.echo(f"Skipped: {sentence}", err=True)
         if values:
             print_values("Labels", values)
 

@@ -19,7 +19,11 @@ reward_option = partial(
 )
 weight_option = partial(number_option, "--reward-weight", help="Weight of each reward, in order; 1 by default.")
 
-Data = Annotated[str, typer.Argument(help="A .json, .jsonl or .parquet file, or the name of a data set on the hub.")]
+Data = Annotated[
+    str, typer.Argument(help="A file or folder of rows, - for standard input, or the name of a data set on the hub.")
+]
+DataName = Annotated[str | None, name_option(help="Configuration of a data set on the hub that has several.")]
+DataRevision = Annotated[str | None, name_option(help="Branch, tag or commit of a data set on the hub.")]
 Device = Annotated[str | None, name_option(help="Device, such as cuda or cpu.")]
 Limit = Annotated[int | None, count_option(help="Most rows to read; all by default.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of all random draws.")]

@@ -77,11 +77,11 @@ def with_pair(row: Fields, preferred: Preferred = "better") -> Fields:
     opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     given = row.get("prompt", prompt)
     openings = [opening, [{"role": "user", "content": given}] if isinstance(given, str) else given]
-    for messages in openings:
-        if all(_begins_with(answer, messages) for answer in (chosen, rejected)):
-            chosen, rejected = chosen[len(messages) :], rejected[len(messages) :]  # type: ignore[index]
-            break
     answers = {name: answer for name, answer in (("chosen", chosen), ("rejected", rejected)) if answer is not None}
+    for messages in openings:
+        if all(_begins_with(answer, messages) for answer in answers.values()):
+            answers = {name: answer[len(messages) :] for name, answer in answers.items()}
+            break
     return {**row, "prompt": prompt, **answers}
 
 
@@ -96,8 +96,10 @@ def dialogue(text: str) -> list[dict[str, str]] | None:
 
 
 def is_message(value: Any, *keys: str) -> bool:
-    """Whether a value is a message with these keys, by default `role` and `content`."""
-    return isinstance(value, Mapping) and set(keys or MESSAGE_KEYS) <= set(value)
+    """Whether a value is a message with these keys, by default `role` and `content`, or `role` and `tool_calls`."""
+    if not isinstance(value, Mapping):
+        return False
+    return set(keys or MESSAGE_KEYS) <= set(value) or (not keys and {"role", "tool_calls"} <= set(value))
 
 
 def _with_openai_messages(row: Fields) -> Fields:

@@ -27,6 +27,8 @@ MOST_ROW_BYTES = 64 * 2**20
 STANDARD_INPUT = "-"
 """The name of standard input, which holds JSON lines."""
 
+_NUMBERS = {"group", "weight"}
+_LISTS = {"responses", "scores", "ranks", "tools"}
 _COMPRESSED = {".gz", ".zst"}
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "Zstandard", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
@@ -44,11 +46,16 @@ def kind_of(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in _READERS else None
 
 
-def read_files(source: str | Path) -> Iterator[Fields]:
+BadRow = Callable[[DataError], None]
+"""What is told of a row that cannot be read: it raises the error, or returns, and the row is left out."""
+
+
+def read_files(source: str | Path, bad_row: BadRow | None = None) -> Iterator[Fields]:
     """Rows of a file, of all files in a folder in the order of their names, or of standard input.
 
     Args:
         source: Path, or `-` for standard input.
+        bad_row: What to do about a bad row that others can follow, such as a broken line; by default it raises.
 
     Yields:
         Rows as they are read.
@@ -56,8 +63,9 @@ def read_files(source: str | Path) -> Iterator[Fields]:
     Raises:
         DataError: If a file is missing, is not what its name says, or a row is too long.
     """
+    bad_row = bad_row or _refuse
     if str(source) == STANDARD_INPUT:
-        yield from _json_lines(sys.stdin.buffer, "standard input")
+        yield from _json_lines(sys.stdin.buffer, "standard input", bad_row)
         return
     path = Path(source).expanduser()
     if path.is_dir():
@@ -65,14 +73,18 @@ def read_files(source: str | Path) -> Iterator[Fields]:
         if not files:
             raise DataError(f"{path} holds no files of rows. Give a folder with {', '.join(_READERS)} files.")
         for file in files:
-            yield from read_files(file)
+            yield from read_files(file, bad_row)
         return
     if not path.is_file():
         raise DataError(f"There is no file {path}. Check the path.")
     kind = kind_of(path)
     if kind is None:
         raise DataError(f"{path} has an unknown ending. Give a {', '.join(_READERS)} file, also with .gz or .zst.")
-    yield from _READERS[kind](path)
+    yield from _READERS[kind](path, bad_row)
+
+
+def _refuse(error: DataError) -> None:
+    raise error
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -145,18 +157,23 @@ def _row(value: Any, where: str) -> Fields:
     return value
 
 
-def _json_lines(stream: IO[bytes], name: str) -> Iterator[Fields]:
+def _json_lines(stream: IO[bytes], name: str, bad_row: BadRow) -> Iterator[Fields]:
     for number, line in _lines(stream, name):
         where = f"{name}, line {number}"
-        yield _row(_parsed(line, where), where)
+        try:
+            row = _row(_parsed(line, where), where)
+        except DataError as error:
+            bad_row(error)
+            continue
+        yield row
 
 
-def _read_json_lines(path: Path) -> Iterator[Fields]:
+def _read_json_lines(path: Path, bad_row: BadRow) -> Iterator[Fields]:
     with closing(_opened(path)) as stream:
-        yield from _json_lines(stream, str(path))
+        yield from _json_lines(stream, str(path), bad_row)
 
 
-def _read_json(path: Path) -> Iterator[Fields]:
+def _read_json(path: Path, bad_row: BadRow) -> Iterator[Fields]:
     """Rows of a `.json` file: a list of objects, or lines."""
     with closing(_opened(path)) as stream:
         try:
@@ -164,16 +181,21 @@ def _read_json(path: Path) -> Iterator[Fields]:
         except (EOFError, OSError) as error:
             raise DataError(f"{path} is damaged ({error}). Get it again.") from None
     if not text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        yield from _read_json_lines(path)
+        yield from _read_json_lines(path, bad_row)
         return
     if len(text) > MOST_ROW_BYTES:
         raise DataError(f"{path} has more than {MOST_ROW_BYTES:,} bytes. Write one row per line, as .jsonl.")
     for number, value in enumerate(_parsed(text, str(path))):
-        yield _row(value, f"{path}, row {number}")
+        try:
+            row = _row(value, f"{path}, row {number}")
+        except DataError as error:
+            bad_row(error)
+            continue
+        yield row
 
 
-def _table(delimiter: str) -> Callable[[Path], Iterator[Fields]]:
-    def read(path: Path) -> Iterator[Fields]:
+def _table(delimiter: str) -> "_Reader":
+    def read(path: Path, bad_row: BadRow) -> Iterator[Fields]:
         with closing(_opened(path)) as stream:
             text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
             csv.field_size_limit(MOST_ROW_BYTES)
@@ -181,10 +203,13 @@ def _table(delimiter: str) -> Callable[[Path], Iterator[Fields]]:
                 reader = csv.DictReader(text, delimiter=delimiter, strict=True)
                 for row in reader:
                     if None in row or None in row.values():
-                        raise DataError(
-                            f"{path}, line {reader.line_num} has not as many cells as the first line. Quote cells that "
-                            f"hold {delimiter!r} or line breaks."
+                        bad_row(
+                            DataError(
+                                f"{path}, line {reader.line_num} has not as many cells as the first line. Quote cells "
+                                f"that hold {delimiter!r} or line breaks."
+                            )
                         )
+                        continue
                     yield {name: _cell(name, value) for name, value in row.items()}
             except UnicodeDecodeError as error:
                 raise DataError(
@@ -197,21 +222,38 @@ def _table(delimiter: str) -> Callable[[Path], Iterator[Fields]]:
 
 
 def _cell(name: str, text: str) -> Any:
-    """A cell's value: messages where the cell holds them as JSON, an integer for a group, and else the text."""
-    if name == "group" and text.strip().lstrip("-").isdigit():
-        return int(text)
-    if text[:2] == "[{" or (text[:1] == "{" and text[-1:] == "}"):
+    """A cell's value: messages where the cell holds them as JSON, a number for a weight or group, and else the text.
+
+    An empty cell for a number or a list is null, because the row has none.
+    """
+    if name in _NUMBERS | _LISTS and not text.strip():
+        return None
+    if name in _NUMBERS:
+        return _number(text)
+    if name in _LISTS or text[:2] == "[{" or (text[:1] == "{" and text[-1:] == "}"):
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
             return text
+        if name in _LISTS:
+            return value
         messages = value if isinstance(value, list) else [value]
         are_messages = all(is_message(message) or is_message(message, *SHAREGPT_KEYS) for message in messages)
         return value if are_messages else text
     return text
 
 
-def _read_parquet(path: Path) -> Iterator[Fields]:
+def _number(text: str) -> int | float | str:
+    """The number that a cell holds; its text if it holds none."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _read_parquet(path: Path, bad_row: BadRow) -> Iterator[Fields]:  # noqa: ARG001 - tables have no broken rows
     try:
         with parquet.ParquetFile(path) as file:
             if file.metadata.num_rows > MOST_ROWS:
@@ -224,7 +266,7 @@ def _read_parquet(path: Path) -> Iterator[Fields]:
         raise DataError(f"{path} is not Parquet ({error}). Get it again.") from None
 
 
-def _read_arrow(path: Path) -> Iterator[Fields]:
+def _read_arrow(path: Path, bad_row: BadRow) -> Iterator[Fields]:  # noqa: ARG001
     try:
         with pa.memory_map(str(path)) as stream:
             yield from rows_of_batches(_arrow_batches(stream))
@@ -247,7 +289,8 @@ def rows_of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[Fields]:
         yield from batch.to_pylist()
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Fields]]] = {
+_Reader = Callable[[Path, BadRow], Iterator[Fields]]
+_READERS: dict[str, _Reader] = {
     ".json": _read_json, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".csv": _table(","),
     ".tsv": _table("\t"), ".parquet": _read_parquet, ".arrow": _read_arrow,
 }  # fmt: skip

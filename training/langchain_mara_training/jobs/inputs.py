@@ -10,6 +10,8 @@ from langchain_mara import MaraLLM
 from langchain_mara.options import DEFAULTS
 from langchain_mara_training import run_folder
 from langchain_mara_training.data.readers import Row
+from langchain_mara_training.data.row_report import RowReport
+from langchain_mara_training.data.sources import HubOptions, OpenedSource
 
 Options = Mapping[str, Any]
 """A command's options by name, as `run_folder.resolved` returns them."""
@@ -40,22 +42,49 @@ def load_llm(options: Options, device: str | None, **fields: Any) -> MaraLLM:
     return MaraLLM.demo(**fields) if model is None else MaraLLM.from_model_id(model, **fields)
 
 
-def load_rows(options: Options, read: Callable[[str, str], list[Row]]) -> list[Row]:
+def load_rows(options: Options, read: Callable[..., list[Row]]) -> list[Row]:
     """Loads the rows that a command's options name, without the progress bars of `datasets`.
 
     Args:
-        options: Options with `data`, `split` and `limit`.
+        options: Options with `data`, `split` and `limit`, and perhaps those of `hub_options`.
         read: Function that reads a split of a source.
 
     Raises:
         DataError: If the rows cannot be read.
     """
-    with _no_progress_bars():
-        return read(options["data"], options["split"])[: options["limit"]]
+    with no_progress_bars():
+        return read(options["data"], options["split"], **hub_options(options))[: options["limit"]]
+
+
+def open_rows(options: Options) -> OpenedSource:
+    """Opens the rows that a command's options name. They are read later, as they are needed.
+
+    Args:
+        options: Options with `data`, `split`, `limit` and `on_bad_row`, and perhaps those of `hub_options`.
+
+    Raises:
+        DataError: If there are no rows, or the first one cannot be read.
+    """
+    hub = HubOptions(options["split"], **hub_options(options))
+    with no_progress_bars():
+        source = OpenedSource(options["data"], hub, options["limit"], RowReport(options["on_bad_row"]))
+        source.check_start()
+    return source
+
+
+def hub_options(options: Options) -> dict[str, Any]:
+    """Which part of a data set on the hub a command's options name; only what was given.
+
+    Args:
+        options: Options, perhaps with `data_name`, `data_revision` and `streaming`.
+    """
+    names = {"name": "data_name", "revision": "data_revision", "streaming": "streaming"}
+    return {name: options[option] for name, option in names.items() if options.get(option)}
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
+    """Turns the progress bars of `datasets` off while the context is open."""
     if datasets.are_progress_bars_disabled():
         yield
         return

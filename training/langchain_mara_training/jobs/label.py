@@ -5,13 +5,15 @@ from pathlib import Path
 
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training import run_folder
-from langchain_mara_training.data.readers import read_pairs, read_prompts
-from langchain_mara_training.jobs.inputs import DECODING, Options, Values, load_llm, load_rows
+from langchain_mara_training.jobs.inputs import DECODING, Options, Values, load_llm, no_progress_bars, open_rows
 from langchain_mara_training.labeling.preference import PreferenceLabeler
 from langchain_mara_training.labeling.rollout import RolloutLabeler
 from langchain_mara_training.labeling.rollout_options import RolloutOptions
 from langchain_mara_training.rewards.specs import current_folder_first, reward_function
 from langchain_mara_training.storage.distributed import processes
+
+FIRST_BAD_ROWS = "first bad rows"
+"""Name of the sentences about skipped rows among the values."""
 
 
 @current_folder_first()
@@ -23,7 +25,8 @@ def label(output: Path, options: Options) -> Values:
         options: Options of the command.
 
     Returns:
-        Counts and times. With several processes (`torchrun`), only the main one returns them and writes the log.
+        Counts and times, and sentences about the first bad rows if any were skipped. With several
+        processes (`torchrun`), only the main one returns them and writes the log.
 
     Raises:
         OptionsError: If rollouts have no reward.
@@ -34,22 +37,26 @@ def label(output: Path, options: Options) -> Values:
     run = run_folder.Run(output, "label", options)
     state = processes()
     device = str(state.device) if options["device"] is None and state.num_processes > 1 else options["device"]
-    rows = load_rows(options, read_pairs if options["labeler"] == "preference" else read_prompts)
+    source = open_rows(options)
     labeler = _labeler(options, device)
+    with no_progress_bars():
+        rows = labeler.read(source)
     with run.working(state):
         started = time.perf_counter()
         labels = labeler.label(rows, run.features)
         if not state.is_main_process:
             return {}
         seconds = time.perf_counter() - started
-        values = {
+        values: Values = {
             "labels": len(labels),
             "accept share": float(labels.y.mean()),
             "groups": len(set(labels.groups.tolist())),
             # A resumed job did not compute all labels in this time.
             "labels/s": None if run.resumed else len(labels) / seconds,
             "seconds": seconds,
+            **labeler.report_.counts(),
         }
+        values |= {FIRST_BAD_ROWS: labeler.report_.first_bad} if labeler.report_.first_bad else {}
         run.log("labeled", **values)
     return values
 
@@ -57,13 +64,19 @@ def label(output: Path, options: Options) -> Values:
 def _labeler(options: Options, device: str | None) -> PreferenceLabeler | RolloutLabeler:
     seed = options["seed"]
     decoding = {name: options[name] for name in DECODING if name in options}
+    on_bad = {name: options[name] for name in ("too_long", "on_bad_row")}
     if options["labeler"] == "preference":
         llm = load_llm(options, device, **decoding)
-        return PreferenceLabeler(llm, candidate_filter=not options["all_tokens"], random_state=seed)
+        return PreferenceLabeler(llm, candidate_filter=not options["all_tokens"], random_state=seed, **on_bad)
     # Rewards come before the model, because their errors show faster.
     functions = [reward_function(spec, device) for spec in options["reward"]]
     rollouts = {name: options[name] for name in RolloutOptions.model_fields if name in options}
     weights = options["reward_weight"]
     return RolloutLabeler(
-        load_llm(options, device, **decoding), functions, reward_weights=weights, random_state=seed, **rollouts
+        load_llm(options, device, **decoding),
+        functions,
+        reward_weights=weights,
+        random_state=seed,
+        **on_bad,
+        **rollouts,
     )

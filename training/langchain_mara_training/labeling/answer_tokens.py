@@ -1,4 +1,4 @@
-"""The tokens of two answers to a prompt, and which of them get a label: the assistant's, from where the answers part.
+"""The tokens of the answers to a prompt, and which of them get a label: the assistant's, from where two answers part.
 
 Answers are rendered by the model's chat template like prompts in decoding, so the end of a turn is what the template
 puts there, and each state is one that decoding meets.
@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import DataError, PromptError
 from langchain_mara.text.answer_turns import encode_turns
-from langchain_mara.text.chat_template import as_messages, encode_prompt, eos_token_ids
+from langchain_mara.text.chat_template import as_messages, eos_token_ids
 from langchain_mara_training.data.readers import Prompt, Row, answer_text
+from langchain_mara_training.data.row_report import RowReport
+from langchain_mara_training.generation.prompts import prompt_ids, refuse_unshown_calls, with_room
+from langchain_mara_training.storage.defaults import TooLong
 
 
 class LabeledAnswer(NamedTuple):
@@ -40,51 +43,65 @@ class _Tokens(NamedTuple):
     is_own: list[bool]
 
 
-def labeled_answers(llm: MaraLLM, row: Row, group: int, context: int | None) -> list[LabeledAnswer]:
-    """The answers of a pair that have tokens to label.
+def labeled_answers(
+    llm: MaraLLM,
+    row: Row,
+    group: int,
+    context: int | None,
+    too_long: TooLong = "error",
+    report: RowReport | None = None,
+) -> list[LabeledAnswer]:
+    """The answers of a row that have tokens to label: two of a pair, one of unpaired feedback.
 
     Args:
         llm: Policy model with its chat template.
-        row: Row with `prompt`, `chosen` and `rejected`, and possibly `tools` and `weight`.
+        row: Row with `prompt` and either `chosen` and `rejected`, or `completion` and `label`; possibly with `tools`
+            and `weight`.
         group: Number of the prompt.
         context: Most tokens that the model holds; None for no limit.
+        too_long: What happens to a prompt that leaves no room for an answer.
+        report: Counts long prompts and equal answers.
 
     Raises:
-        DataError: If the prompt leaves no room for an answer, or the chat template refuses the messages.
+        PromptTooLongError: If the prompt leaves no room for an answer, and `too_long` is `error`.
+        DataError: If the chat template refuses the messages.
     """
-    prompt = _prompt_ids(llm, row)
-    if not 0 < len(prompt) < (context or len(prompt) + 1):
-        raise DataError(
-            f"The prompt {str(row['prompt'])[:60]!r} has {len(prompt)} tokens, but {llm.model_id} holds {context}, "
-            "including the answer. Shorten the prompt or leave the pair out."
-        )
-    sides = [_answer_tokens(llm, row, row[name]) for name in ("chosen", "rejected")]
-    token_pairs = zip(*(side.token_ids for side in sides), strict=False)
-    shared = sum(1 for _ in takewhile(lambda tokens: tokens[0] == tokens[1], token_pairs))
+    report = RowReport() if report is None else report
+    labels = {"chosen": 1, "rejected": 0} if "chosen" in row else {"completion": int(row["label"])}
+    whole_prompt = prompt_ids(llm, row)
+    sides = {name: _answer_tokens(llm, row, row[name]) for name in labels}
+    longest = max(len(side.token_ids) for side in sides.values())
+    prompt = with_room(whole_prompt, longest, context, llm.model_id, too_long, report)
+    if prompt is None:
+        return []
+    shared = _shared(list(sides.values()))
     answers = []
-    for (ids, is_own), label in zip(sides, (1, 0), strict=True):
+    for name, (ids, is_own) in sides.items():
         whole = (prompt + ids)[:context]
         own = is_own[shared : len(whole) - len(prompt)]
-        start = len(prompt) + shared
-        answers.append(LabeledAnswer(whole, start, own, label, float(row.get("weight", 1.0)), group))
-    return [answer for answer in answers if any(answer.is_own)]
+        answers.append(LabeledAnswer(whole, len(prompt) + shared, own, labels[name], row.get("weight", 1.0), group))
+    labeled = [answer for answer in answers if any(answer.is_own)]
+    if not labeled:
+        are_equal = len({tuple(side.token_ids) for side in sides.values()}) < len(sides)
+        report.equal += are_equal
+        report.equal_after_truncation += not are_equal
+    return labeled
 
 
-def _prompt_ids(llm: MaraLLM, row: Row) -> list[int]:
-    return encode_prompt(
-        llm.tokenizer,
-        row["prompt"],
-        use_chat_template=bool(llm.use_chat_template),
-        system_prompt=llm.system_prompt,
-        tools=row.get("tools") or (),
-        special_tokens_in_messages=llm.special_tokens_in_messages,
-    )
+def _shared(sides: Sequence[_Tokens]) -> int:
+    """Number of tokens that two answers begin with; a single answer shares none."""
+    if len(sides) == 1:
+        return 0
+    token_pairs = zip(*(side.token_ids for side in sides), strict=False)
+    return sum(1 for _ in takewhile(lambda tokens: tokens[0] == tokens[1], token_pairs))
 
 
 def _answer_tokens(llm: MaraLLM, row: Row, answer: Prompt) -> _Tokens:
     """The tokens after the prompt, with the end of the last turn."""
     tokenizer = llm.tokenizer
     if not llm.use_chat_template:
+        if not isinstance(answer, str) and any(message.get("tool_calls") for message in answer):
+            raise DataError("Tool calls need a chat template, and this model is prompted with plain text.")
         ids: list[int] = tokenizer(answer_text(answer), add_special_tokens=False).input_ids
         ids = ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
         return _Tokens(ids, [True] * len(ids))
@@ -92,6 +109,7 @@ def _answer_tokens(llm: MaraLLM, row: Row, answer: Prompt) -> _Tokens:
         [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
     )
     try:
+        refuse_unshown_calls(llm, row, list(messages))
         turns = encode_turns(
             tokenizer,
             as_messages(row["prompt"], llm.system_prompt),

@@ -1,9 +1,8 @@
-"""Token-level labels from preference pairs: tokens of the chosen answer accept, those of the rejected one reject.
+"""Token-level labels from preferences: tokens of the chosen answer accept, those of the rejected one reject.
 
 See docs/algorithm.md, "Labels for single tokens". Labels from rollouts are in `rollout.py`.
 """
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +15,16 @@ from langchain_mara import MaraLLM
 from langchain_mara.decoding.candidates import candidate_sets
 from langchain_mara.exceptions import DataError, OptionsError
 from langchain_mara.policy.model import PolicyModel
-from langchain_mara_training.data.readers import Source, prompt_numbers, read_pairs
+from langchain_mara_training.data.readers import Groups, iterate_feedback
+from langchain_mara_training.data.row_report import RowReport, placed
+from langchain_mara_training.data.sources import OpenedSource, Source
+from langchain_mara_training.generation.prompts import check_too_long
 from langchain_mara_training.generation.states import batch_states
+from langchain_mara_training.labeling.answer_store import AnswerStore
 from langchain_mara_training.labeling.answer_tokens import LabeledAnswer, labeled_answers
 from langchain_mara_training.labeling.shards import label_shards
 from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
+from langchain_mara_training.storage.defaults import OnBadRow, TooLong
 from langchain_mara_training.storage.identity.job_identity import describe_policy
 
 Weighting = Literal["token", "answer"]
@@ -29,11 +33,11 @@ _LOGITS_AT_ONCE = 1024
 
 
 class PreferenceLabeler:
-    """Labels tokens by preference pairs.
+    """Labels tokens by preference pairs, ranked lists, or thumbs.
 
-    After the prefix that both answers share, the assistant's tokens in `chosen` are labeled accept and those in
-    `rejected` reject, each turn with the token that ends it. The features are the states that these tokens produce, as
-    in decoding.
+    After the prefix that both answers of a pair share, the assistant's tokens in `chosen` are labeled accept and those
+    in `rejected` reject, each turn with the token that ends it. An answer with a thumb is labeled
+    whole. The features are the states that these tokens produce, as in decoding.
 
     Args:
         llm: Policy model with its chat template and candidate sets (`top_k`, `top_p`).
@@ -41,9 +45,15 @@ class PreferenceLabeler:
             about any others.
         weighting: What has equal weight: every `token` or every `answer`.
         decay: Factor of the weight per token after the first difference, in (0, 1].
+        too_long: What happens to a prompt that leaves no room for an answer: `error`, `skip`, or `truncate-left`, which
+            cuts a prompt until its answers fit, but not below half of the context.
+        on_bad_row: What happens to a row that cannot be used: `error`, or `skip`, which counts it.
         batch_tokens: Most tokens of a pass, including padding.
         shard_tokens: Approximate number of labeled tokens in a shard. An interruption loses at most one shard's work.
         random_state: Seed of the order of pairs and rows.
+
+    Attributes:
+        report_: What became of the rows of the last call: a `RowReport`.
 
     Raises:
         OptionsError: If an option is out of range.
@@ -59,6 +69,8 @@ class PreferenceLabeler:
         candidate_filter: bool = True,
         weighting: Weighting = "token",
         decay: float = 1.0,
+        too_long: TooLong = "error",
+        on_bad_row: OnBadRow = "error",
         batch_tokens: int = 4096,
         shard_tokens: int = 16384,
         random_state: int = 0,
@@ -68,55 +80,78 @@ class PreferenceLabeler:
                 f"Invalid options: weighting={weighting!r} (token or answer), decay={decay} (above 0, at most 1), "
                 f"batch_tokens={batch_tokens}, shard_tokens={shard_tokens} (at least 1)."
             )
+        check_too_long(too_long)
+        self.report_ = RowReport(on_bad_row)
         self.llm = llm
         self.candidate_filter = candidate_filter
         self.weighting = weighting
         self.decay = decay
+        self.too_long = too_long
+        self.on_bad_row = on_bad_row
         self.batch_tokens = batch_tokens
         self.shard_tokens = shard_tokens
         self.random_state = random_state
         self._policy = PolicyModel(llm.model)
 
-    def label(self, pairs: Source, output: str | Path | None = None) -> TokenLabels:
-        """Labels the tokens of preference pairs.
+    def label(self, pairs: Source | AnswerStore, output: str | Path | None = None) -> TokenLabels:
+        """Labels the tokens of preference pairs, ranked lists or unpaired feedback.
 
         Args:
-            pairs: Rows with `prompt`, `chosen` and `rejected` (texts or messages), or any other source that
-                `read_pairs` reads. A column `weight` multiplies a pair's weights, and a column `group` replaces the
-                prompt's number.
+            pairs: Rows with `prompt`, `chosen` and `rejected` (texts or messages), with `responses` and their `scores`
+                or `ranks`, or with `prompt`, `completion` and `label`; any other source that `iterate_feedback` reads;
+                or what `read` returned. A column `weight` multiplies a row's weights, and a column `group` replaces
+                the prompt's number.
             output: Folder of the shards. You need it for labels larger than memory, to resume, and for several
                 processes; by default the labels stay in memory.
 
         Raises:
-            DataError: If a row lacks a column, a prompt is too long, or no token gets a label.
+            DataError: If a row cannot be used, a prompt is too long, or no token gets a label.
             TrainingError: If the folder holds other labels.
         """
-        rows = read_pairs(pairs)
-        grouped = zip(rows, prompt_numbers(rows), strict=True)
-        context = self._policy.context
-        answers = [answer for row, group in grouped for answer in labeled_answers(self.llm, row, group, context)]
+        answers = pairs if isinstance(pairs, AnswerStore) else self.read(pairs)
         jobs = list(self._jobs(answers))
-        if not jobs:
-            raise DataError("In every pair, chosen and rejected have the same tokens. Give answers that differ.")
-        sizes = [sum(len(answer.token_ids) for answer in job) for job in jobs]
         return label_shards(
             jobs,
-            self._compute,
-            sizes=sizes,
+            lambda job: self._compute([answers[number] for number in job]),
+            sizes=[sum(answers.length(number) for number in job) for job in jobs],
             identity=lambda: self._identity(answers),
             output=output,
             seed=self.random_state,
             description="labeling",
         )
 
-    def _jobs(self, answers: Sequence[LabeledAnswer]) -> Iterator[list[LabeledAnswer]]:
-        """Answers in random order, divided into shards."""
+    def read(self, pairs: Source) -> AnswerStore:
+        """Reads and judges all rows, which may be more than memory holds. Nothing is labeled yet.
+
+        Args:
+            pairs: See `label`.
+
+        Raises:
+            DataError: If a row cannot be used, a prompt is too long, or no answer has tokens to label.
+        """
+        self.report_ = report = pairs.report if isinstance(pairs, OpenedSource) else RowReport(self.on_bad_row)
+        answers, groups = AnswerStore(), Groups()
+        for numbered in iterate_feedback(pairs, report=report):
+            group = groups.of(numbered)
+            try:
+                labeled = labeled_answers(self.llm, numbered.row, group, self._policy.context, self.too_long, report)
+            except DataError as error:
+                report.refuse(placed(error, numbered.where))
+                continue
+            for answer in labeled:
+                answers.add(answer)
+        if not len(answers):
+            raise DataError(_nothing(report))
+        return answers
+
+    def _jobs(self, answers: AnswerStore) -> Iterator[list[int]]:
+        """Numbers of the answers in random order, divided into shards."""
         generator = torch.Generator().manual_seed(self.random_state)
-        job: list[LabeledAnswer] = []
+        job: list[int] = []
         tokens = 0
-        for i in torch.randperm(len(answers), generator=generator).tolist():
-            job.append(answers[i])
-            tokens += sum(answers[i].is_own)
+        for number in torch.randperm(len(answers), generator=generator).tolist():
+            job.append(number)
+            tokens += answers.owned(number)
             if tokens >= self.shard_tokens:
                 yield job
                 job, tokens = [], 0
@@ -157,7 +192,7 @@ class PreferenceLabeler:
             states=hidden[on_device].to("cpu", torch.float16),
             labels=torch.tensor([answer.label for answer in batch], dtype=torch.int8)[row],
             weights=self._weights(batch)[row] * self.decay ** (position - starts[row]),
-            groups=torch.tensor([answer.group for answer in batch], dtype=torch.int32)[row],
+            groups=torch.tensor([answer.group for answer in batch], dtype=torch.int64)[row],
             token_ids=token_ids.int(),
             positions=position.int(),
             ranks=ranks.short(),
@@ -189,14 +224,20 @@ class PreferenceLabeler:
             counts.append(sets.counts.cpu())
         return torch.cat(ranks), torch.cat(counts)
 
-    def _identity(self, answers: Sequence[LabeledAnswer]) -> dict[str, object]:
+    def _identity(self, answers: AnswerStore) -> dict[str, object]:
         return {
             "labeler": "preference",
             "policy": describe_policy(self.llm, "top_k", "top_p"),
-            # As plain tuples, so that renaming the class does not change the digest.
-            "data": hashlib.sha256(repr([tuple(answer) for answer in answers]).encode()).hexdigest()[:16],
+            "data": answers.digest(),
             "options": {
                 name: getattr(self, name)
                 for name in ("candidate_filter", "weighting", "decay", "batch_tokens", "shard_tokens")
             },
         }
+
+
+def _nothing(report: RowReport) -> str:
+    """Why no answer has tokens to label."""
+    if set(report.counts()) <= {"rows", "equal answers"}:
+        return "In every pair, chosen and rejected have the same tokens. Give answers that differ."
+    return f"No row has tokens to label. {report}"

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,29 +24,21 @@ from langchain_mara.decoding.candidates import candidate_sets
 from langchain_mara.exceptions import RewardError
 from langchain_mara.options import options_error
 from langchain_mara.policy.model import PolicyModel
-from langchain_mara_training.data.readers import Row, Source, prompt_numbers, read_prompts
+from langchain_mara_training.data.row_report import RowReport
+from langchain_mara_training.data.sources import OpenedSource, Source
 from langchain_mara_training.generation.generate import AnswerStart, generate_answers, score_answers
+from langchain_mara_training.generation.prompts import check_too_long
+from langchain_mara_training.labeling.prompt_rows import PromptRow, PromptRows, read_prompt_rows
 from langchain_mara_training.labeling.rollout_options import RolloutOptions
 from langchain_mara_training.labeling.shards import label_shards
 from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
 from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.rewards.weighted import WeightedRewards
+from langchain_mara_training.storage.defaults import OnBadRow, TooLong
 from langchain_mara_training.storage.identity.content_digest import digest
 from langchain_mara_training.storage.identity.job_identity import describe_llm, describe_rewards
 
-
-class NumberedRow(NamedTuple):
-    """A row of data and its numbers.
-
-    Attributes:
-        number: Number of the row.
-        group: Number of the prompt.
-        row: The row.
-    """
-
-    number: int
-    group: int
-    row: Row
+_DTYPES = (torch.int8, torch.float32, torch.int64, torch.int32, torch.int32, torch.int16)
 
 
 @dataclass(eq=False)
@@ -62,7 +54,7 @@ class Position:
         states: (candidates, d) float16 states that the candidates produce.
     """
 
-    source: NumberedRow
+    source: PromptRow
     prompt_ids: list[int]
     answer_ids: list[int]
     candidates: list[int] = field(default_factory=list)
@@ -77,8 +69,14 @@ class RolloutLabeler:
         llm: Policy model, and the agent to improve if it has one.
         reward_funcs: One or several reward functions in TRL's signature.
         reward_weights: Weight of each reward function; by default 1.
+        too_long: What happens to a prompt that leaves no room for an answer: `error`, `skip`, or `truncate-left`, which
+            cuts a prompt until `max_new_tokens` fit, but not below half of the context.
+        on_bad_row: What happens to a row that cannot be used: `error`, or `skip`, which counts it.
         random_state: Seed of positions and drawn continuations.
         **options: Fields of `RolloutOptions`.
+
+    Attributes:
+        report_: What became of the rows of the last call: a `RowReport`.
 
     Raises:
         OptionsError: If an option is unknown or out of range.
@@ -90,6 +88,8 @@ class RolloutLabeler:
         reward_funcs: RewardFunction | Sequence[RewardFunction],
         *,
         reward_weights: Sequence[float] | None = None,
+        too_long: TooLong = "error",
+        on_bad_row: OnBadRow = "error",
         random_state: int = 0,
         **options: Any,
     ) -> None:
@@ -97,16 +97,21 @@ class RolloutLabeler:
             self.options = RolloutOptions(**options)
         except ValidationError as error:
             raise options_error(error, RolloutOptions.model_fields) from None
+        check_too_long(too_long)
+        self.too_long = too_long
+        self.on_bad_row = on_bad_row
+        self.report_ = RowReport(on_bad_row)
         self.llm = llm
         self.rewards = WeightedRewards(reward_funcs, reward_weights)
         self.random_state = random_state
         self._policy = PolicyModel(llm.model)
 
-    def label(self, prompts: Source, output: str | Path | None = None) -> TokenLabels:
+    def label(self, prompts: Source | PromptRows, output: str | Path | None = None) -> TokenLabels:
         """Labels candidates at positions of the LLM's own answers.
 
         Args:
-            prompts: Texts, lists of messages, rows with a `prompt`, or any other source that `read_prompts` reads.
+            prompts: Texts, lists of messages, rows with a `prompt`, any other source that `read_prompts` reads, or what
+                `read` returned.
                 Other columns go to the reward functions.
             output: Folder of the shards; by default the labels stay in memory.
 
@@ -115,9 +120,7 @@ class RolloutLabeler:
             RewardError: If a reward function fails.
             TrainingError: If the folder holds other labels.
         """
-        data = read_prompts(prompts)
-        numbered = zip(range(len(data)), prompt_numbers(data), data, strict=True)
-        rows = [NumberedRow(number, group, row) for number, group, row in numbered]
+        rows = prompts if isinstance(prompts, PromptRows) else self.read(prompts)
         size = self.options.prompts_per_shard
         jobs = [rows[i : i + size] for i in range(0, len(rows), size)]
         return label_shards(
@@ -130,22 +133,34 @@ class RolloutLabeler:
             description="rollouts",
         )
 
-    def _compute(self, job: Sequence[NumberedRow]) -> LabeledTokens:
+    def read(self, prompts: Source) -> PromptRows:
+        """Reads and judges all rows. Nothing is generated yet.
+
+        Args:
+            prompts: See `label`.
+
+        Raises:
+            DataError: If a row cannot be used, or none is left.
+        """
+        self.report_ = prompts.report if isinstance(prompts, OpenedSource) else RowReport(self.on_bad_row)
+        return read_prompt_rows(self.llm, prompts, self._policy.context, self.too_long, self.report_)
+
+    def _compute(self, job: Sequence[PromptRow]) -> LabeledTokens:
         positions = list(self._positions(job))
         for start in range(0, len(positions), self.options.batch_size):
             self._examine(positions[start : start + self.options.batch_size])
         rewards = self._rewards(positions)
         empty = LabeledTokens(
             torch.zeros((0, self._policy.hidden_size), dtype=torch.float16),
-            *(torch.zeros(0, dtype=dtype) for dtype in (torch.int8, torch.float32, *[torch.int32] * 3, torch.int16)),
+            *(torch.zeros(0, dtype=dtype) for dtype in _DTYPES),
         )
         pairs = zip(positions, rewards, strict=True)
         return LabeledTokens.join([empty, *(self._labeled_tokens(position, scores) for position, scores in pairs)])
 
-    def _positions(self, job: Sequence[NumberedRow]) -> Iterator[Position]:
+    def _positions(self, job: Sequence[PromptRow]) -> Iterator[Position]:
         """Positions drawn from the LLM's answers, among those with more than one candidate."""
         starts = [
-            AnswerStart(self.llm.encode(source.row["prompt"]), seed=self._seed(source.number, i), sampled=i > 0)
+            AnswerStart(source.prompt_ids, seed=self._seed(source.number, i), sampled=i > 0)
             for source in job
             for i in range(self.options.generations)
         ]
@@ -207,7 +222,7 @@ class RolloutLabeler:
             states=position.states,
             labels=torch.from_numpy(labels).to(torch.int8),
             weights=torch.from_numpy(weights).float(),
-            groups=torch.full((count,), position.source.group, dtype=torch.int32),
+            groups=torch.full((count,), position.source.group, dtype=torch.int64),
             token_ids=torch.tensor(position.candidates, dtype=torch.int32),
             positions=torch.full((count,), index, dtype=torch.int32),
             ranks=torch.arange(count, dtype=torch.int16),
@@ -217,7 +232,7 @@ class RolloutLabeler:
         digest = hashlib.sha256(repr((self.random_state, *numbers)).encode()).digest()
         return int.from_bytes(digest[:4], "little")
 
-    def _identity(self, rows: Sequence[NumberedRow]) -> dict[str, object]:
+    def _identity(self, rows: Sequence[PromptRow]) -> dict[str, object]:
         return {
             "labeler": "rollout",
             "llm": {name: value for name, value in describe_llm(self.llm).items() if name != "model_id"},

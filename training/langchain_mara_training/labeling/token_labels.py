@@ -26,7 +26,7 @@ class LabeledTokens(NamedTuple):
         states: (n, d) float16 states that the tokens produce.
         labels: (n,) int8 labels: 1 accept, 0 reject.
         weights: (n,) float32 sample weights.
-        groups: (n,) int32 numbers of the prompts.
+        groups: (n,) int64 numbers of the prompts.
         token_ids: (n,) int32 token ids.
         positions: (n,) int32 positions in the sequence of prompt and answer, from 0.
         ranks: (n,) int16 ranks in the candidate set by probability, from 0; -1 outside the set.

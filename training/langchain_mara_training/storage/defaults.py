@@ -6,6 +6,10 @@ from langchain_mara.options import DEFAULT_AGENT_WIDTH
 
 Schedule = Literal["linear", "cosine", "constant"]
 """How the learning rate falls to zero during a fit."""
+OnBadRow = Literal["error", "skip"]
+"""What a row of data does that cannot be used: it ends the job, or is left out and counted."""
+TooLong = Literal["error", "skip", "truncate-left"]
+"""What a prompt does that leaves no room for an answer: it ends the job, is left out, or loses its first tokens."""
 Precision = Literal["bf16", "fp16"]
 """Number format of mixed-precision passes; without one they run in float32."""
 

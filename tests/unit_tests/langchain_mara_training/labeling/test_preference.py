@@ -140,7 +140,7 @@ def test_long_answers_are_cut_and_long_prompts_refused(demo_llm: MaraLLM) -> Non
     long = {**PAIRS[0], "chosen": "egg " * 2 * context}
     labels = PreferenceLabeler(demo_llm, candidate_filter=False).label([long])
     assert labels.positions.max() == context - 1
-    with pytest.raises(DataError, match=r"has \d+ tokens, but .*Shorten the prompt or leave the pair out"):
+    with pytest.raises(DataError, match=r"has \d+ tokens, but .*Shorten the prompt or leave the row out"):
         PreferenceLabeler(demo_llm).label([{**PAIRS[0], "prompt": "egg " * 2 * context}])
 
 

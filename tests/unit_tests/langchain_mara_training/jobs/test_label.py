@@ -9,10 +9,10 @@ from families import tiny_agent
 from langchain_mara_training import PreferenceLabeler, RolloutLabeler, run_folder
 from langchain_mara_training.jobs import fit, label
 from langchain_mara_training.labeling.token_labels import TokenLabels
-from run_folders import FIT, PAIRS, ROLLOUTS, Rows, content, events
+from run_folders import FIT, PAIRS, ROLLOUTS, Rows, content, events, write
 
 from langchain_mara import MaraLLM
-from langchain_mara.exceptions import OptionsError, TrainingError
+from langchain_mara.exceptions import DataError, OptionsError, TrainingError
 
 
 @pytest.mark.parametrize("all_tokens", [False, True])
@@ -77,3 +77,24 @@ def test_interrupted_labelling_goes_on_and_ends_byte_identical(
     assert content(tmp_path / "killed" / "features") == whole
     assert [file.stat().st_mtime_ns for file in done] == times
     assert [event["event"] for event in events(tmp_path / "killed", "label")] == ["started", "resumed", "labeled"]
+
+
+@pytest.mark.usefixtures("vowels")
+@pytest.mark.parametrize("labeler", ["preference", "rollout"])
+def test_what_was_left_out_is_counted_and_logged(tmp_path: Path, pairs: Rows, labeler: str) -> None:
+    rows = [pairs[0], {"prompt": None, "chosen": "a", "rejected": "b"}, {**pairs[1], "prompt": "egg " * 2000}, pairs[2]]
+    given = {**(PAIRS if labeler == "preference" else ROLLOUTS), "too_long": "skip", "on_bad_row": "skip"}
+    values = label.label(tmp_path / "run", {**given, "data": write(tmp_path / "data.jsonl", rows)})
+    assert {name: values[name] for name in ("rows", "bad rows skipped", "too long, skipped", "groups")} == {
+        "rows": 4, "bad rows skipped": 1, "too long, skipped": 1, "groups": 2,
+    }  # fmt: skip
+    (sentence,) = values[label.FIRST_BAD_ROWS]
+    assert "data.jsonl, row 1: prompt" in sentence
+    assert events(tmp_path / "run", "label")[-1][label.FIRST_BAD_ROWS] == [sentence]
+
+
+def test_bad_data_leave_no_folder(tmp_path: Path, pairs: Rows) -> None:
+    file = write(tmp_path / "data.jsonl", [*pairs[:3], {**pairs[3], "weight": -1}])
+    with pytest.raises(DataError, match="data.jsonl, row 3: weight is -1"):
+        label.label(tmp_path / "run", {**PAIRS, "data": file})
+    assert not (tmp_path / "run").exists()

@@ -1,7 +1,9 @@
 """Preference labels against transformers alone, one sequence at a time."""
 
+from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -168,3 +170,89 @@ def test_states_that_are_not_finite_are_left_out(demo_llm: MaraLLM, monkeypatch:
 def test_options_out_of_range(demo_llm: MaraLLM, options: dict[str, Any]) -> None:
     with pytest.raises(OptionsError, match=next(iter(options))):
         PreferenceLabeler(demo_llm, **options)
+
+
+def test_a_stream_is_labelled_like_a_list(demo_llm: MaraLLM, demo_pairs: list[Any], tmp_path: Path) -> None:
+    pairs = demo_pairs[:12]
+    stream = datasets.Dataset.from_list(pairs).to_iterable_dataset()
+    labeler = PreferenceLabeler(demo_llm, shard_tokens=40)
+    whole = labeler.label(pairs, tmp_path / "labels")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "labels").iterdir()}
+    assert len(before) > 4
+    for source in ((pair for pair in pairs), stream):
+        # The same job resumes, so it is the same job.
+        labeler.label(source, tmp_path / "labels")
+        assert {file.name: file.read_bytes() for file in (tmp_path / "labels").iterdir()} == before
+        assert rows_of(labeler.label(source if source is stream else iter(pairs))) == rows_of(whole)
+
+
+def test_nothing_is_computed_before_every_row_was_judged(demo_llm: MaraLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compute(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(PreferenceLabeler, "_compute", compute)
+    for bad in ({"weight": float("nan")}, {"group": 2**63}, {"chosen": [{"role": "assistant", "content": None}]}):
+        with pytest.raises(DataError, match="the given list, row 2"):
+            PreferenceLabeler(demo_llm, shard_tokens=1).label([*PAIRS, {**PAIRS[0], **bad}])
+
+
+def test_what_was_not_labelled_is_counted(demo_llm: MaraLLM) -> None:
+    context = PolicyModel(demo_llm.model).context
+    assert context is not None
+    long = "egg " * context
+    equal = {"prompt": "a", "chosen": "b", "rejected": "b"}
+    rows = [
+        *PAIRS,
+        equal,
+        {**PAIRS[0], "prompt": long},
+        {"prompt": "a", "chosen": f"{long} yes", "rejected": f"{long} no"},
+        {"prompt": "a", "responses": ["b", "c"], "scores": [1, 1]},
+        *[{**PAIRS[0], "weight": -number} for number in range(1, 8)],
+        {"prompt": [{"role": "user", "content": None}], "chosen": "a", "rejected": "b"},
+        {"prompt": "a", "chosen": [{"role": "user", "content": "b"}], "rejected": "b"},
+    ]
+    labeler = PreferenceLabeler(demo_llm, too_long="skip", on_bad_row="skip")
+    labels = labeler.label(rows)
+    assert rows_of(labels) == rows_of(PreferenceLabeler(demo_llm).label(PAIRS))
+    assert labeler.report_.counts() == {
+        "rows": 15, "bad rows skipped": 9, "too long, skipped": 1, "equal answers": 2, "equal after truncation": 1,
+    }  # fmt: skip
+    assert [sentence.partition(". Give")[0] for sentence in labeler.report_.first_bad] == [
+        f"the given list, row {number}: weight is {5 - number} (int)" for number in range(6, 11)
+    ]
+    with pytest.raises(DataError, match="No row has tokens to label. rows: 2, bad rows skipped: 1, equal answers: 1."):
+        labeler.label([equal, {**PAIRS[0], "weight": "3"}])
+
+
+def test_long_prompts_are_cut_until_the_answers_fit(demo_llm: MaraLLM) -> None:
+    context = PolicyModel(demo_llm.model).context
+    assert context is not None
+    long = {**PAIRS[0], "prompt": f"{'egg ' * context}{PAIRS[0]['prompt']}"}
+    labeler = PreferenceLabeler(demo_llm, too_long="truncate-left", candidate_filter=False)
+    whole, cut = (sorted(labeler.label([pair]).token_ids.tolist()) for pair in (PAIRS[0], long))
+    assert cut == whole
+    assert labeler.report_.truncated == 1
+
+
+def test_thumbs_and_lists_beside_pairs(demo_llm: MaraLLM) -> None:
+    pair = PAIRS[0]
+    rows = [
+        pair,
+        {"prompt": pair["prompt"], "completion": pair["chosen"], "label": True, "weight": 3.0},
+        {"prompt": PAIRS[1]["prompt"], "responses": [PAIRS[1]["rejected"], PAIRS[1]["chosen"]], "ranks": [2, 1]},
+    ]
+    labels = PreferenceLabeler(demo_llm, candidate_filter=False).label(rows)
+    assert set(labels.groups.tolist()) == {0, 2}
+    thumbed = labels.weight == 3.0
+    assert (labels.y[thumbed] == 1).all()
+    ids = demo_llm.tokenizer(pair["chosen"], add_special_tokens=False).input_ids
+    assert sorted(labels.token_ids[thumbed].tolist()) == sorted([*ids, demo_llm.tokenizer.eos_token_id])
+    ranked = labels.groups == 2
+    assert sorted(labels.y[ranked].tolist()) == sorted(
+        PreferenceLabeler(demo_llm, candidate_filter=False).label([PAIRS[1]]).y.tolist()
+    )
+
+
+def test_large_groups_reach_the_labels(demo_llm: MaraLLM, tmp_path: Path) -> None:
+    labels = PreferenceLabeler(demo_llm).label([{**PAIRS[0], "group": 2**63 - 1}], tmp_path)
+    assert set(labels.groups.tolist()) == {2**63 - 1}

@@ -13,6 +13,8 @@ from langchain_mara.cli import console, one_sentence, plain_text
 from langchain_mara.options import DEFAULTS
 from langchain_mara_training.commands.options import (
     Data,
+    DataName,
+    DataRevision,
     Device,
     Limit,
     Seed,
@@ -60,6 +62,8 @@ def evaluate(
         str | None, name_option(help="Column of the prompts; by default prompt, instruction or question.")
     ] = None,
     split: Split = "test",
+    data_name: DataName = None,
+    data_revision: DataRevision = None,
     limit: Limit = None,
     threshold: Annotated[
         float, number_option(help="Accept probability that a candidate must exceed.")

@@ -10,6 +10,8 @@ import typer
 
 from langchain_mara.cli import one_sentence
 from langchain_mara_training.commands.options import (
+    DataName,
+    DataRevision,
     Device,
     Limit,
     count_option,
@@ -47,6 +49,8 @@ def rl(
     evaluation: Annotated[str | None, name_option(help="Prompts to evaluate on; the best agent is kept.")] = None,
     tracker: Annotated[list[str] | None, name_option(help="Tracker, such as tensorboard or wandb; repeatable.")] = None,
     split: Annotated[str | None, name_option(help="Split of a data set on the hub.")] = None,
+    data_name: DataName = None,
+    data_revision: DataRevision = None,
     prompt_column: Annotated[str | None, name_option(help="Column that holds the prompts.")] = None,
     limit: Limit = None,
     device: Device = None,

@@ -201,6 +201,9 @@ def _table(delimiter: str) -> "_Reader":
             csv.field_size_limit(MOST_ROW_BYTES)
             try:
                 reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+                names = reader.fieldnames or ()
+                if repeated := {name for name in names if names.count(name) > 1}:
+                    raise DataError(f"{path} has several columns named {', '.join(sorted(repeated))}. Rename them.")
                 for row in reader:
                     if None in row or None in row.values():
                         bad_row(

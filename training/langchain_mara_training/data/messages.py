@@ -54,7 +54,7 @@ def with_plain_messages(row: Fields, columns: tuple[str, ...], where: str) -> Fi
 
 def _plain(value: Any, where: str) -> Any:
     if not isinstance(value, list):
-        return value
+        return _whole(value, where)
     return [_message(message, f"{where}, message {number}") for number, message in enumerate(_without_nulls(value))]
 
 
@@ -65,12 +65,25 @@ def _message(message: Fields, where: str) -> Fields:
         raise DataError(
             f"{where}: content is null, and there are no tool calls. Give a text, or leave the message out."
         )
-    text = content if isinstance(content, str) else _text_of_parts(content or [], where)
+    text = _whole(content if isinstance(content, str) else _text_of_parts(content or [], where), where)
     if calls is None:
         return {**message, "content": text}
     if not isinstance(calls, list):
         raise DataError(f"{where}: tool_calls is {type(calls).__name__}. Give a list of calls.")
     return {**message, "content": text, "tool_calls": [_call(call, where) for call in calls]}
+
+
+def _whole(text: Any, where: str) -> Any:
+    """A text, unless it holds half a character, which JSON can write and no tokenizer reads."""
+    try:
+        str(text).encode()
+    except UnicodeEncodeError as error:
+        half = str(text)[error.start]
+        raise DataError(
+            f"{where}: character {error.start} is U+{ord(half):04X}, which is half of one. Where the text comes from, "
+            "something cut it inside a character; replace it."
+        ) from None
+    return text
 
 
 def _text_of_parts(parts: Any, where: str) -> str:

@@ -126,6 +126,8 @@ def opened(source: Source, split: str = "train", report: RowReport | None = None
 
 def _items(source: Any, hub: HubOptions, bad_row: BadRow) -> Iterable[Any]:
     """The rows or prompts that a source holds, whatever contains them."""
+    if isinstance(source, str) and not source.strip():
+        raise DataError("The name of the data is empty. Give a file or the name of a data set on the hub.")
     if isinstance(source, str | Path):
         return read_files(source, bad_row) if is_file_name(source) else _hub_rows(source, hub)
     if isinstance(source, Mapping):
@@ -193,4 +195,18 @@ def _hub_rows(source: str | Path, hub: HubOptions) -> Iterable[Fields]:
             f"Cannot read {source} (split {hub.split}{part}): {reason}. "
             "Give a file of rows or the name of a data set on the hub; a prompt itself goes into a list."
         ) from error
-    return rows
+    return _unbroken(rows, source) if hub.streaming else rows
+
+
+def _unbroken(rows: Iterable[Fields], source: str | Path) -> Iterator[Fields]:
+    """Rows of a stream; if the network fails, the error says where."""
+    count = 0
+    try:
+        for row in rows:
+            yield row
+            count += 1
+    except Exception as error:
+        raise DataError(
+            f"The stream of {source} broke off after {count:,} rows ({type(error).__name__}: {error}). Run again, or "
+            "leave out streaming, which stores the data first."
+        ) from error

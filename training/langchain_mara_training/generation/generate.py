@@ -25,8 +25,9 @@ Rewards = WeightedRewards | RewardFunction | Sequence[RewardFunction]
 # A measured width depends on time, and the width changes how states and probabilities are rounded. Training must be
 # repeatable, so it uses a fixed width.
 _WIDTH = 8
-# Names of the arguments that every reward function gets, so columns of these names are left out.
-_RESERVED = {"prompt", "prompts", "completion", "completions", "completion_ids"}
+# Names of the arguments that every reward function gets, and of the object of a method: columns of these names are left
+# out.
+_RESERVED = {"prompt", "prompts", "completion", "completions", "completion_ids", "self"}
 
 
 @dataclass(frozen=True)

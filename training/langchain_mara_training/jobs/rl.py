@@ -22,7 +22,9 @@ _COUNTS = (
     "episodes", "parallel", "workers", "width", "batch_size", "updates", "warm_up", "buffer_size", "evaluate_every",
 )  # fmt: skip
 # Options of the command that no recipe has.
-_NOT_OF_A_RECIPE = {"evaluation": None, "limit": None, "device": None, "tracker": None}
+_NOT_OF_A_RECIPE = {
+    "evaluation": None, "limit": None, "device": None, "tracker": None, "data_name": None, "data_revision": None,
+}  # fmt: skip
 
 
 def resolve_options(recipe: Recipe, given: Options) -> Config:

@@ -64,3 +64,9 @@ def test_refusals(message: dict[str, Any], text: str) -> None:
 def test_tools_that_are_refused(tools: Any) -> None:
     with pytest.raises(DataError, match="rows, row 3: tools is .*Give a list of tools"):
         with_plain_messages({"prompt": "a", "tools": tools}, ("prompt",), "rows, row 3")
+
+
+@pytest.mark.parametrize("prompt", ["ab\ud800", [{"role": "user", "content": "ab\udfff"}]])
+def test_half_a_character_is_refused(prompt: Any) -> None:
+    with pytest.raises(DataError, match=r"row 3, prompt.*: character 2 is U\+D(800|FFF), which is half of one"):
+        with_plain_messages({"prompt": prompt}, ("prompt",), "row 3")

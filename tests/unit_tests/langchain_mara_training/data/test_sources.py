@@ -125,3 +125,21 @@ def test_the_format_of_a_data_set_does_not_matter_but_its_transform_does(kind: s
     assert [row.row for row in opened(data.with_format(kind))] == rows
     shouting = data.with_transform(lambda batch: {"prompt": ["HI." for _ in batch["group"]]})
     assert [row.row for row in opened(shouting)] == [{"prompt": "HI."}]
+
+
+def test_a_stream_that_breaks_off_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream() -> Iterator[dict[str, Any]]:
+        yield PAIR
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(stream))
+    with pytest.raises(DataError, match=r"of a/b broke off after 1 rows \(TimeoutError: no answer\). Run again"):
+        read_prompts("a/b", streaming=True)
+
+
+def test_columns_of_the_same_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,chosen,prompt,rejected\na,b,c,d\n")
+    with pytest.raises(DataError, match="a.csv has several columns named prompt. Rename them"):
+        read_prompts(tmp_path / "a.csv")
+    with pytest.raises(DataError, match="The name of the data is empty"):
+        read_prompts("")

@@ -85,7 +85,7 @@ def test_scores_get_columns_ids_and_the_form_of_the_prompt() -> None:
         return [1.5, None]
 
     message = [{"role": "user", "content": "hi"}]
-    rows = [{"prompt": "hi", "topic": "a"}, {"prompt": message, "completion": "reserved"}]
+    rows = [{"prompt": "hi", "topic": "a", "self": "reserved"}, {"prompt": message, "completion": "reserved"}]
     scores = score_answers(reward, rows, [GeneratedAnswer("x", [1], []), GeneratedAnswer("y", [2, 3], [])])
     np.testing.assert_array_equal(scores, [1.5, np.nan])
     assert seen == {

@@ -37,7 +37,7 @@ langchain_mara_training.rewards: calling weighted preference_reward checkpoint_l
 langchain_mara_training.generation: generate costs states
 langchain_mara_training.labeling: shard_list token_labels shards answer_tokens preference rollout_options rollout
 langchain_mara_training.evaluation: divergence systems reward_guided evaluate preference_rate comparison_store scoring
-    comparison
+    results comparison rescoring
 langchain_mara_training.evaluation.report: figures page retrace
 langchain_mara_training: run_folder
 langchain_mara_training.paper: settings paper_tables render
@@ -56,7 +56,7 @@ EXPECTED_TRAINING = [
     "EnvironmentOptions", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference", "PreferenceLabeler",
     "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward",
     "System", "TokenLabels", "UltraRMReward", "UpdateOptions", "WeightedRewards", "ZiyaReward", "best_of_n", "compare",
-    "decode_system", "preference_rate", "retrace", "write_report",
+    "decode_system", "preference_rate", "rescore", "retrace", "write_report",
 ]  # fmt: skip
 
 

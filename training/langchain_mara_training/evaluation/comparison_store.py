@@ -27,7 +27,7 @@ from langchain_mara_training.storage.records import Config, dump, read_sealed, s
 
 # Values that may change between two calls on the same folder, because answers do not depend on them. A model that was
 # moved is recognized by its weights.
-_MAY_CHANGE = {"command", "confidence", "model_id", "prompts.jsonl", "versions"}
+_MAY_CHANGE = {"command", "confidence", "model_id", "prompts.jsonl", "rounding", "tolerance", "versions"}
 _REPAIR = "Delete the file to have this system answer again."
 _UNSAFE = re.compile(r"[^\w.+-]+", re.ASCII)
 
@@ -41,9 +41,11 @@ class Answer(BaseModel):
     """Number of the prompt, from 0."""
     completion: str
     """Text of the answer."""
+    token_ids: list[int] | None = None
+    """Token ids of the answer, for reward functions that read them; None in comparisons of earlier versions."""
     rewards: dict[str, float | None]
     """Reward by each reward function, by the function's name; None where it was not scored."""
-    harmful: bool | None
+    harmful: bool | None = None
     """Whether the classifier calls the answer harmful; None without a classifier."""
     tokens: int
     """Number of decoded tokens, including discarded answers and end-of-sequence tokens."""

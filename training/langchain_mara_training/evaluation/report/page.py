@@ -22,7 +22,7 @@ _NOTHING = "-"
 
 
 class Case(NamedTuple):
-    """A prompt for which the answers of a system and of the baseline differ in reward.
+    """A prompt that a system wins or loses against the baseline.
 
     Attributes:
         prompt: Text of the prompt.
@@ -135,6 +135,7 @@ def cases(comparison: Comparison, system: str) -> dict[str, list[Case]]:
     """A system's `wins` and `losses` against the baseline, the largest difference in reward first."""
     answers, baseline_answers = comparison.answers[system], comparison.answers[comparison.baseline]
     rewards, baseline_rewards = comparison.rewards(system), comparison.rewards(comparison.baseline)
+    results = comparison.outcomes(system, comparison.baseline)
 
     def largest_first(selected: NDArray[np.bool_]) -> list[Case]:
         numbers = np.flatnonzero(selected)
@@ -151,8 +152,8 @@ def cases(comparison: Comparison, system: str) -> dict[str, list[Case]]:
         ]
 
     return {
-        "wins": largest_first(rewards > baseline_rewards),
-        "losses": largest_first(rewards < baseline_rewards),
+        "wins": largest_first(results > 0),
+        "losses": largest_first(results < 0),
     }
 
 
@@ -170,6 +171,7 @@ def facts(comparison: Comparison) -> dict[str, str]:
         "rewards, with weights": config["rewards"],
         "harmful by": config.get("harmful"),
         "intervals": f"{_confidence(comparison)}, bootstrap over prompts",
+        "draws": f"equal texts, and rewards that differ by at most {comparison.tolerance():.2g}",
         "seed": config["random_state"],
         "all systems": common,
         **config.get("facts", {}),

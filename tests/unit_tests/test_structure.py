@@ -46,8 +46,8 @@ langchain_mara_training.reinforcement: actor_critic environment replay_buffer ro
     training_loop sac
 langchain_mara_training: aligner
 langchain_mara_training.demo: topics corpus dialogues judge measure train_tokenizer train_model build train_agent
-langchain_mara_training.jobs: inputs label fit evaluate rl
-langchain_mara_training.commands: options demo label fit rl evaluate report table main
+langchain_mara_training.jobs: inputs examples label fit evaluate rl
+langchain_mara_training.commands: options examples demo label fit rl evaluate report table main
 """
 
 EXPECTED_ALL = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLLM", "__version__", "mara_generate"]

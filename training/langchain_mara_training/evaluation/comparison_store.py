@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from langchain_mara.exceptions import DataError, TrainingError
 from langchain_mara_training.data.readers import Prompt
-from langchain_mara_training.storage.atomic import append_durably, write_atomically
+from langchain_mara_training.storage.atomic import append_durably, require_folder, write_atomically
 from langchain_mara_training.storage.identity.job_identity import differences, require_known
 from langchain_mara_training.storage.records import Config, dump, read_sealed, sealed_line, unsealed_line, write_sealed
 
@@ -87,8 +87,7 @@ class ComparisonStore:
             RewardError: If a reward function cannot be told from others.
         """
         require_known(config)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise TrainingError(f"{self.folder} is a file. Give a folder as output.")
+        require_folder(self.folder)
         if self._config.exists():
             self._require_same(config)
         elif self._has_answers():

@@ -99,7 +99,7 @@ class Comparison:
         rounding = self.config.get("rounding", {})
         sizes = [_root_mean_square([self.rewards(system, name) for system in self.answers]) for name in names]
         shares = [abs(weight) * rounding.get(name, 0.0) for name, weight in zip(names, weights, strict=True)]
-        return sum(share * size for share, size in zip(shares, sizes, strict=True))
+        return float(np.dot(shares, sizes))
 
     def outcomes(self, system: str, other: str, reward: str | None = None) -> NDArray[np.float64]:
         """Outcome of each prompt for a system against another: 1 for a win, 0 for a draw, -1 for a loss.

@@ -6,12 +6,31 @@ from pathlib import Path
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training import run_folder
 from langchain_mara_training.data.readers import read_pairs, read_prompts
-from langchain_mara_training.jobs.inputs import DECODING, Options, Values, load_llm, load_rows
+from langchain_mara_training.jobs.examples import Example, pair_examples, prompt_examples
+from langchain_mara_training.jobs.inputs import DECODING, Options, Values, load_llm, load_rows, require_agent
 from langchain_mara_training.labeling.preference import PreferenceLabeler
 from langchain_mara_training.labeling.rollout import RolloutLabeler
 from langchain_mara_training.labeling.rollout_options import RolloutOptions
 from langchain_mara_training.rewards.specs import current_folder_first, reward_function
 from langchain_mara_training.storage.distributed import processes
+
+
+def label_examples(output: Path, options: Options) -> tuple[list[Example], int]:
+    """The first rows of the data as `label` would read them, and the number of rows. Nothing is written.
+
+    Args:
+        output: Run folder.
+        options: Options of the command.
+
+    Raises:
+        MaraError: If data, model or the run folder cannot be used.
+    """
+    run_folder.Run(output, "label", options)
+    is_preference = options["labeler"] == "preference"
+    rows = load_rows(options, read_pairs if is_preference else read_prompts)
+    require_agent(options)
+    llm = load_llm(options, options["device"])
+    return (pair_examples if is_preference else prompt_examples)(llm, rows), len(rows)
 
 
 @current_folder_first()
@@ -35,6 +54,7 @@ def label(output: Path, options: Options) -> Values:
     state = processes()
     device = str(state.device) if options["device"] is None and state.num_processes > 1 else options["device"]
     rows = load_rows(options, read_pairs if options["labeler"] == "preference" else read_prompts)
+    require_agent(options)
     labeler = _labeler(options, device)
     with run.working(state):
         started = time.perf_counter()

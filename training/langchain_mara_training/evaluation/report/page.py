@@ -14,7 +14,7 @@ from langchain_mara.tracing.views import prompt_text, visible
 from langchain_mara.untrusted import markdown, printable
 from langchain_mara_training.evaluation.comparison import Answer, Comparison
 from langchain_mara_training.evaluation.report.figures import accepted_indices, preference_rates, reward_against_cost
-from langchain_mara_training.storage.atomic import write_atomically
+from langchain_mara_training.storage.atomic import require_file, write_atomically
 from langchain_mara_training.storage.model_card import shown
 
 WINS_SHOWN, LOSSES_SHOWN = 5, 10
@@ -77,9 +77,9 @@ def write_report(
 
     Raises:
         ModuleNotFoundError: If matplotlib is missing.
+        TrainingError: If a file cannot be written.
     """
-    page = Path(output).expanduser()
-    page = page if page.suffix == ".html" else page / "report.html"
+    page = page_file(output)
     systems = [name for name in comparison.answers if name != comparison.baseline]
     values = {
         "comparison": comparison,
@@ -102,6 +102,21 @@ def write_report(
     for file, text in written.items():
         write_atomically(file, text.encode())
     return list(written)
+
+
+def page_file(output: str | Path) -> Path:
+    """The HTML file of a report.
+
+    Args:
+        output: Folder of the report, or path of the HTML file.
+
+    Raises:
+        TrainingError: If the file cannot be written.
+    """
+    page = Path(output).expanduser()
+    page = page if page.suffix == ".html" else page / "report.html"
+    require_file(page, "output")
+    return page
 
 
 def tables(comparison: Comparison) -> list[Table]:

@@ -153,6 +153,19 @@ def test_help_has_examples_that_can_be_called(command: str) -> None:
     assert "…" not in output
 
 
+@pytest.mark.parametrize("command", sorted(COMMANDS - {"generate", "report"}))
+def test_every_command_that_prints_a_table_can_print_json(command: str) -> None:
+    assert "--json" in succeed(command, "--help")
+
+
+@pytest.mark.slow
+def test_demo_as_json() -> None:
+    found = json.loads(succeed("demo", "--prompts", "2", "--json"))
+    assert [list(answer) for answer in found["answers"]] == [["prompt", "plain", "aligned"]] * 6
+    assert found["shares"]["aligned"]["prompts"] == 2
+    assert found["shares"]["plain"]["harmful"] in (0, 0.5, 1)
+
+
 LOADED_MODULES = """
 import json, sys
 

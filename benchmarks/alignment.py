@@ -263,8 +263,9 @@ def _cell(values: Sequence[float]) -> str:
         return ""
     mean = statistics.fmean(values)
     digits = 0 if abs(mean) >= 100 else 1 if abs(mean) >= 10 else 2  # noqa: PLR2004
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{mean:,.{digits}f} ± {spread:,.{digits}f}"
+    # One seed says nothing of the spread.
+    spread = f" ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:,.{digits}f}{spread}"
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def draw_learning(
     for name, seeds in lines.items():
         points = np.array(seeds)
         x, y = points.mean(0).T
-        spread = points[..., 1].std(0, ddof=1) if len(points) > 1 else np.zeros_like(y)
+        spread = points[..., 1].std(0, ddof=1) if len(points) > 1 else np.full_like(y, np.nan)
         axes.plot(x, y, marker="o", markersize=4, label=name)
         axes.fill_between(x, y - spread, y + spread, alpha=0.2)
     for name, level in levels.items():
@@ -87,4 +87,5 @@ def draw_learning(
 
 
 def _spread(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+    """Standard deviation; NaN, which draws no bar, of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else float("nan")

@@ -3,6 +3,7 @@
 Each subcommand imports what it needs when it runs, so `mara --help` is fast.
 """
 
+import json
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,19 +93,24 @@ def generate(
 
 
 @app.command()
-def info() -> None:
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
     """Shows versions and devices for bug reports."""
     import torch
 
-    table = Table(show_header=False)
-    table.add_row("langchain-mara", __version__)
-    table.add_row("python", platform.python_version())
-    for library in _LIBRARIES:
-        table.add_row(library, _version(library))
-    table.add_row("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    found = {"langchain-mara": __version__, "python": platform.python_version()}
+    found |= {library: _version(library) for library in _LIBRARIES}
+    found["cpu"] = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
-        table.add_row(f"cuda:{i}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        found[f"cuda:{i}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if as_json:
+        print(json.dumps(found, indent=2))  # noqa: T201 - for other programs, so without rich
+        return
+    table = Table(show_header=False)
+    for row in found.items():
+        table.add_row(*row)
     console.print(table)
 
 

@@ -22,6 +22,7 @@ FIT = {
 EVALUATE = {
     **DATA, "reward": None, "reward_weight": None, "best_of": None, "threshold": 0.5, "batch_size": 32,
     "max_new_tokens": 6, "top_k": None, "top_p": None, "harmful": None, "prompt_column": None,
+    "rescore": None, "tolerance": None,
 }  # fmt: skip
 REWARDS = """
 def vowels(completions, **_):

@@ -39,7 +39,7 @@ langchain_mara_training.generation: generate prompts costs states
 langchain_mara_training.labeling: shard_list token_labels shards answer_tokens answer_store preference
     rollout_options prompt_rows rollout
 langchain_mara_training.evaluation: divergence systems reward_guided evaluate preference_rate comparison_store scoring
-    comparison
+    results comparison rescoring
 langchain_mara_training.evaluation.report: figures page retrace
 langchain_mara_training: run_folder
 langchain_mara_training.paper: settings paper_tables render
@@ -48,8 +48,8 @@ langchain_mara_training.reinforcement: actor_critic environment replay_buffer ro
     training_loop sac
 langchain_mara_training: aligner
 langchain_mara_training.demo: topics corpus dialogues judge measure train_tokenizer train_model build train_agent
-langchain_mara_training.jobs: inputs label fit evaluate rl
-langchain_mara_training.commands: options demo label fit rl evaluate report table main
+langchain_mara_training.jobs: inputs examples label fit evaluate rl
+langchain_mara_training.commands: options examples demo label fit rl evaluate report table main
 """
 
 EXPECTED_ALL = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLLM", "__version__", "mara_generate"]
@@ -58,7 +58,7 @@ EXPECTED_TRAINING = [
     "EnvironmentOptions", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference", "PreferenceLabeler",
     "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward",
     "System", "TokenLabels", "UltraRMReward", "UpdateOptions", "WeightedRewards", "ZiyaReward", "best_of_n", "compare",
-    "decode_system", "preference_rate", "retrace", "write_report",
+    "decode_system", "preference_rate", "rescore", "retrace", "write_report",
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from langchain_mara_training.evaluation.preference_rate import Preference, preference_rate
     from langchain_mara_training.evaluation.report.page import write_report
     from langchain_mara_training.evaluation.report.retrace import retrace
+    from langchain_mara_training.evaluation.rescoring import rescore
     from langchain_mara_training.evaluation.reward_guided import RewardGuided
     from langchain_mara_training.evaluation.systems import Aligner, BestOf, CorrectorBaseline, Decoding, System
     from langchain_mara_training.fitting.classifier import MaraClassifier
@@ -64,6 +65,7 @@ __all__ = [
     "compare",
     "decode_system",
     "preference_rate",
+    "rescore",
     "retrace",
     "write_report",
 ]
@@ -99,6 +101,7 @@ _MODULES = {
     "compare": "evaluation.comparison",
     "decode_system": "evaluation.evaluate",
     "preference_rate": "evaluation.preference_rate",
+    "rescore": "evaluation.rescoring",
     "retrace": "evaluation.report.retrace",
     "write_report": "evaluation.report.page",
 }

@@ -31,6 +31,7 @@ from langchain_mara_training.labeling.shard_list import read_list
 from langchain_mara_training.labeling.shards import MANIFEST_NAME
 from langchain_mara_training.labeling.token_labels import TokenLabels
 from langchain_mara_training.rewards.specs import PAIRS, split_prefix
+from langchain_mara_training.storage.atomic import require_folder
 from langchain_mara_training.storage.identity.job_identity import differences
 from langchain_mara_training.storage.job_checkpoint import FILE_NAME
 from langchain_mara_training.storage.lock import job_lock
@@ -54,7 +55,7 @@ _FIRST_RESULTS = {
 # Options that may still change: device, duration and tracking.
 _CHANGEABLE = {"device", "episodes", "workers", "tracker"}
 # Options that may be paths.
-_PATH_OPTIONS = {"data", "model", "agent", "evaluation", "harmful"}
+_PATH_OPTIONS = {"data", "model", "agent", "evaluation", "harmful", "rescore"}
 
 
 class Run:
@@ -72,14 +73,13 @@ class Run:
 
     Raises:
         TrainingError: If the command began there with other options, the folder belongs to the other way of training
-            (`label` and `fit`, or `rl`), or it is not a run folder.
+            (`label` and `fit`, or `rl`), it is not a run folder, or it cannot be written to.
     """
 
     def __init__(self, folder: str | Path, command: str, config: Mapping[str, Any]) -> None:
         self.folder = Path(folder).expanduser()
         self.command = command
-        if self.folder.exists() and not self.folder.is_dir():
-            raise TrainingError(f"{self.folder} is a file. Give a folder as --output.")
+        require_folder(self.folder, "--output")
         # Through JSON, because the next call compares its options with the JSON file.
         self.config: Config = json.loads(dump(config))
         self._check()

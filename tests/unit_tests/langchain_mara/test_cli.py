@@ -1,5 +1,6 @@
 """The `mara` command: what it prints is what the library answers, and errors are one sentence."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,9 @@ def test_info_lists_the_versions_a_bug_report_needs() -> None:
     assert __version__ in lines["langchain-mara"]
     assert torch.__version__ in lines["torch"]
     assert {"python", "transformers", "langchain-core", "huggingface_hub", "scikit-learn", "cpu"} <= set(lines)
+    found = json.loads(mara("info", "--json").stdout)
+    assert set(found) == set(lines)
+    assert (found["langchain-mara"], found["torch"]) == (__version__, torch.__version__)
 
 
 @needs_demo

@@ -11,17 +11,21 @@ from rich.table import Column, Table
 
 from langchain_mara.cli import console, one_sentence, plain_text
 from langchain_mara.options import DEFAULTS
+from langchain_mara_training.commands.examples import print_examples
 from langchain_mara_training.commands.options import (
-    Data,
     DataName,
     DataRevision,
     Device,
+    DryRun,
+    Json,
     Limit,
     Seed,
     Split,
     count_option,
     name_option,
     number_option,
+    print_json,
+    refuse_unused,
     reward_option,
     shown,
     weight_option,
@@ -39,14 +43,22 @@ _HEADERS = {
 }
 
 
+# Options of the systems, which are not asked again when answers are rescored.
+_OF_SYSTEMS = (
+    "agent", "model", "best_of", "threshold", "max_new_tokens", "top_k", "top_p", "seed", "dry_run",
+)  # fmt: skip
+
+
 def _run_default(description: str, default: float) -> str:
     return f"{description}; by default the run's, or else {default}."
 
 
 def evaluate(
     ctx: typer.Context,
-    data: Data,
-    agent: Annotated[str, name_option(help="Run folder, or agent: folder, hub id, .pth file, or repo:file.")],
+    data: Annotated[str | None, typer.Argument(help="Prompts: a file or the name of a data set on the hub.")] = None,
+    agent: Annotated[
+        str | None, name_option(help="Run folder, or agent: folder, hub id, .pth file, or repo:file.")
+    ] = None,
     model: Annotated[
         str | None, name_option(help="Hub id or folder; by default the run's, or else the bundled model.")
     ] = None,
@@ -56,6 +68,16 @@ def evaluate(
     harmful: Annotated[str | None, name_option(help="Like --reward; answers with a score above 0 are harmful.")] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder for all answers; an interrupted job resumes there.")
+    ] = None,
+    rescore: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Score the answers of this comparison again; nothing is generated."),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        number_option(
+            min=0, help="Largest difference in reward that counts as a draw; by default what rounding can cause."
+        ),
     ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file for all answers.")] = None,
     prompt_column: Annotated[
@@ -78,21 +100,39 @@ def evaluate(
     top_p: Annotated[float | None, number_option(help=_run_default("Nucleus mass", DEFAULTS.top_p))] = None,
     device: Device = None,
     seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Compares an agent with plain decoding and with best-of-n, by reward and by cost.
+
+    With --rescore, answers that --output kept earlier are scored by other rewards, and no model is loaded. DATA is then
+    only needed for columns that the rewards read.
 
     Without --reward, answers are scored by a reward fitted on the run's preference pairs. A run that was made with
     rewards needs the same --reward again, because nothing that a run folder names is imported.
 
     Examples:
     $ mara evaluate prompts.jsonl --agent run --best-of 8
-    $ mara evaluate prompts.jsonl --agent run --reward my:score
+    $ mara evaluate --rescore comparison --reward my:score --output rescored
     """
+    if rescore is None and (data is None or agent is None):
+        missing = "DATA" if data is None else "--agent"
+        raise typer.BadParameter(f"{missing} is missing, and so is --rescore.", ctx)
     with one_sentence():
         from langchain_mara_training import run_folder
         from langchain_mara_training.jobs.evaluate import evaluate as evaluate_run
+        from langchain_mara_training.jobs.evaluate import examples
 
-        evaluation = evaluate_run(report, output, run_folder.resolved(ctx.params, "report", "output"))
+        if rescore is not None:
+            refuse_unused(ctx, _OF_SYSTEMS, "with --rescore")
+        options = run_folder.resolved(ctx.params, "report", "output", "dry_run", "as_json")
+        if dry_run:
+            print_examples(*examples(report, output, options), as_json=as_json)
+            return
+        evaluation = evaluate_run(report, output, options)
+        if as_json:
+            print_json({"title": evaluation.title, "systems": evaluation.systems})
+            return
         columns = [name for name in _HEADERS if name != "harmful share" or harmful is not None]
         headers = (Column(_HEADERS[name], justify="right") for name in columns)
         table = Table("system", *headers, title=plain_text(evaluation.title))

@@ -11,6 +11,7 @@ import typer
 from langchain_mara.cli import one_sentence
 from langchain_mara_training.commands.options import (
     Device,
+    Json,
     Seed,
     count_option,
     name_option,
@@ -51,6 +52,7 @@ def fit(
     ] = FITTING_DEFAULTS.validation_fraction,
     device: Device = None,
     seed: Seed = 0,
+    as_json: Json = False,
 ) -> None:
     """Fits an agent to a run's labels, and measures it on held-out groups (prompts).
 
@@ -62,4 +64,5 @@ def fit(
         from langchain_mara_training import run_folder
         from langchain_mara_training.jobs.fit import fit as fit_run
 
-        print_values("Fit", fit_run(run, output, run_folder.resolved(ctx.params, "run", "output")))
+        options = run_folder.resolved(ctx.params, "run", "output", "as_json")
+        print_values("Fit", fit_run(run, output, options), as_json=as_json)

@@ -11,13 +11,15 @@ from typing import Annotated
 import typer
 
 from langchain_mara.cli import one_sentence
-from langchain_mara.exceptions import OptionsError
 from langchain_mara.options import DEFAULTS
+from langchain_mara_training.commands.examples import print_examples
 from langchain_mara_training.commands.options import (
     Data,
     DataName,
     DataRevision,
     Device,
+    DryRun,
+    Json,
     Limit,
     Seed,
     Split,
@@ -25,6 +27,7 @@ from langchain_mara_training.commands.options import (
     name_option,
     number_option,
     print_values,
+    refuse_unused,
     reward_option,
     weight_option,
 )
@@ -75,6 +78,8 @@ def label(
     limit: Limit = None,
     device: Device = None,
     seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
     reward: Annotated[list[str] | None, reward_option(rich_help_panel="Rollouts")] = None,
     reward_weight: Annotated[list[float] | None, weight_option(rich_help_panel="Rollouts")] = None,
     agent: Annotated[
@@ -107,20 +112,19 @@ def label(
     """
     with one_sentence():
         from langchain_mara_training import run_folder
-        from langchain_mara_training.jobs.label import FIRST_BAD_ROWS
+        from langchain_mara_training.jobs.label import FIRST_BAD_ROWS, label_examples
         from langchain_mara_training.jobs.label import label as label_run
 
         unused = _UNUSED[labeler]
-        _refuse(ctx, unused)
-        values = label_run(output, run_folder.resolved(ctx.params, "output", *unused))
-        for sentence in values.pop(FIRST_BAD_ROWS, ()):
+        refuse_unused(ctx, unused, "with this labeler")
+        options = run_folder.resolved(ctx.params, "output", "as_json", "dry_run", *unused)
+        if dry_run:
+            print_examples(*label_examples(output, options), as_json=as_json)
+            return
+        values = label_run(output, options)
+        for sentence in values.get(FIRST_BAD_ROWS, ()):
             typer.echo(f"Skipped: {sentence}", err=True)
+        if not as_json:
+            values.pop(FIRST_BAD_ROWS, None)
         if values:
-            print_values("Labels", values)
-
-
-def _refuse(ctx: typer.Context, unused: tuple[str, ...]) -> None:
-    given = [name for name in unused if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
-    if given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise OptionsError(f"{options} would have no effect with this labeler. Leave it out.")
+            print_values("Labels", values, as_json=as_json)

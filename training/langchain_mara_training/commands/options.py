@@ -1,5 +1,7 @@
 """Options and tables of values that the training subcommands of `mara` share."""
 
+import json
+from collections.abc import Iterable
 from functools import partial
 from typing import Annotated, Any
 
@@ -7,6 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from langchain_mara.cli import console, plain_text
+from langchain_mara.exceptions import OptionsError
 
 _WHOLE_FROM = 100
 
@@ -30,8 +33,42 @@ Seed = Annotated[int, typer.Option(metavar="N", help="Seed of all random draws."
 Split = Annotated[str, name_option(help="Split of a data set on the hub.")]
 
 
-def print_values(title: str, values: dict[str, Any]) -> None:
-    """Prints a table of two columns: names and values."""
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the options, print three examples as the model reads them, and stop.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def refuse_unused(ctx: typer.Context, unused: Iterable[str], where: str) -> None:
+    """Refuses options that were given on the command line although they have no effect.
+
+    Args:
+        ctx: Context of the command.
+        unused: Names of the parameters without effect.
+        where: When they have none, such as "with this labeler".
+
+    Raises:
+        OptionsError: If one was given.
+    """
+    given = [name for name in unused if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise OptionsError(f"{options} would have no effect {where}. Leave it out.")
+
+
+def print_json(value: Any) -> None:
+    """Prints plain values as JSON in ASCII, so that no character in them controls the terminal."""
+    from langchain_mara_training.storage.records import dump  # noqa: PLC0415 - heavy
+
+    text = json.dumps(json.loads(dump(value)), indent=2)
+    print(text.replace("\x7f", "\\u007f"))  # noqa: T201 - for other programs, so without rich
+
+
+def print_values(title: str, values: dict[str, Any], *, as_json: bool = False) -> None:
+    """Prints names and values, as a table of two columns or as JSON."""
+    if as_json:
+        print_json(values)
+        return
     table = Table(Column(), Column(justify="right"), show_header=False, title=title)
     for name, value in values.items():
         table.add_row(plain_text(name), shown(value))

@@ -35,10 +35,11 @@ def report(
     with one_sentence():
         from langchain_mara_training import run_folder
         from langchain_mara_training.evaluation.comparison import Comparison
-        from langchain_mara_training.evaluation.report.page import write_report
+        from langchain_mara_training.evaluation.report.page import page_file, write_report
         from langchain_mara_training.evaluation.report.retrace import retrace
 
         loaded = Comparison.load(comparison)
+        page_file(output or comparison)  # before the minutes that traces take
         shown_traces = None
         if agent is not None:
             shown_traces = retrace(loaded, run_folder.agent_source(agent), model=model, device=device, count=traces)

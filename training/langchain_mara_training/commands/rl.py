@@ -9,10 +9,13 @@ from typing import Annotated, Literal
 import typer
 
 from langchain_mara.cli import one_sentence
+from langchain_mara_training.commands.examples import print_examples
 from langchain_mara_training.commands.options import (
     DataName,
     DataRevision,
     Device,
+    DryRun,
+    Json,
     Limit,
     count_option,
     name_option,
@@ -22,6 +25,8 @@ from langchain_mara_training.commands.options import (
 )
 
 Preset = Literal["default", "reference"]
+
+_NOT_OF_THE_JOB = {"output", "recipe", "dry_run", "as_json"}
 
 
 def rl(
@@ -55,6 +60,8 @@ def rl(
     limit: Limit = None,
     device: Device = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Seed of all random draws.")] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Trains an agent by reinforcement: soft actor-critic on answers that reward functions score.
 
@@ -68,7 +75,10 @@ def rl(
         from langchain_mara_training.jobs import rl as reinforcement
         from langchain_mara_training.reinforcement.recipe import Recipe
 
-        given = {name: value for name, value in ctx.params.items() if name not in ("output", "recipe")}
+        given = {name: value for name, value in ctx.params.items() if name not in _NOT_OF_THE_JOB}
         settings = Recipe() if recipe is None else Recipe.load(recipe)
         options = reinforcement.resolve_options(settings, given)
-        print_values("Reinforcement", reinforcement.reinforce(output, options))
+        if dry_run:
+            print_examples(*reinforcement.examples(output, options), as_json=as_json)
+        else:
+            print_values("Reinforcement", reinforcement.reinforce(output, options), as_json=as_json)

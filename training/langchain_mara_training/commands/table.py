@@ -14,7 +14,9 @@ from langchain_mara.cli import console, one_sentence, plain_text
 from langchain_mara.options import BATCH_DEFAULTS
 from langchain_mara_training.commands.options import (
     Device,
+    Json,
     count_option,
+    print_json,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ def table(
     limit: Annotated[int | None, count_option(help="Most prompts of each data set.")] = None,
     batch_size: Annotated[int, count_option(help="Most prompts in one pass.")] = BATCH_DEFAULTS.batch_size,
     device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Measures a table of the paper, and prints the paper's figures next to the measured ones.
 
@@ -63,12 +66,17 @@ def table(
     $ mara table 1 --output one --models mistral-v0.3 --agents mistral-v0.3=run
     """
     with one_sentence():
+        from langchain_mara_training import run_folder
         from langchain_mara_training.paper.paper_tables import Tables
         from langchain_mara_training.paper.render import PaperTable
         from langchain_mara_training.paper.settings import TableSettings
         from langchain_mara_training.rewards.specs import current_folder_first
+        from langchain_mara_training.storage.atomic import require_folder
         from langchain_mara_training.storage.records import command_line
 
+        require_folder(output, "--output")
+        for given in agents or ():
+            run_folder.agent_source(given.partition("=")[2])
         sources = {name: ctx.params[name] or () for name in ("models", "agents", "rivals", "prompts", "rewards")}
         settings = TableSettings.load(recipe).with_sources(**sources)
         with current_folder_first():
@@ -78,7 +86,10 @@ def table(
         paper_table = PaperTable(number, settings, counts, rows)
         output.mkdir(parents=True, exist_ok=True)
         paper_table.write(output, command_line())
-        _print_paper_table(paper_table)
+        if as_json:
+            print_json({**paper_table.as_json(), "problems": paper_table.problems})
+        else:
+            _print_paper_table(paper_table)
 
 
 def _print_paper_table(paper_table: "PaperTable") -> None:

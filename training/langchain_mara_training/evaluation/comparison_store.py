@@ -21,13 +21,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from langchain_mara.exceptions import DataError, TrainingError
 from langchain_mara_training.data.readers import Prompt
-from langchain_mara_training.storage.atomic import append_durably, write_atomically
+from langchain_mara_training.storage.atomic import append_durably, require_folder, write_atomically
 from langchain_mara_training.storage.identity.job_identity import differences, require_known
 from langchain_mara_training.storage.records import Config, dump, read_sealed, sealed_line, unsealed_line, write_sealed
 
 # Values that may change between two calls on the same folder, because answers do not depend on them. A model that was
 # moved is recognized by its weights.
-_MAY_CHANGE = {"command", "confidence", "model_id", "prompts.jsonl", "versions"}
+_MAY_CHANGE = {"command", "confidence", "model_id", "prompts.jsonl", "rounding", "tolerance", "versions"}
 _REPAIR = "Delete the file to have this system answer again."
 _UNSAFE = re.compile(r"[^\w.+-]+", re.ASCII)
 
@@ -41,9 +41,11 @@ class Answer(BaseModel):
     """Number of the prompt, from 0."""
     completion: str
     """Text of the answer."""
+    token_ids: list[int] | None = None
+    """Token ids of the answer, for reward functions that read them; None in comparisons of earlier versions."""
     rewards: dict[str, float | None]
     """Reward by each reward function, by the function's name; None where it was not scored."""
-    harmful: bool | None
+    harmful: bool | None = None
     """Whether the classifier calls the answer harmful; None without a classifier."""
     tokens: int
     """Number of decoded tokens, including discarded answers and end-of-sequence tokens."""
@@ -85,8 +87,7 @@ class ComparisonStore:
             RewardError: If a reward function cannot be told from others.
         """
         require_known(config)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise TrainingError(f"{self.folder} is a file. Give a folder as output.")
+        require_folder(self.folder)
         if self._config.exists():
             self._require_same(config)
         elif self._has_answers():

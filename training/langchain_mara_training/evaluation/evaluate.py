@@ -48,13 +48,13 @@ class Decoded:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of the answers given per second of decoding."""
-        return self.answer_tokens / self.seconds
+        """Tokens of the answers given per second of decoding; NaN if there were no prompts."""
+        return self.answer_tokens / self.seconds if self.seconds else float("nan")
 
     @property
     def passes_per_token(self) -> float:
-        """Passes per token of the answers given; below one where a pass serves several prompts."""
-        return self.passes / max(1, self.answer_tokens)
+        """Passes per token of the answers given, NaN without tokens; below one where a pass serves several prompts."""
+        return self.passes / self.answer_tokens if self.answer_tokens else float("nan")
 
 
 def decode_system(llm: MaraLLM, prompts: Source, rewards: Rewards, name: str) -> Decoded:

@@ -21,10 +21,10 @@ class Preference(NamedTuple):
 
     Attributes:
         wins: Number of prompts where the system's answer has the higher reward.
-        draws: Number of prompts with equal rewards.
+        draws: Number of prompts with equal rewards, up to the tolerance.
         losses: Number of prompts where the system's answer has the lower reward.
         rate: Wins minus losses, divided by the number of prompts compared, in [-1, 1]; NaN if there are none.
-        low: Lower end of the rate's bootstrap percentile interval over prompts.
+        low: Lower end of the rate's interval; see `between`. NaN if no prompts were compared.
         high: Upper end of that interval.
     """
 
@@ -37,35 +37,52 @@ class Preference(NamedTuple):
 
     @classmethod
     def between(
-        cls, rewards: ArrayLike, baseline: ArrayLike, *, confidence: float = CONFIDENCE, random_state: int = 0
+        cls,
+        rewards: ArrayLike,
+        baseline: ArrayLike,
+        *,
+        confidence: float = CONFIDENCE,
+        random_state: int = 0,
+        tolerance: float = 0.0,
     ) -> Self:
         """Compares two systems' rewards on the same prompts.
 
         The interval is Efron's percentile bootstrap (`scipy.stats.bootstrap`) over pairs of rewards, so a prompt that
-        is hard for both systems does not widen it.
+        is hard for both systems does not widen it. A bootstrap never draws an outcome that no prompt had. So if there
+        were no wins or no losses, the interval also holds every rate that the exact binomial bound allows for them.
 
         Args:
             rewards: (n,) rewards of a system's answers; NaN where one was not scored.
             baseline: (n,) rewards of the other system's answers to the same prompts in the same order.
             confidence: Level of the interval, in (0, 1).
             random_state: Seed of the resampling.
+            tolerance: Largest difference in reward that counts as a draw.
 
         Raises:
             DataError: If the two have different numbers of rewards.
         """
-        results = outcomes(rewards, baseline)
+        results = _compared(rewards, baseline, tolerance)
         wins, draws, losses = (int(np.count_nonzero(results == result)) for result in (1, 0, -1))
-        rate = (wins - losses) / len(results) if len(results) else float("nan")
-        low, high = _interval(results, rate, confidence, random_state)
+        if not len(results):
+            return cls(wins, draws, losses, *[float("nan")] * 3)
+        rate = (wins - losses) / len(results)
+        low, high = _bootstrap(results, rate, confidence, random_state)
+        # The largest share of an outcome that none of the prompts had (Clopper and Pearson, Biometrika 1934).
+        unseen = 1 - ((1 - confidence) / 2) ** (1 / len(results))
+        if not losses:
+            low = min(low, rate * (1 - unseen) - unseen)
+        if not wins:
+            high = max(high, rate * (1 - unseen) + unseen)
         return cls(wins, draws, losses, rate, low, high)
 
 
-def preference_rate(rewards: ArrayLike, baseline: ArrayLike) -> float:
+def preference_rate(rewards: ArrayLike, baseline: ArrayLike, tolerance: float = 0.0) -> float:
     """Wins minus losses, divided by the number of prompts for which both systems have a reward.
 
     Args:
         rewards: (n,) rewards of a system's answers; NaN where one was not scored.
         baseline: (n,) rewards of the other system's answers to the same prompts in the same order.
+        tolerance: Largest difference in reward that counts as a draw.
 
     Returns:
         A number in [-1, 1]; NaN if no prompt has both rewards.
@@ -73,19 +90,20 @@ def preference_rate(rewards: ArrayLike, baseline: ArrayLike) -> float:
     Raises:
         DataError: If the two have different numbers of rewards.
     """
-    results = outcomes(rewards, baseline)
+    results = _compared(rewards, baseline, tolerance)
     return int(results.sum()) / len(results) if len(results) else float("nan")
 
 
-def outcomes(rewards: ArrayLike, baseline: ArrayLike) -> NDArray[np.int8]:
+def outcomes(rewards: ArrayLike, baseline: ArrayLike, tolerance: float = 0.0) -> NDArray[np.float64]:
     """Outcome of each prompt: 1 for a win, 0 for a draw, -1 for a loss.
 
     Args:
         rewards: (n,) rewards of a system's answers; NaN where one was not scored.
         baseline: (n,) rewards of the other system's answers to the same prompts in the same order.
+        tolerance: Largest difference in reward that counts as a draw.
 
     Returns:
-        (m,) int8, without the prompts that lack one of the two rewards.
+        (n,) float64; NaN for the prompts that lack one of the two rewards.
 
     Raises:
         DataError: If the two have different numbers of rewards.
@@ -93,14 +111,22 @@ def outcomes(rewards: ArrayLike, baseline: ArrayLike) -> NDArray[np.int8]:
     first, second = np.asarray(rewards, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape:
         raise DataError(f"Rewards of shapes {first.shape} and {second.shape} cannot be compared; give one per prompt.")
-    scored = ~np.isnan(first) & ~np.isnan(second)
-    # Comparisons, because the difference of two infinite rewards would be NaN.
-    return (first > second)[scored].astype(np.int8) - (first < second)[scored]
+    with np.errstate(invalid="ignore"):
+        # The difference of two infinite rewards is NaN, so equality is asked separately.
+        is_draw = (first == second) | (np.abs(first - second) <= tolerance)
+    results = np.where(is_draw, 0.0, np.where(first > second, 1.0, -1.0))
+    return np.where(np.isnan(first) | np.isnan(second), np.nan, results)
 
 
-def _interval(results: NDArray[np.int8], rate: float, confidence: float, seed: int) -> tuple[float, float]:
+def _compared(rewards: ArrayLike, baseline: ArrayLike, tolerance: float) -> NDArray[np.int8]:
+    """The outcomes (m,) of the prompts for which both systems have a reward."""
+    results = outcomes(rewards, baseline, tolerance)
+    return results[~np.isnan(results)].astype(np.int8)
+
+
+def _bootstrap(results: NDArray[np.int8], rate: float, confidence: float, seed: int) -> tuple[float, float]:
     # With equal outcomes on all prompts, every resample has the same rate. Also, scipy refuses fewer than two prompts.
-    if len(set(results.tolist())) <= 1:
+    if len(set(results.tolist())) == 1:
         return rate, rate
     interval = stats.bootstrap(
         (results,),

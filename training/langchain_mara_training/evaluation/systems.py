@@ -5,10 +5,11 @@ All systems use the same decode loop, so any difference comes from the systems a
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import OptionsError
@@ -21,9 +22,10 @@ from langchain_mara_training.generation.generate import (
     GeneratedAnswer,
     Rewards,
     generate_answers,
-    score_answers,
+    score_each,
     weighted,
 )
+from langchain_mara_training.rewards.weighted import weighted_sum
 from langchain_mara_training.storage.identity.job_identity import describe_llm, describe_rewards
 
 ALIGNER_PROMPT = (
@@ -130,17 +132,19 @@ class BestOf:
         cost = Cost()
         with measure_cost(cost, self.llm.model):
             drawn = generate_answers(self.llm, starts, self.llm.batch_size)
-            scores = score_answers(self.rewards, [row for row in rows for _ in range(self.n)], drawn)
-        return [
-            self._best(drawn[i : i + self.n], scores[i : i + self.n].tolist(), cost.share(len(rows)))
-            for i in range(0, len(drawn), self.n)
-        ]
+            scores = score_each(self.rewards, [row for row in rows for _ in range(self.n)], drawn)
+        share = cost.share(len(rows))
+        ranges = [slice(start, start + self.n) for start in range(0, len(drawn), self.n)]
+        return [self._best(drawn[own], {name: scores[name][own] for name in scores}, share) for own in ranges]
 
     def _best(
-        self, drawn: Sequence[GeneratedAnswer], scores: Sequence[float], share: tuple[float, float]
+        self, drawn: Sequence[GeneratedAnswer], scores: Mapping[str, NDArray[np.float64]], share: tuple[float, float]
     ) -> CostedAnswer:
-        best = int(np.where(np.isnan(scores), -np.inf, scores).argmax())
-        return CostedAnswer(drawn[best], sum(len(candidate.token_ids) for candidate in drawn), *share, scores[best])
+        totals = weighted_sum(scores, self.rewards.weights)
+        best = int(np.where(np.isnan(totals), -np.inf, totals).argmax())
+        chosen_by = zip(self.rewards.functions, (float(values[best]) for values in scores.values()), strict=True)
+        tokens = sum(len(candidate.token_ids) for candidate in drawn)
+        return CostedAnswer(drawn[best], tokens, *share, float(totals[best]), tuple(chosen_by))
 
 
 class CorrectorBaseline:

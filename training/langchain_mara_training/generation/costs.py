@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara_training.generation.generate import GeneratedAnswer
+from langchain_mara_training.rewards.calling import RewardFunction
 
 
 class CostedAnswer(NamedTuple):
@@ -21,6 +22,8 @@ class CostedAnswer(NamedTuple):
         passes: Forward passes of policy models, including prefill: its share of the passes of the batch.
         seconds: Time in seconds: its share of the time of the batch.
         score: Score by which it was chosen, NaN if the rewards did not score it; None if no rewards chose it.
+        scores: Reward functions that chose it, each with its reward. An answer that is scored again by the same
+            function keeps this reward, because a reward model may round differently in another batch.
     """
 
     answer: GeneratedAnswer
@@ -28,6 +31,7 @@ class CostedAnswer(NamedTuple):
     passes: float
     seconds: float
     score: float | None = None
+    scores: tuple[tuple[RewardFunction, float], ...] = ()
 
 
 @dataclass

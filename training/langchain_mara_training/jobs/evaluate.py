@@ -1,16 +1,21 @@
-"""The job of `mara evaluate`: compares an agent with plain decoding and best-of-n."""
+"""The job of `mara evaluate`: compares an agent with plain decoding and best-of-n, or scores kept answers again."""
 
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from langchain_mara.exceptions import OptionsError
 from langchain_mara_training import run_folder
-from langchain_mara_training.data.readers import read_prompts
+from langchain_mara_training.data.readers import Row, read_prompts
 from langchain_mara_training.evaluation.comparison import CHUNK_BATCHES, Comparison, compare
+from langchain_mara_training.evaluation.rescoring import rescore
 from langchain_mara_training.evaluation.systems import BestOf, Decoding, System
-from langchain_mara_training.jobs.inputs import DECODING, Options, Values, load_llm, load_rows
+from langchain_mara_training.jobs.examples import Example, prompt_examples
+from langchain_mara_training.jobs.inputs import DECODING, Options, Values, load_llm, load_rows, require_agent
+from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.rewards.specs import current_folder_first, reward_function
 from langchain_mara_training.rewards.weighted import WeightedRewards
+from langchain_mara_training.storage.atomic import require_file, require_folder
 from langchain_mara_training.storage.records import append_record, library_versions, write_json
 
 
@@ -30,23 +35,61 @@ class Evaluation(NamedTuple):
 
 @current_folder_first()
 def evaluate(report: Path | None, output: Path | None, options: Options) -> Evaluation:
-    """Compares an agent with plain decoding and best-of-n.
+    """Compares an agent with plain decoding and best-of-n, or scores a comparison again.
 
     Args:
         report: JSON file for the summaries and all answers.
         output: Folder of the comparison. An interrupted job resumes there.
         options: Options of the command. Values of None are taken from the agent's run, if it has one, except
-            for its rewards, which must be given again.
+            for its rewards, which must be given again. With `rescore`, the folder of a comparison, its answers are
+            scored and nothing is generated.
 
     Raises:
         MaraError: If data, model, agent, rewards or folders cannot be used.
     """
-    run_options = run_folder.agent_config(options["agent"])
-    config = {**options, **_options_left_open(options, run_options)}
-    rows = load_rows(config, partial(read_prompts, prompt_column=config["prompt_column"]))
-    functions = [reward_function(spec, config["device"]) for spec in config["reward"]]
-    rewards = WeightedRewards(functions, config["reward_weight"])
-    harmful = None if config["harmful"] is None else reward_function(config["harmful"], config["device"])
+    _require_places(report, output)
+    config, comparison = _rescored(output, options) if options.get("rescore") else _compared(output, options)
+    summaries = comparison.summaries()
+    if options["agent"] is not None and run_folder.agent_config(options["agent"]):
+        append_record(options["agent"], "evaluate", "evaluated", config=config, systems=summaries)
+    if report is not None:
+        origin = {"config": config, "versions": library_versions()}
+        report.parent.mkdir(parents=True, exist_ok=True)
+        write_json(report, {**origin, "systems": summaries, "answers": comparison.side_by_side()})
+    title = f"{len(comparison.prompts)} prompts, by {', '.join(comparison.reward_names)}"
+    return Evaluation(title, summaries, comparison)
+
+
+def examples(report: Path | None, output: Path | None, options: Options) -> tuple[list[Example], int]:
+    """The first prompts as `evaluate` would read them, and the number of prompts. Nothing is written.
+
+    Args:
+        report: See `evaluate`.
+        output: See `evaluate`.
+        options: See `evaluate`; without `rescore`.
+
+    Raises:
+        MaraError: If data, model, agent or folders cannot be used.
+    """
+    _require_places(report, output)
+    config = {**options, **_options_left_open(options, run_folder.agent_config(options["agent"]))}
+    rows = _rows(config)
+    require_agent(config)
+    return prompt_examples(load_llm(config, config["device"]), rows), len(rows)
+
+
+def _require_places(report: Path | None, output: Path | None) -> None:
+    if output is not None:
+        require_folder(output, "--output")
+    if report is not None:
+        require_file(report, "--report")
+
+
+def _compared(output: Path | None, options: Options) -> tuple[Values, Comparison]:
+    config = {**options, **_options_left_open(options, run_folder.agent_config(options["agent"]))}
+    rows = _rows(config)
+    require_agent(config)
+    rewards, harmful = _judges(config)
     decoding = {name: config[name] for name in (*DECODING, "batch_size", "seed")}
     llm = load_llm(config, config["device"], accept_threshold=config["threshold"], **decoding)
     systems: list[System] = [Decoding("plain", llm.with_agent(None)), Decoding("MARA", llm)]
@@ -58,17 +101,46 @@ def evaluate(report: Path | None, output: Path | None, options: Options) -> Eval
         harmful=harmful,
         chunk=CHUNK_BATCHES * config["batch_size"],
         random_state=config["seed"],
-        facts={name: config[name] for name in ("reward", "harmful")},
+        tolerance=config.get("tolerance"),
+        facts=_facts(config),
         verbose=True,
     )
-    summaries = comparison.summaries()
-    if run_options:
-        append_record(config["agent"], "evaluate", "evaluated", config=config, systems=summaries)
-    if report is not None:
-        origin = {"config": config, "versions": library_versions()}
-        report.parent.mkdir(parents=True, exist_ok=True)
-        write_json(report, {**origin, "systems": summaries, "answers": comparison.side_by_side()})
-    return Evaluation(f"{len(rows)} prompts, by {', '.join(rewards.names)}", summaries, comparison)
+    return config, comparison
+
+
+def _rescored(output: Path | None, options: Options) -> tuple[Values, Comparison]:
+    if not options["reward"]:
+        raise OptionsError("Choose what scores the answers: --reward module:function, a reward model, or pairs:FILE.")
+    kept = Comparison.load(options["rescore"])
+    rows = None if options["data"] is None else _rows(options)
+    rewards, harmful = _judges(options)
+    comparison = rescore(
+        kept,
+        rewards,
+        output,
+        prompts=rows,
+        harmful=harmful,
+        chunk=CHUNK_BATCHES * options["batch_size"],
+        tolerance=options.get("tolerance"),
+        facts=_facts(options),
+        verbose=True,
+    )
+    return dict(options), comparison
+
+
+def _rows(config: Options) -> list[Row]:
+    return load_rows(config, partial(read_prompts, prompt_column=config["prompt_column"]))
+
+
+def _judges(config: Options) -> tuple[WeightedRewards, RewardFunction | None]:
+    """The rewards, and the harm classifier if there is one."""
+    functions = [reward_function(spec, config["device"]) for spec in config["reward"]]
+    harmful = None if config["harmful"] is None else reward_function(config["harmful"], config["device"])
+    return WeightedRewards(functions, config["reward_weight"]), harmful
+
+
+def _facts(config: Options) -> Values:
+    return {name: config[name] for name in ("reward", "harmful")}
 
 
 def _options_left_open(options: Options, run_options: Options) -> Values:

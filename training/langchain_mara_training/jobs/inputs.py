@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 
 from langchain_mara import MaraLLM
+from langchain_mara.loading.models import load_agent
 from langchain_mara.options import DEFAULTS
 from langchain_mara_training import run_folder
 from langchain_mara_training.data.readers import Row
@@ -40,6 +41,20 @@ def load_llm(options: Options, device: str | None, **fields: Any) -> MaraLLM:
     fields |= {"agent": None if agent is None else run_folder.agent_source(agent), "device": device}
     model = options["model"]
     return MaraLLM.demo(**fields) if model is None else MaraLLM.from_model_id(model, **fields)
+
+
+def require_agent(options: Options) -> None:
+    """Refuses an agent that cannot be loaded, before reward models and the policy model take their minutes.
+
+    Args:
+        options: Options with perhaps an `agent`, which may be a run folder.
+
+    Raises:
+        TrainingError: If a run folder has no agent yet.
+        CheckpointError: If the agent is missing or not valid.
+    """
+    if options.get("agent") is not None:
+        load_agent(run_folder.agent_source(options["agent"]))
 
 
 def load_rows(options: Options, read: Callable[..., list[Row]]) -> list[Row]:

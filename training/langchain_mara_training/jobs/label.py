@@ -5,7 +5,17 @@ from pathlib import Path
 
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training import run_folder
-from langchain_mara_training.jobs.inputs import DECODING, Options, Values, load_llm, no_progress_bars, open_rows
+from langchain_mara_training.data.readers import iterate_feedback, iterate_prompts
+from langchain_mara_training.jobs.examples import EXAMPLES, Example, pair_examples, prompt_examples
+from langchain_mara_training.jobs.inputs import (
+    DECODING,
+    Options,
+    Values,
+    load_llm,
+    no_progress_bars,
+    open_rows,
+    require_agent,
+)
 from langchain_mara_training.labeling.preference import PreferenceLabeler
 from langchain_mara_training.labeling.rollout import RolloutLabeler
 from langchain_mara_training.labeling.rollout_options import RolloutOptions
@@ -14,6 +24,29 @@ from langchain_mara_training.storage.distributed import processes
 
 FIRST_BAD_ROWS = "first bad rows"
 """Name of the sentences about skipped rows among the values."""
+
+
+def label_examples(output: Path, options: Options) -> tuple[list[Example], int]:
+    """The first rows of the data as `label` would read them, and the number of rows. Nothing is written.
+
+    Args:
+        output: Run folder.
+        options: Options of the command.
+
+    Raises:
+        MaraError: If data, model or the run folder cannot be used.
+    """
+    run_folder.Run(output, "label", options)
+    is_preference = options["labeler"] == "preference"
+    source = open_rows(options)
+    first, count = [], 0
+    with no_progress_bars():
+        for numbered in (iterate_feedback if is_preference else iterate_prompts)(source, report=source.report):
+            count += 1
+            first += [numbered.row] if count <= EXAMPLES else []
+    require_agent(options)
+    llm = load_llm(options, options["device"])
+    return (pair_examples if is_preference else prompt_examples)(llm, first), count
 
 
 @current_folder_first()
@@ -38,6 +71,7 @@ def label(output: Path, options: Options) -> Values:
     state = processes()
     device = str(state.device) if options["device"] is None and state.num_processes > 1 else options["device"]
     source = open_rows(options)
+    require_agent(options)
     labeler = _labeler(options, device)
     with no_progress_bars():
         rows = labeler.read(source)

@@ -9,7 +9,16 @@ from pathlib import Path
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training import run_folder
 from langchain_mara_training.data.readers import read_prompts
-from langchain_mara_training.jobs.inputs import BUNDLED_MODEL, DECODING, Options, Values, load_llm, load_rows
+from langchain_mara_training.jobs.examples import Example, prompt_examples
+from langchain_mara_training.jobs.inputs import (
+    BUNDLED_MODEL,
+    DECODING,
+    Options,
+    Values,
+    load_llm,
+    load_rows,
+    require_agent,
+)
 from langchain_mara_training.reinforcement.actor_critic import UpdateOptions
 from langchain_mara_training.reinforcement.environment import EnvironmentOptions
 from langchain_mara_training.reinforcement.recipe import PromptData, Recipe
@@ -74,6 +83,7 @@ def reinforce(output: Path, options: Options) -> Values:
     make_trackers(options["tracker"] or (), run.folder)
     rows = load_rows(options, partial(read_prompts, prompt_column=options["prompt_column"]))
     held_out = None if options["evaluation"] is None else read_prompts(options["evaluation"])
+    require_agent(options)
     sac = _estimator(options, run)
     with run.working():
         started = time.perf_counter()
@@ -83,6 +93,24 @@ def reinforce(output: Path, options: Options) -> Values:
         run.save_agent(sac.agent_, _tables(run.config, values))
         run.log("trained", **values, seconds=seconds)
     return {**values, "seconds": seconds}
+
+
+def examples(output: Path, options: Options) -> tuple[list[Example], int]:
+    """The first prompts as `reinforce` would read them, and the number of prompts. Nothing is written.
+
+    Args:
+        output: Run folder.
+        options: Options as `resolve_options` returns them.
+
+    Raises:
+        OptionsError: If there are no prompts or no rewards.
+        MaraError: If data, model, agent or the run folder cannot be used.
+    """
+    _check_required(options)
+    run_folder.Run(output, "rl", options)
+    rows = load_rows(options, partial(read_prompts, prompt_column=options["prompt_column"]))
+    require_agent(options)
+    return prompt_examples(load_llm(options, options["device"]), rows), len(rows)
 
 
 def _refuse_code(rewards: Sequence[str]) -> None:

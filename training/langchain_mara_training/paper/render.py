@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any, get_args
 
@@ -159,8 +160,10 @@ def _texts(line: Line, data_sets: Sequence[str] | Mapping[str, int]) -> list[str
 def _measured(value: Preference | float | None) -> str:
     if not isinstance(value, Preference):
         return _points(None if value is None else 100 * value)
+    if isnan(value.rate):
+        return _NOTHING
     return f"{_points(100 * value.rate)} {100 * value.low:+.0f}…{100 * value.high:+.0f}"
 
 
 def _points(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:+.2f}"
+    return _NOTHING if value is None or isnan(value) else f"{value:+.2f}"

@@ -1,10 +1,10 @@
 """WeightedRewards: the weighted sum of reward functions in TRL's signature, synchronous or asynchronous."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from langchain_mara.exceptions import RewardError
 from langchain_mara_training.data.readers import Prompt
@@ -77,12 +77,7 @@ class WeightedRewards:
         Raises:
             RewardError: If a function fails, or does not return a finite number or None for each completion.
         """
-        scores = self.each(prompts, completions, completion_ids=completion_ids, **columns)
-        table = np.stack(list(scores.values()))
-        is_scored = ~np.isnan(table)
-        total = np.where(is_scored, table * self.weights[:, None], 0.0).sum(axis=0)
-        rewards: NDArray[np.float64] = np.where(is_scored.any(axis=0), total, np.nan)
-        return rewards
+        return weighted_sum(self.each(prompts, completions, completion_ids=completion_ids, **columns), self.weights)
 
     def each(
         self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any
@@ -103,3 +98,17 @@ class WeightedRewards:
         return {
             name: scores_of(result, name, len(completions)) for name, result in zip(self.names, results, strict=True)
         }
+
+
+def weighted_sum(scores: Mapping[str, NDArray[np.float64]], weights: ArrayLike) -> NDArray[np.float64]:
+    """The weighted sum (n,) of rewards over the functions that scored; NaN where none did.
+
+    Args:
+        scores: Rewards (n,) of each function by its name, as `WeightedRewards.each` returns them.
+        weights: Weight of each function, in the same order.
+    """
+    table, factors = np.stack(list(scores.values())), np.asarray(weights, dtype=np.float64)
+    is_scored = ~np.isnan(table)
+    total = np.where(is_scored, table * factors[:, None], 0.0).sum(axis=0)
+    rewards: NDArray[np.float64] = np.where(is_scored.any(axis=0), total, np.nan)
+    return rewards

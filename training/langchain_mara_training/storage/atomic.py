@@ -66,6 +66,47 @@ def append_durably(file: Path, data: bytes) -> None:
             raise
 
 
+def require_folder(folder: Path, option: str = "output") -> None:
+    """Refuses a folder that a job could not write to at its end. Nothing is created.
+
+    Args:
+        folder: Folder that the job will write to; it may be missing.
+        option: Name of the argument that gives it.
+
+    Raises:
+        TrainingError: If it is a file, is below one, or may not be written to.
+    """
+    folder = folder.expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{folder} is a file. Give a folder as {option}.")
+    _require_writable(folder, folder, option)
+
+
+def require_file(file: Path, option: str) -> None:
+    """Refuses a file that a job could not write at its end. Nothing is created.
+
+    Args:
+        file: File that the job will write; it may be missing.
+        option: Name of the argument that gives it.
+
+    Raises:
+        TrainingError: If it is a folder, or its folder may not be written to.
+    """
+    file = file.expanduser()
+    if file.is_dir():
+        raise TrainingError(f"{file} is a folder. Give a file as {option}.")
+    _require_writable(file.parent, file, option)
+
+
+def _require_writable(folder: Path, target: Path, option: str) -> None:
+    """Refuses a target in a folder that neither is there nor can be created."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise TrainingError(f"{target} cannot be written: {existing} is a file. Give another {option}.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise TrainingError(f"{target} cannot be written: you may not write to {existing}. Give another {option}.")
+
+
 @contextmanager
 def explained(file: Path, size: int) -> Iterator[None]:
     """Turns an `OSError` into one that names the file and the bytes it needs.

@@ -90,7 +90,9 @@ def test_rewards_of_the_current_folder() -> None:
         ("label pairs.jsonl --output new --device tpu", "There is no device 'tpu' here; available: cpu"),
         ("label pairs.jsonl --output new --top-p 2", "Invalid options: top_p=2.0 should be"),
         ("label pairs.jsonl --output pairs.jsonl", "pairs.jsonl is a file. Give a folder as --output."),
-        ("label pairs.jsonl --output pairs.jsonl/run", "Not a directory. Give a folder that you may write to."),
+        ("label pairs.jsonl --output pairs.jsonl/run", "pairs.jsonl is a file. Give another --output."),
+        ("table 1 --output pairs.jsonl", "pairs.jsonl is a file. Give a folder as --output."),
+        ("fit nowhere --output pairs.jsonl", "nowhere holds no labels."),
         ("label pairs.jsonl --output new --positions 2 --agent x", "--agent, --positions would have no effect with"),
         ("label pairs.jsonl --output new --labeler rollout --all-tokens", "--all-tokens would have no effect with"),
         ("label prompts.jsonl --output new --labeler rollout", "Rollouts are labeled by reward functions. Give at"),
@@ -149,6 +151,19 @@ def test_help_has_examples_that_can_be_called(command: str) -> None:
         # The files they name do not exist, but the usage is right.
         assert mara(*example.split(), "--device", "tpu").exit_code == 1
     assert "…" not in output
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS - {"generate", "report"}))
+def test_every_command_that_prints_a_table_can_print_json(command: str) -> None:
+    assert "--json" in succeed(command, "--help")
+
+
+@pytest.mark.slow
+def test_demo_as_json() -> None:
+    found = json.loads(succeed("demo", "--prompts", "2", "--json"))
+    assert [list(answer) for answer in found["answers"]] == [["prompt", "plain", "aligned"]] * 6
+    assert found["shares"]["aligned"]["prompts"] == 2
+    assert found["shares"]["plain"]["harmful"] in (0, 0.5, 1)
 
 
 LOADED_MODULES = """

@@ -34,6 +34,10 @@ def test_report_of_a_comparison_with_traces(fitted: Path) -> None:
     ("arguments", "message"),
     [
         (["report", "nowhere"], "nowhere holds no comparison. Give a folder"),
+        (
+            ["report", "comparison", "--agent", "run", "--output", "pairs.jsonl/x.html"],
+            "pairs.jsonl is a file. Give ano",
+        ),
         (["report", "comparison", "--agent", "run", "--device", "cpu"], "No system .* this agent .*Give the agent of"),
     ],
 )

@@ -1,5 +1,6 @@
 """`mara rl`: a recipe, options that override it, and an agent that `mara evaluate` takes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,11 @@ def test_reinforcement_by_a_recipe() -> None:
     again = ["--reward", "rl_rewards_of_test_cli:short", "--device", "cpu"]
     compared = succeed("evaluate", "prompts.jsonl", "--agent", "run", *again)
     assert "4 prompts, by short" in compared
+
+
+def test_a_dry_run_shows_prompts_and_trains_nothing() -> None:
+    given = ["--reward", "nowhere:f", "--output", "run", "--dry-run", "--device", "cpu"]
+    shown = json.loads(succeed("rl", "prompts.jsonl", *given, "--json"))
+    assert (shown["rows"], len(shown["examples"])) == (4, 3)
+    assert not Path("run").exists()
+    assert "is a file" in message_of(mara("rl", "prompts.jsonl", *given, "--output", "prompts.jsonl"))

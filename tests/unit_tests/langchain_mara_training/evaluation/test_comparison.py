@@ -4,14 +4,12 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from families import tiny_agent
-from langchain_mara_training.evaluation.comparison import Answer, Comparison, compare, distinct
+from langchain_mara_training.evaluation.comparison import Comparison, compare
 from langchain_mara_training.evaluation.evaluate import best_of_n, decode_system
 from langchain_mara_training.evaluation.reward_guided import RewardGuided
 from langchain_mara_training.evaluation.systems import Aligner, BestOf, Decoding, System
@@ -147,7 +145,7 @@ def test_systems_draw_alike_and_prompts_do_not(llm: MaraLLM) -> None:
     sampled = llm.model_copy(update={"order": "sampled", "max_new_tokens": 16})
     twins = run([Decoding("plain", sampled), Decoding("twin", sampled.model_copy(update={"seed": 9}))])
     assert stable(twins)["plain"] == stable(twins)["twin"]
-    assert twins.preference("twin", "plain") == (0, 5, 0, 0.0, 0.0, 0.0)
+    assert twins.preference("twin", "plain")[:4] == (0, 5, 0, 0.0)
     texts = [answer.completion for answer in twins.answers["plain"]]
     assert texts[0] != texts[3]  # the same prompt twice
     other_seed = run([Decoding("plain", sampled)], random_state=1)
@@ -257,7 +255,9 @@ def test_other_systems_prompts_and_rewards_are_refused(systems: list[System], tm
         (["plain", ""], {}, "Each system needs a different name"),
         (["a", "b"], {}, "The baseline 'plain' is none of the systems 'a', 'b'. Give the name of one."),
         (["plain"], {"chunk": 0}, "chunk=0 must be at least 1"),
-        (["plain"], {"confidence": 1.0}, "confidence=1.0 between 0 and 1"),
+        (["plain"], {"confidence": 1.0}, "confidence=1.0 must be between 0 and 1"),
+        (["plain"], {"tolerance": -0.1}, "tolerance=-0.1 at least 0 and finite"),
+        (["plain"], {"tolerance": math.nan}, "tolerance=nan at least 0 and finite"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
@@ -280,75 +280,12 @@ def test_another_vocabulary_is_read_as_text(llm: MaraLLM) -> None:
     assert read == pytest.approx(plain, rel=0.2)
 
 
-def an_answer(number: int, completion: str, **changes: Any) -> Answer:
-    given: dict[str, Any] = {
-        "number": number, "completion": completion, "rewards": {"a": 1.0, "b": None}, "harmful": None, "tokens": 9,
-        "answer_tokens": 4, "passes": 2.0, "seconds": 0.5, "divergence": None, "accepted_index": [], "fallbacks": 0,
-    }  # fmt: skip
-    return Answer(**{**given, **changes})
-
-
-@pytest.fixture
-def by_hand() -> Comparison:
-    first = [
-        an_answer(0, "Yes, yes.", harmful=True, divergence=0.5),
-        an_answer(1, "No.", harmful=False, rewards={"a": 3.0, "b": -1.0}, divergence=1.0),
-        an_answer(2, "", rewards={"a": None, "b": None}, answer_tokens=1),
-    ]
-    second = [
-        an_answer(0, "x y z", rewards={"a": 2.0, "b": 0.0}, passes=8.0),
-        an_answer(1, "x y", rewards={"a": 3.0, "b": -1.5}),
-        an_answer(2, "x", rewards={"a": 0.0, "b": 5.0}),
-    ]
-    config = {"rewards": {"a": 1.0, "b": 2.0}, "confidence": 0.9, "random_state": 3, "systems": {"p": {}, "q": {}}}
-    return Comparison(["1", "2", "3"], {"p": first, "q": second}, "p", config)
-
-
-def test_summaries_by_hand(by_hand: Comparison) -> None:
-    p, q = by_hand.summaries().values()
-    assert p["mean reward"] == (1.0 + (3.0 - 2.0)) / 2
-    assert p["rewards"] == {"a": 2.0, "b": -1.0}
-    assert (p["preference rate"], p["interval"]) == (None, None)
-    assert (p["harmful share"], p["length"], p["divergence"]) == (0.5, 3.0, 0.75)
-    # yes , yes . | no .
-    assert (p["distinct-1"], p["distinct-2"]) == (4 / 6, 4 / 4)
-    assert p["tokens/s"] == 9 / 1.5
-    assert (p["passes/token"], p["passes"], p["seconds"]) == (6 / 9, 2.0, 1.5)
-    # Of the weighted sums, 2 beats 1 and 0 loses to 1; the third prompt has none for p.
-    assert (q["preference rate"], q["harmful share"], q["divergence"]) == (0.0, None, None)
-    assert q["interval"] == list(by_hand.preference("q", "p")[4:])
-    assert q["passes"] == 12 / 3
-
-
-def test_preference_by_one_reward_or_all(by_hand: Comparison) -> None:
-    assert by_hand.preference("q", "p")[:4] == (1, 0, 1, 0.0)
-    assert by_hand.preference("q", "p", "a")[:4] == (1, 1, 0, 0.5)
-    assert by_hand.preference("q", "p", "b") == (0, 0, 1, -1.0, -1.0, -1.0)
-    assert by_hand.preference("p", "p")[:6] == (0, 2, 0, 0.0, 0.0, 0.0)
-    np.testing.assert_equal(by_hand.rewards("p"), [1.0, 1.0, np.nan])
-    np.testing.assert_equal(by_hand.rewards("q", "b"), [0.0, -1.5, 5.0])
-    wide, narrow = by_hand.preference("q", "p"), replace(by_hand, config={**by_hand.config, "confidence": 0.1})
-    assert wide.low < narrow.preference("q", "p").low
-    with pytest.raises(OptionsError, match="There is no reward 'c' in this comparison. Give one of a, b"):
-        by_hand.rewards("p", "c")
-    with pytest.raises(OptionsError, match="There is no system 'r' in this comparison. Give one of p, q"):
-        by_hand.preference("p", "r")
-
-
 def test_where_nothing_was_scored_there_is_nothing_to_say(llm: MaraLLM) -> None:
     pair = [Decoding("plain", llm), Decoding("twin", llm)]
     comparison = compare(pair, PROMPTS[:2], lambda completions: [None] * len(completions))
     summary = comparison.summaries()["twin"]
     assert [summary[name] for name in ("mean reward", "preference rate", "interval", "harmful share")] == [None] * 4
     assert math.isnan(comparison.preference("twin", "plain").rate)
-
-
-@pytest.mark.parametrize(
-    ("texts", "n", "expected"),
-    [(["a b a"], 1, 2 / 3), (["a b a", "a b"], 2, 2 / 3), (["A a"], 1, 1 / 2), (["a"], 2, None), ([], 1, None)],
-)
-def test_distinct_by_hand(texts: list[str], n: int, expected: float | None) -> None:
-    assert distinct(texts, n) == expected
 
 
 def test_prompts_are_needed(llm: MaraLLM) -> None:

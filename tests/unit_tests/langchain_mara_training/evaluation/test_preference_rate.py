@@ -1,12 +1,13 @@
 """Preference by hand, and its interval against scipy called directly and against what it promises."""
 
+import itertools
 import math
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
-from langchain_mara_training.evaluation.preference_rate import RESAMPLES, Preference, preference_rate
+from langchain_mara_training.evaluation.preference_rate import RESAMPLES, Preference, outcomes, preference_rate
 from scipy import stats
 
 from langchain_mara.exceptions import DataError
@@ -52,12 +53,15 @@ def test_wins_draws_and_losses_by_hand() -> None:
     assert reverse[:4] == (1, 1, 2, -0.25)
 
 
-def test_a_system_against_itself_is_zero_for_certain() -> None:
+def test_a_system_against_itself_draws_every_time() -> None:
     rewards = np.random.default_rng(0).normal(size=50)
     rewards[3] = NAN
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Preference.between(rewards, rewards) == (0, 49, 0, 0.0, 0.0, 0.0)
+        preference = Preference.between(rewards, rewards)
+    assert preference[:4] == (0, 49, 0, 0.0)
+    # A share of wins or losses that 49 prompts without any would still allow.
+    assert preference.high == -preference.low == pytest.approx(1 - 0.025 ** (1 / 49))
 
 
 @pytest.mark.parametrize(
@@ -65,17 +69,42 @@ def test_a_system_against_itself_is_zero_for_certain() -> None:
     [
         ([], (0, 0, 0, NAN, NAN, NAN)),
         ([NAN], (0, 0, 0, NAN, NAN, NAN)),
-        ([1], (1, 0, 0, 1.0, 1.0, 1.0)),
-        ([1, 2, 3], (3, 0, 0, 1.0, 1.0, 1.0)),
-        ([-1, -2], (0, 0, 2, -1.0, -1.0, -1.0)),
+        ([1], (1, 0, 0, 1.0, -0.95, 1.0)),
+        ([0], (0, 1, 0, 0.0, -0.975, 0.975)),
+        ([1, 2, 3], (3, 0, 0, 1.0, 2 * 0.025 ** (1 / 3) - 1, 1.0)),
+        ([-1, -2], (0, 0, 2, -1.0, -1.0, 1 - 2 * 0.025 ** (1 / 2))),
     ],
 )
-def test_where_all_prompts_agree_there_is_nothing_to_resample(
+def test_where_all_prompts_agree_the_interval_is_the_exact_one(
     rewards: list[float], expected: tuple[float, ...]
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        np.testing.assert_equal(tuple(Preference.between(rewards, [0] * len(rewards))), expected)
+        np.testing.assert_allclose(tuple(Preference.between(rewards, [0] * len(rewards))), expected, atol=1e-15)
+
+
+def test_a_few_prompts_without_losses_do_not_rule_losses_out() -> None:
+    few = Preference.between([1, 0, 1], [0, 0, 0])
+    assert few[:4] == (2, 1, 0, 2 / 3)
+    assert few.low < 0 < few.rate < few.high == 1
+    many = Preference.between([1, 0] * 200, [0] * 400)
+    assert 0.4 < many.low < 0.5 < many.high < 0.6
+
+
+def test_every_interval_has_a_width_and_holds_its_rate() -> None:
+    for count in range(1, 6):
+        for rewards in itertools.combinations_with_replacement([-1, 0, 1], count):
+            preference = Preference.between(rewards, [0] * count)
+            assert -1 <= preference.low <= preference.rate <= preference.high <= 1
+            assert preference.low < preference.high
+
+
+def test_differences_within_the_tolerance_are_draws() -> None:
+    rewards, baseline = [1.0, 1.25, 2.0, math.inf, -math.inf, NAN], [1.25, 1.0, 1.0, math.inf, 1.0, 1.0]
+    np.testing.assert_equal(outcomes(rewards, baseline), [-1, 1, 1, 0, -1, NAN])
+    np.testing.assert_equal(outcomes(rewards, baseline, 0.25), [0, 0, 1, 0, -1, NAN])
+    assert Preference.between(rewards, baseline, tolerance=0.25)[:3] == (1, 3, 1)
+    assert preference_rate(rewards, baseline, 0.25) == 0.0
 
 
 @pytest.mark.parametrize(("confidence", "seed"), [(0.95, 0), (0.8, 7)])

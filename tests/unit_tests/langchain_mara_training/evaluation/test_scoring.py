@@ -1,13 +1,15 @@
 """What is said of an answer comes from its own decisions, its prompt's columns and the plain model."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from families import tiny_agent
 from langchain_mara_training.evaluation.divergence import divergence
-from langchain_mara_training.evaluation.scoring import Scoring
-from langchain_mara_training.evaluation.systems import Decoding
+from langchain_mara_training.evaluation.scoring import Judges, Scoring, rounding_of
+from langchain_mara_training.evaluation.systems import BestOf, Decoding
 
 from langchain_mara import MaraLLM
 
@@ -25,7 +27,8 @@ def mara(demo_llm: MaraLLM) -> MaraLLM:
 
 @pytest.mark.parametrize("numbers", [[0, 1], [1]])
 def test_answers_carry_their_numbers_counts_and_scores(mara: MaraLLM, demo_llm: MaraLLM, numbers: list[int]) -> None:
-    scoring = Scoring(hardness, lambda hard, **_: [-1.0 if difficulty else None for difficulty in hard], demo_llm, 0)
+    judges = Judges(hardness, lambda hard, **_: [-1.0 if difficulty else None for difficulty in hard])
+    scoring = Scoring(judges, demo_llm, 0)
     answers = scoring.answers(Decoding("MARA", mara), ROWS, numbers)
     traces = mara.trace([ROWS[number]["prompt"] for number in numbers])
     for number, answer, trace in zip(numbers, answers, traces, strict=True):
@@ -37,11 +40,50 @@ def test_answers_carry_their_numbers_counts_and_scores(mara: MaraLLM, demo_llm: 
         assert answer.rewards == {"hardness": None if number else 2.0}
         assert answer.harmful is (False if number else None)
         ids = [decision.token_id for decision, _ in trace]
+        assert answer.token_ids == ids
         assert answer.divergence == divergence(demo_llm, ROWS[number]["prompt"], ids)  # type: ignore[arg-type]
     assert any(answer.accepted_index for answer in answers)
 
 
 def test_without_a_classifier_nothing_is_harmful_or_not(mara: MaraLLM) -> None:
-    scoring = Scoring(hardness, None, mara, 0)
-    assert scoring.harmful_name is None
+    scoring = Scoring(Judges(hardness, None), mara, 0)
+    assert scoring.judges.describe()["harmful"] is None
     assert [answer.harmful for answer in scoring.answers(Decoding("", mara), ROWS, [0, 1])] == [None, None]
+
+
+def test_the_rewards_that_chose_an_answer_are_its_rewards(demo_llm: MaraLLM) -> None:
+    calls: list[int] = []
+
+    def unsteady(completions: Sequence[str], **_: Any) -> list[float]:
+        """Rounds differently in every call."""
+        calls.append(len(completions))
+        return [len(text) + 1e-6 * len(calls) for text in completions]
+
+    llm = demo_llm.model_copy(update={"max_new_tokens": 8})
+    best = BestOf(llm, unsteady, 3)
+    scoring = Scoring(Judges([unsteady, hardness], None), llm, 0)
+    answers = scoring.answers(best, ROWS, [0, 1])
+    assert calls == [6]
+    assert [answer.rewards["unsteady"] for answer in answers] == [len(answer.completion) + 1e-6 for answer in answers]
+    assert [answer.rewards["hardness"] for answer in answers] == [2.0, None]
+    scoring.answers(Decoding("plain", llm), ROWS, [0, 1])
+    assert calls == [6, 2]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({}, 2.0**-18),
+        ({"model": SimpleNamespace(dtype=torch.bfloat16)}, 2.0**-5),
+        ({"model": SimpleNamespace(dtype=torch.float16)}, 2.0**-8),
+        ({"model": "a name"}, 2.0**-18),
+        ({"model": SimpleNamespace(dtype=torch.bfloat16), "rounding": 0}, 0.0),
+    ],
+)
+def test_rewards_are_rounded_like_their_model(attributes: dict[str, Any], expected: float) -> None:
+    def reward() -> None:
+        pass
+
+    for name, value in attributes.items():
+        setattr(reward, name, value)
+    assert rounding_of(reward) == expected

@@ -17,8 +17,10 @@ from checkpoints import write_beaver, write_policy_model
 from families import tiny_agent
 from langchain_mara_training.commands.main import app
 from langchain_mara_training.evaluation.comparison import Comparison
+from langchain_mara_training.evaluation.preference_rate import Preference
 from langchain_mara_training.paper import paper_tables as tables
-from langchain_mara_training.paper.paper_tables import Tables
+from langchain_mara_training.paper.paper_tables import TableRow, Tables
+from langchain_mara_training.paper.render import PaperTable
 from langchain_mara_training.paper.settings import PaperFigures, PromptSet, TableModel, TableSettings
 from pydantic import BaseModel
 from typer.testing import CliRunner
@@ -131,6 +133,23 @@ def test_the_first_table_has_the_paper_s_rows_with_its_figures_beside(first: tup
     assert "+62.09" in output
 
 
+def test_json_is_the_table_and_its_problems(first: tuple[Path, str], arguments: list[str]) -> None:
+    folder, _ = first
+    given = ["--models", "mistral-v0.3", "--limit", "4", "--json"]
+    printed = json.loads(mara_table("1", "--output", folder.parent / "as-json", *arguments, *given))
+    assert printed.pop("problems") == []
+    assert printed == read(folder.parent / "as-json")
+    assert printed["rows"][0]["model"] == "mistral-v0.3"
+
+
+def test_where_nothing_was_compared_no_rate_is_printed(settings: TableSettings) -> None:
+    nothing = Preference.between([], [])
+    rows = [TableRow("mistral-v0.3", None, dict.fromkeys(SETS, nothing))]
+    table = PaperTable("1", settings, dict.fromkeys(SETS, 0), rows)
+    measured = [cell for line in table.cells()[1:] for cell in line[1::2]]
+    assert measured == ["-"] * 2 * len(SETS)
+
+
 def test_markdown_holds_what_is_measured(first: tuple[Path, str]) -> None:
     folder, _ = first
     text = (folder / "table.md").read_text()
@@ -165,7 +184,7 @@ def test_an_agent_that_changes_nothing_gives_exactly_0(settings: TableSettings, 
     tiny_agent(32, bias=100.0).save_pretrained(tmp_path / "accepts")
     equal = settings.with_sources(agents=[f"llama-3-8b={tmp_path / 'accepts'}"])
     [row] = Tables(equal, tmp_path / "out", device="cpu").rows("1", ["llama-3-8b"])
-    assert [tuple(cell) for cell in row.cells.values()] == [(0, 4, 0, 0.0, 0.0, 0.0)] * 3
+    assert [cell[:4] for cell in row.cells.values()] == [(0, 4, 0, 0.0)] * 3
 
 
 def test_the_second_table_compares_with_rivals(arguments: list[str], tmp_path: Path, first: tuple[Path, str]) -> None:

@@ -5,7 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
-from langchain_mara_training.storage.atomic import append_durably, explained, remove_temporary_files, write_atomically
+from langchain_mara_training.storage.atomic import (
+    append_durably,
+    explained,
+    remove_temporary_files,
+    require_file,
+    require_folder,
+    write_atomically,
+)
 
 from langchain_mara.exceptions import TrainingError
 
@@ -50,3 +57,22 @@ def test_temporary_files_of_the_dead_go(tmp_path: Path, monkeypatch: pytest.Monk
     assert [file.name for file in (tmp_path / "inner").iterdir()] == [names[2]]
     remove_temporary_files(tmp_path, alone=True)
     assert {file.name for file in tmp_path.iterdir()} == {"inner", "mine.tmp"}
+
+
+def test_places_that_could_not_be_written_are_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    require_folder(tmp_path / "a" / "b")
+    require_file(tmp_path / "a" / "b.json", "--report")
+    require_file(tmp_path / "file", "--report")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    with pytest.raises(TrainingError, match=r"file is a file\. Give a folder as --output\."):
+        require_folder(tmp_path / "file", "--output")
+    with pytest.raises(TrainingError, match=r"a cannot be written: .*file is a file\. Give another output\."):
+        require_folder(tmp_path / "file" / "a")
+    with pytest.raises(TrainingError, match=r"c.json cannot be written: .*file is a file\. Give another --report\."):
+        require_file(tmp_path / "file" / "b" / "c.json", "--report")
+    with pytest.raises(TrainingError, match=r"is a folder\. Give a file as --report\."):
+        require_file(tmp_path, "--report")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(TrainingError, match=rf"a cannot be written: you may not write to {tmp_path}\."):
+        require_folder(tmp_path / "a")

@@ -14,7 +14,7 @@ from langchain_mara.tracing.views import prompt_text, visible
 from langchain_mara.untrusted import markdown, printable
 from langchain_mara_training.evaluation.comparison import Answer, Comparison
 from langchain_mara_training.evaluation.report.figures import accepted_indices, preference_rates, reward_against_cost
-from langchain_mara_training.storage.atomic import write_atomically
+from langchain_mara_training.storage.atomic import require_file, write_atomically
 from langchain_mara_training.storage.model_card import shown
 
 WINS_SHOWN, LOSSES_SHOWN = 5, 10
@@ -22,7 +22,7 @@ _NOTHING = "-"
 
 
 class Case(NamedTuple):
-    """A prompt for which the answers of a system and of the baseline differ in reward.
+    """A prompt that a system wins or loses against the baseline.
 
     Attributes:
         prompt: Text of the prompt.
@@ -77,9 +77,9 @@ def write_report(
 
     Raises:
         ModuleNotFoundError: If matplotlib is missing.
+        TrainingError: If a file cannot be written.
     """
-    page = Path(output).expanduser()
-    page = page if page.suffix == ".html" else page / "report.html"
+    page = page_file(output)
     systems = [name for name in comparison.answers if name != comparison.baseline]
     values = {
         "comparison": comparison,
@@ -102,6 +102,21 @@ def write_report(
     for file, text in written.items():
         write_atomically(file, text.encode())
     return list(written)
+
+
+def page_file(output: str | Path) -> Path:
+    """The HTML file of a report.
+
+    Args:
+        output: Folder of the report, or path of the HTML file.
+
+    Raises:
+        TrainingError: If the file cannot be written.
+    """
+    page = Path(output).expanduser()
+    page = page if page.suffix == ".html" else page / "report.html"
+    require_file(page, "output")
+    return page
 
 
 def tables(comparison: Comparison) -> list[Table]:
@@ -135,6 +150,7 @@ def cases(comparison: Comparison, system: str) -> dict[str, list[Case]]:
     """A system's `wins` and `losses` against the baseline, the largest difference in reward first."""
     answers, baseline_answers = comparison.answers[system], comparison.answers[comparison.baseline]
     rewards, baseline_rewards = comparison.rewards(system), comparison.rewards(comparison.baseline)
+    results = comparison.outcomes(system, comparison.baseline)
 
     def largest_first(selected: NDArray[np.bool_]) -> list[Case]:
         numbers = np.flatnonzero(selected)
@@ -151,8 +167,8 @@ def cases(comparison: Comparison, system: str) -> dict[str, list[Case]]:
         ]
 
     return {
-        "wins": largest_first(rewards > baseline_rewards),
-        "losses": largest_first(rewards < baseline_rewards),
+        "wins": largest_first(results > 0),
+        "losses": largest_first(results < 0),
     }
 
 
@@ -170,6 +186,7 @@ def facts(comparison: Comparison) -> dict[str, str]:
         "rewards, with weights": config["rewards"],
         "harmful by": config.get("harmful"),
         "intervals": f"{_confidence(comparison)}, bootstrap over prompts",
+        "draws": f"equal texts, and rewards that differ by at most {comparison.tolerance():.2g}",
         "seed": config["random_state"],
         "all systems": common,
         **config.get("facts", {}),

@@ -84,13 +84,18 @@ def require_known(identity: Mapping[str, Any]) -> None:
     for name, value in identity.items():
         if isinstance(value, Mapping):
             code = str(value.get("code", ""))
-            if code.startswith(_UNKNOWN):
+            if not is_known(code):
                 raise RewardError(
                     f"The reward function {name} cannot be told from others: {code.removeprefix(_UNKNOWN)}. Give it an "
                     f"attribute, such as {name}.version = '1', and change that whenever its rewards change; or wrap it "
                     "in a function of your own that has one."
                 )
             require_known(value)
+
+
+def is_known(code: str) -> bool:
+    """Whether the `code` of a reward function, see `describe_rewards`, tells it from all others."""
+    return not code.startswith(_UNKNOWN)
 
 
 def claim(file: Path, identity: Mapping[str, Any], has_results: Callable[[], bool]) -> None:

@@ -29,7 +29,7 @@ langchain_mara.text: stop_strings detokenizer control_tokens chat_template answe
 langchain_mara.serving: scheduler completion
 langchain_mara: _base _messages chat_models llms custom_generate cli
 
-langchain_mara_training.storage: defaults atomic progress records settings distributed lock
+langchain_mara_training.storage: defaults atomic progress callbacks records settings distributed lock
 langchain_mara_training.storage.identity: content_digest job_identity
 langchain_mara_training.storage: job_checkpoint model_card
 langchain_mara_training.data: column_formats known_datasets files readers
@@ -43,7 +43,7 @@ langchain_mara_training: run_folder
 langchain_mara_training.paper: settings paper_tables render
 langchain_mara_training.fitting: state_dataset net fit_loop validation classifier
 langchain_mara_training.reinforcement: actor_critic environment replay_buffer rollout_workers tracking recipe
-    training_loop sac
+    training_loop setup sac
 langchain_mara_training: aligner
 langchain_mara_training.demo: topics corpus dialogues judge measure train_tokenizer train_model build train_agent
 langchain_mara_training.jobs: inputs label fit evaluate rl

@@ -176,7 +176,7 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
 
 
 def make_agent(hidden_size: int, width: int, policy_model: str | None = None) -> MaraAgent:
-    """An agent whose weights are not initialized.
+    """An agent in float32, whatever PyTorch's default dtype is, whose weights are not initialized.
 
     Args:
         hidden_size: Size d of a state.
@@ -186,7 +186,7 @@ def make_agent(hidden_size: int, width: int, policy_model: str | None = None) ->
     # PyTorch would draw initial weights from its global generator.
     with torch.device("meta"):
         agent = MaraAgent(hidden_size, width, policy_model)
-    return agent.to_empty(device="cpu")
+    return agent.float().to_empty(device="cpu")
 
 
 def initialize_weights(agent: MaraAgent, seed: int) -> MaraAgent:

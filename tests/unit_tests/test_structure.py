@@ -36,6 +36,7 @@ langchain_mara_training.data: column_formats known_datasets files readers
 langchain_mara_training.rewards: calling weighted preference_reward checkpoint_loading reward_model published specs
 langchain_mara_training.generation: generate costs states
 langchain_mara_training.labeling: shard_list token_labels shards answer_tokens preference rollout_options rollout
+    drawn_pairs
 langchain_mara_training.evaluation: divergence systems reward_guided evaluate preference_rate comparison_store scoring
     comparison
 langchain_mara_training.evaluation.report: figures page retrace
@@ -53,10 +54,10 @@ langchain_mara_training.commands: options demo label fit rl evaluate report tabl
 EXPECTED_ALL = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLLM", "__version__", "mara_generate"]
 EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",
-    "EnvironmentOptions", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference", "PreferenceLabeler",
-    "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward",
-    "System", "TokenLabels", "UltraRMReward", "UpdateOptions", "WeightedRewards", "ZiyaReward", "best_of_n", "compare",
-    "decode_system", "preference_rate", "retrace", "write_report",
+    "EnvironmentOptions", "JobCallback", "JobProgress", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference",
+    "PreferenceLabeler", "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions",
+    "SequenceClassificationReward", "System", "TokenLabels", "UltraRMReward", "UpdateOptions", "WeightedRewards",
+    "ZiyaReward", "best_of_n", "compare", "decode_system", "preference_rate", "retrace", "write_report",
 ]  # fmt: skip
 
 

@@ -175,10 +175,8 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         except BaseException as error:
             if record.loss_curve:
                 self._keep(record, classes, seed)
-                error.add_note(
-                    f"Fitting ended after {self.n_iter_} of {self.max_epochs} epochs. agent_ has the weights of epoch "
-                    f"{self.best_epoch_}."
-                )
+                done = f"Fitting ended after {self.n_iter_} of {self.max_epochs} epochs."
+                error.add_note(f"{done} The classifier's agent_ has the weights of epoch {self.best_epoch_}.")
             raise
         if not record.loss_curve:
             raise TrainingError("A callback stopped fitting before the first epoch had ended, so there is no agent.")

@@ -122,7 +122,10 @@ def test_a_callback_that_raises_loses_no_epoch(callback: Any, tmp_path: Path) ->
     with pytest.raises(ConnectionError) as caught:
         failed.fit(X, Y)
     assert any(f"The callback {type(callback).__name__} raised this in" in note for note in caught.value.__notes__)
-    assert caught.value.__notes__[-1] == "Fitting ended after 3 of 4 epochs. agent_ has the weights of epoch 3."
+    assert (
+        caught.value.__notes__[-1]
+        == "Fitting ended after 3 of 4 epochs. The classifier's agent_ has the weights of epoch 3."
+    )
     assert failed.agent_.fingerprint == fingerprint_after(3)
     assert make(checkpoint_dir=tmp_path).fit(X, Y).agent_.fingerprint == fingerprint_after(4)
 
@@ -155,7 +158,9 @@ def test_an_error_in_the_last_epoch_leaves_the_epochs_before(
         failed = make()
         with pytest.raises(error) as caught:
             failed.fit(X, Y)
-    assert caught.value.__notes__ == ["Fitting ended after 3 of 4 epochs. agent_ has the weights of epoch 3."]
+    assert caught.value.__notes__ == [
+        "Fitting ended after 3 of 4 epochs. The classifier's agent_ has the weights of epoch 3."
+    ]
     assert failed.agent_.fingerprint == fingerprint_after(3)
     assert len(failed.loss_curve_) == failed.n_iter_ == 3
     assert failed.predict(X).shape == (200,)

@@ -29,7 +29,7 @@ langchain_mara.text: stop_strings detokenizer control_tokens chat_template answe
 langchain_mara.serving: scheduler completion
 langchain_mara: _base _messages chat_models llms custom_generate cli
 
-langchain_mara_training.storage: defaults atomic progress records settings distributed lock
+langchain_mara_training.storage: defaults atomic progress callbacks records settings distributed lock
 langchain_mara_training.storage.identity: content_digest job_identity
 langchain_mara_training.storage: job_checkpoint model_card
 langchain_mara_training.data: column_formats known_datasets messages row_values row_report feedback files sources
@@ -37,15 +37,15 @@ langchain_mara_training.data: column_formats known_datasets messages row_values 
 langchain_mara_training.rewards: calling weighted preference_reward checkpoint_loading reward_model published specs
 langchain_mara_training.generation: generate prompts costs states
 langchain_mara_training.labeling: shard_list token_labels shards answer_tokens answer_store preference
-    rollout_options prompt_rows rollout
+    rollout_options prompt_rows rollout drawn_pairs
 langchain_mara_training.evaluation: divergence systems reward_guided evaluate preference_rate comparison_store scoring
     results comparison rescoring
 langchain_mara_training.evaluation.report: figures page retrace
 langchain_mara_training: run_folder
 langchain_mara_training.paper: settings paper_tables render
-langchain_mara_training.fitting: state_dataset net fit_loop validation classifier
+langchain_mara_training.fitting: state_dataset net fit_loop validation fit_job classifier
 langchain_mara_training.reinforcement: actor_critic environment replay_buffer rollout_workers tracking recipe
-    training_loop sac
+    training_loop setup sac
 langchain_mara_training: aligner
 langchain_mara_training.demo: topics corpus dialogues judge measure train_tokenizer train_model build train_agent
 langchain_mara_training.jobs: inputs examples label fit evaluate rl
@@ -55,10 +55,11 @@ langchain_mara_training.commands: options examples demo label fit rl evaluate re
 EXPECTED_ALL = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLLM", "__version__", "mara_generate"]
 EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",
-    "EnvironmentOptions", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference", "PreferenceLabeler",
-    "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward",
-    "System", "TokenLabels", "UltraRMReward", "UpdateOptions", "WeightedRewards", "ZiyaReward", "best_of_n", "compare",
-    "decode_system", "preference_rate", "rescore", "retrace", "write_report",
+    "EnvironmentOptions", "JobCallback", "JobProgress", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference",
+    "PreferenceLabeler", "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions",
+    "SequenceClassificationReward", "System", "TokenLabels", "UltraRMReward", "UpdateOptions", "WeightedRewards",
+    "ZiyaReward", "best_of_n", "compare", "decode_system", "preference_rate", "rescore", "retrace",
+    "write_report",
 ]  # fmt: skip
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         ZiyaReward,
     )
     from langchain_mara_training.rewards.weighted import WeightedRewards
+    from langchain_mara_training.storage.callbacks import JobCallback, JobProgress
 
 __all__ = [
     "Aligner",
@@ -44,6 +45,8 @@ __all__ = [
     "Decoded",
     "Decoding",
     "EnvironmentOptions",
+    "JobCallback",
+    "JobProgress",
     "MaraAligner",
     "MaraClassifier",
     "MaraSAC",
@@ -80,6 +83,8 @@ _MODULES = {
     "Decoded": "evaluation.evaluate",
     "Decoding": "evaluation.systems",
     "EnvironmentOptions": "reinforcement.environment",
+    "JobCallback": "storage.callbacks",
+    "JobProgress": "storage.callbacks",
     "MaraAligner": "aligner",
     "MaraClassifier": "fitting.classifier",
     "MaraSAC": "reinforcement.sac",

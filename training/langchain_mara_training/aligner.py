@@ -14,14 +14,15 @@ from langchain_mara.exceptions import DataError, OptionsError
 from langchain_mara_training.data.readers import Row, Source, read_pairs, read_prompts, read_rows
 from langchain_mara_training.fitting.classifier import MaraClassifier
 from langchain_mara_training.generation.costs import count_passes
-from langchain_mara_training.generation.generate import AnswerStart, GeneratedAnswer, generate_answers, score_answers
+from langchain_mara_training.generation.generate import score_answers
+from langchain_mara_training.labeling.drawn_pairs import answer_rows, distinct_prompts, draw_pairs
 from langchain_mara_training.labeling.preference import PreferenceLabeler
 from langchain_mara_training.labeling.rollout import RolloutLabeler
 from langchain_mara_training.labeling.token_labels import TokenLabels
 from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.rewards.preference_reward import PreferenceReward
 from langchain_mara_training.rewards.weighted import WeightedRewards
-from langchain_mara_training.storage.defaults import TRAINING_BATCH_SIZE
+from langchain_mara_training.storage.callbacks import JobCallback, JobEvents, as_callbacks, job_events
 from langchain_mara_training.storage.identity.content_digest import digest
 from langchain_mara_training.storage.identity.job_identity import claim, describe_llm, describe_rewards
 from langchain_mara_training.storage.lock import job_lock
@@ -35,8 +36,10 @@ HistoryEntry = dict[str, float]
 
 _IDENTITY = "job.json"
 # The aligner sets these parameters of its classifier, or results do not depend on them.
-_NOT_OF_A_JOB = {"checkpoint_dir", "device", "policy_model", "random_state", "verbose"}
-_DRAWN_ANSWERS = 4
+_NOT_OF_A_JOB = {"callbacks", "checkpoint_dir", "device", "policy_model", "random_state", "verbose"}
+_NOT_OF_A_CARD = ("callbacks", "checkpoint_dir", "device", "verbose")
+# scikit-learn would copy weights and connections.
+_SHARED_BY_CLONES = {"llm", "reward_funcs"}
 _SCORED_PROMPTS = 100
 
 
@@ -59,11 +62,15 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         classifier: `MaraClassifier` to fit in each round; by default one with default parameters.
         rounds: Number of rounds.
         labeler_options: Further arguments of `PreferenceLabeler` or `RolloutLabeler`.
-        output: Folder for labels, checkpoints and agents. A killed fit resumes there.
+        output: Folder for labels, checkpoints and agents. A killed fit resumes there. A grid search needs aligners
+            without a folder, because its fits are different jobs.
+        callbacks: One or several `JobCallback`s: a step is a round, and so is a checkpoint if there is an `output`.
+            Callbacks for the epochs of each fit are given to the `classifier`.
         random_state: Seed of all random draws. On a CPU, equal seeds give equal agents, to the bit.
 
     Attributes:
-        agent_: The `MaraAgent` of the last round.
+        agent_: The `MaraAgent` of the last round. If `fit` fails after a round, it is that of the last whole round, and
+            the exception has a note that says so.
         llm_: The LLM with that agent.
         classifier_: The classifier fitted in the last round.
         rewards_: The `WeightedRewards` that score answers.
@@ -87,6 +94,7 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         rounds: int = 3,
         labeler_options: dict[str, Any] | None = None,
         output: str | Path | None = None,
+        callbacks: JobCallback | Sequence[JobCallback] = (),
         random_state: int = 0,
     ) -> None:
         self.llm = llm
@@ -97,6 +105,7 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         self.rounds = rounds
         self.labeler_options = labeler_options
         self.output = output
+        self.callbacks = callbacks
         self.random_state = random_state
 
     def fit(self, X: Source, y: None = None) -> Self:  # noqa: ARG002, N803 - scikit-learn's names
@@ -116,6 +125,7 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
             raise OptionsError(
                 f"Invalid options: labeler={self.labeler!r} (preference or rollout), rounds={self.rounds} (at least 1)."
             )
+        as_callbacks(self.callbacks)
         rows = self._read(X)
         functions = PreferenceReward().fit(rows) if self.reward_funcs is None else self.reward_funcs
         self.rewards_ = WeightedRewards(functions, self.reward_weights)
@@ -126,7 +136,19 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
 
     def _run_rounds(self, rows: list[Row]) -> Self:
         self.history_: list[HistoryEntry] = []
-        self.llm_ = self.llm
+        self.llm_, self._agent_round = self.llm, 0
+        try:
+            with job_events(self.callbacks, "align", "rounds", self.rounds) as events:
+                self._rounds(rows, events)
+        except BaseException as error:
+            if number := self._agent_round:
+                error.add_note(
+                    f"Alignment ended before {self.rounds} rounds were done; agent_ is that of round {number}."
+                )
+            raise
+        return self
+
+    def _rounds(self, rows: list[Row], events: JobEvents) -> None:
         labels: TokenLabels | None = None
         for number in range(1, self.rounds + 1):
             started = time.perf_counter()
@@ -138,21 +160,35 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
             seconds = {"label_seconds": label_end - started, "fit_seconds": time.perf_counter() - label_end}
             costs = {"label_passes": count.passes, **seconds}
             self.history_.append(self._history_entry(number, new_labels, rows[:_SCORED_PROMPTS], costs))
-        return self
+            stop = events.step(number, **self.history_[-1])
+            if self.output is not None:
+                events.checkpoint()
+            if stop:
+                return
 
     def predict(self, X: Source) -> list[str]:  # noqa: N803
         """Aligned answers to prompts, in order."""
         check_is_fitted(self, "agent_")
-        return [answer.text for answer in self._answers(read_prompts(X))]
+        return [answer.text for answer in answer_rows(self.llm_, read_prompts(X))]
 
     def score(self, X: Source, y: None = None) -> float:  # noqa: ARG002, N803
         """Mean reward of the aligned answers; answers that the rewards do not score are left out."""
         check_is_fitted(self, "agent_")
         return self._mean_reward(read_prompts(X))
 
+    def set_params(self, **params: Any) -> Self:
+        """Sets parameters as in scikit-learn; `classifier__width` and the like also where `classifier` is None."""
+        if params.get("classifier", self.classifier) is None and any(
+            name.startswith("classifier__") for name in params
+        ):
+            params = {**params, "classifier": MaraClassifier()}
+        super().set_params(**params)
+        return self
+
     def __sklearn_clone__(self) -> Self:
-        # scikit-learn would copy the model's weights.
-        return type(self)(**self.get_params(deep=False))
+        parameters = self.get_params(deep=False)
+        copied = {name: clone(parameters[name], safe=False) for name in parameters.keys() - _SHARED_BY_CLONES}
+        return type(self)(**parameters | copied)
 
     def _read(self, source: Source) -> list[Row]:
         rows = read_rows(source)
@@ -164,7 +200,7 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
                     f"{error} Preference labels and the default reward need pairs. "
                     "For prompts alone, give reward_funcs and labeler='rollout'."
                 ) from None
-        return _distinct(read_prompts(rows))
+        return distinct_prompts(read_prompts(rows))
 
     def _claim(self, folder: Path, rows: list[Row]) -> None:
         """Writes the identity of the job to its folder, or checks that the folder holds the same one."""
@@ -190,29 +226,42 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
             # Reward functions must not get the pair's answers as columns.
             prompts = [
                 {name: value for name, value in row.items() if name not in ("chosen", "rejected")}
-                for row in _distinct(rows)
+                for row in distinct_prompts(rows)
             ]
             return RolloutLabeler(self.llm_, self.rewards_, **options).label(prompts, output)
-        pairs = rows if number == 1 else self._drawn_pairs(_distinct(rows), seed)
+        pairs = rows if number == 1 else draw_pairs(self.llm_, self.rewards_, distinct_prompts(rows), seed)
         return PreferenceLabeler(self.llm_, **options).label(pairs, output)
 
     def _fit_agent(self, labels: TokenLabels, number: int) -> None:
         classifier = clone(self.classifier) if self.classifier is not None else MaraClassifier()
         changes: dict[str, Any] = {"random_state": self.random_state}
+        if self.classifier is not None:
+            changes["callbacks"] = self.classifier.callbacks  # the user's own, not copies
         changes["policy_model"] = classifier.policy_model or self.llm.model_id
         if self.output is not None:
             changes["checkpoint_dir"] = Path(self.output) / f"round-{number}" / "checkpoints"
-        self.classifier_ = classifier.set_params(**changes).fit(
-            labels.X, labels.y, sample_weight=labels.weight, groups=labels.groups
-        )
-        self.agent_ = self.classifier_.agent_
-        self.llm_ = self.llm.with_agent(self.agent_)
+        classifier.set_params(**changes)
+        try:
+            classifier.fit(labels.X, labels.y, sample_weight=labels.weight, groups=labels.groups)
+        finally:
+            if number == 1 and hasattr(classifier, "agent_"):
+                self._keep(classifier)  # of a first round that failed, this is all there is
+        self._keep(classifier)
+        self._agent_round = number
         if self.output is not None:
-            fitting = {**self.classifier_.get_params(), "checkpoint_dir": None, "device": None, "verbose": None}
+            fitting = {
+                **self.classifier_.get_params(),
+                **dict.fromkeys(("callbacks", "checkpoint_dir", "device", "verbose")),
+            }
             share = float(labels.y.mean())
             origin = {"labeler": self.labeler, "round": number, "labels": len(labels), "accept_share": share}
             tables = {"Labels": {**origin, "rewards": self.rewards_.names}, "Fitting": fitting}
             save_agent(self.agent_, Path(self.output) / f"round-{number}" / "agent", tables)
+
+    def _keep(self, classifier: MaraClassifier) -> None:
+        self.classifier_ = classifier
+        self.agent_ = classifier.agent_
+        self.llm_ = self.llm.with_agent(self.agent_)
 
     def _history_entry(
         self, number: int, labels: TokenLabels, rows: Sequence[Row], costs: dict[str, float]
@@ -229,40 +278,5 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
             write_sealed(file, entry)
         return entry
 
-    def _drawn_pairs(self, rows: Sequence[Row], seed: int) -> list[Row]:
-        """A pair for each prompt: the drawn answers with the highest and lowest reward, if these differ."""
-        repeated = [row for row in rows for _ in range(_DRAWN_ANSWERS)]
-        answers = self._answers(repeated, seed)
-        scores = score_answers(self.rewards_, repeated, answers).reshape(-1, _DRAWN_ANSWERS)
-        pairs = []
-        for i, (row, row_scores) in enumerate(zip(rows, scores, strict=True)):
-            if np.isnan(row_scores).all() or np.nanmax(row_scores) == np.nanmin(row_scores):
-                continue
-            best, worst = (
-                answers[i * _DRAWN_ANSWERS + int(index)]
-                for index in (np.nanargmax(row_scores), np.nanargmin(row_scores))
-            )
-            pairs.append({**row, "chosen": best.text, "rejected": worst.text})
-        if not pairs:
-            raise DataError("All answers drawn for a later round have the same reward. Set rounds=1.")
-        return pairs
-
-    def _answers(self, rows: Sequence[Row], seed: int | None = None) -> list[GeneratedAnswer]:
-        """An answer to each row's prompt; drawn if a seed is given."""
-        encoded = [self.llm_.encode(row["prompt"]) for row in rows]
-        starts = [
-            AnswerStart(ids, seed=(seed or 0) * len(rows) + i, sampled=seed is not None)
-            for i, ids in enumerate(encoded)
-        ]
-        return generate_answers(self.llm_, starts, TRAINING_BATCH_SIZE)
-
     def _mean_reward(self, rows: Sequence[Row]) -> float:
-        return float(np.nanmean(score_answers(self.rewards_, rows, self._answers(rows))))
-
-
-def _distinct(rows: Sequence[Row]) -> list[Row]:
-    """The first row of every prompt. Its number becomes the prompt's group."""
-    first_rows: dict[str, Row] = {}
-    for number, row in enumerate(rows):
-        first_rows.setdefault(repr(row["prompt"]), {"group": number, **row})
-    return list(first_rows.values())
+        return float(np.nanmean(score_answers(self.rewards_, rows, answer_rows(self.llm_, rows))))

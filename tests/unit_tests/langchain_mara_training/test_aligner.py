@@ -10,8 +10,10 @@ import torch
 from langchain_mara_training.aligner import MaraAligner
 from langchain_mara_training.fitting.classifier import MaraClassifier
 from langchain_mara_training.labeling.preference import PreferenceLabeler
+from langchain_mara_training.storage.callbacks import JobCallback, JobProgress
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
 
 from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.exceptions import DataError, OptionsError
@@ -120,7 +122,105 @@ def test_clones_share_the_model(demo_llm: MaraLLM) -> None:
     copy = clone(original)
     assert copy is not original
     assert copy.llm is demo_llm
-    assert copy.get_params(deep=False) == original.get_params(deep=False)
+    parameters, copied = original.get_params(), copy.get_params()
+    assert parameters.pop("classifier") is not copied.pop("classifier")
+    assert parameters == copied
+
+
+def test_clones_have_a_classifier_of_their_own(demo_llm: MaraLLM) -> None:
+    """Clones once shared it, so a grid search set the parameters of all of them."""
+    original = aligner(demo_llm, fewer_letters, labeler_options={"positions": [6]})
+    copy = clone(original).set_params(classifier__learning_rate=0.5)
+    assert copy.classifier is not original.classifier
+    assert (copy.classifier.learning_rate, original.classifier.learning_rate) == (0.5, CLASSIFIER.learning_rate)
+    copy.labeler_options["positions"].append(7)
+    assert original.labeler_options == {"positions": [6]}
+
+
+def test_nested_parameters_are_those_of_scikit_learn(demo_llm: MaraLLM) -> None:
+    original = aligner(demo_llm, classifier=clone(CLASSIFIER))
+    assert original.get_params()["classifier__width"] == 32
+    assert "classifier__width" not in original.get_params(deep=False)
+    assert original.set_params(rounds=2, classifier__width=8).classifier.width == 8
+    assert MaraAligner(demo_llm).set_params(classifier__width=8).get_params()["classifier__width"] == 8
+    with pytest.raises(ValueError, match="Invalid parameter 'height'"):
+        original.set_params(classifier__height=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classifier", [CLASSIFIER, None])
+def test_a_grid_search_over_the_classifier(
+    demo_llm: MaraLLM, demo_pairs: list[Any], classifier: MaraClassifier | None
+) -> None:
+    grid = {"classifier__learning_rate": [1e-9, 1e-2], "classifier__max_epochs": [3], "classifier__width": [16]}
+    base = MaraAligner(demo_llm, fewer_letters, rounds=1, classifier=classifier)
+    search = GridSearchCV(base, grid, cv=2, refit=True).fit(demo_pairs[:16])
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert len(set(search.cv_results_["mean_test_score"])) == 2
+    assert search.best_estimator_.classifier_.learning_rate == search.best_params_["classifier__learning_rate"]
+    assert base.classifier is classifier
+    assert CLASSIFIER.learning_rate == MaraClassifier().learning_rate
+
+
+class Rounds(JobCallback):
+    """Notes what it is told, and does something after the first round."""
+
+    def __init__(self, action: Any = lambda _: None) -> None:
+        self.events: list[tuple[str, int]] = []
+        self.action = action
+
+    def on_start(self, progress: JobProgress) -> None:
+        self.events.append(("start", progress.total))
+
+    def on_step(self, progress: JobProgress) -> None:
+        assert progress.values["mean_reward"] < 0
+        self.events.append((progress.job, progress.done))
+        self.action(progress)
+
+    def on_end(self, progress: JobProgress) -> None:
+        self.events.append(("end", progress.done))
+
+
+def refuse(_: JobProgress) -> None:
+    raise ConnectionError("the tracker's server is gone")
+
+
+@pytest.mark.slow
+def test_callbacks_of_rounds_and_epochs(demo_llm: MaraLLM, demo_pairs: list[Any]) -> None:
+    pairs = demo_pairs[:12]
+    epochs, rounds = JobCallbackOfEpochs(), Rounds(JobProgress.stop)
+    classifier = clone(CLASSIFIER).set_params(callbacks=[epochs])
+    stopped = aligner(demo_llm, fewer_letters, classifier=classifier, rounds=3, callbacks=rounds).fit(pairs)
+    assert rounds.events == [("start", 3), ("align", 1), ("end", 1)]
+    assert epochs.steps == [1, 2, 3, 4]
+    failed = aligner(demo_llm, fewer_letters, rounds=2, callbacks=[Rounds(refuse)])
+    with pytest.raises(ConnectionError) as caught:
+        failed.fit(pairs)
+    assert caught.value.__notes__[-1] == "Alignment ended before 2 rounds were done; agent_ is that of round 1."
+    assert same(failed.agent_, stopped.agent_)
+
+
+class JobCallbackOfEpochs(JobCallback):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_step(self, progress: JobProgress) -> None:
+        self.steps.append(progress.done)
+
+
+@pytest.mark.slow
+def test_an_interrupted_first_round_leaves_what_was_fitted(demo_llm: MaraLLM, demo_pairs: list[Any]) -> None:
+    class Interrupting(JobCallback):
+        def on_step(self, progress: JobProgress) -> None:
+            if progress.done == 3:
+                raise KeyboardInterrupt
+
+    failed = aligner(demo_llm, classifier=clone(CLASSIFIER).set_params(callbacks=[Interrupting()]))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        failed.fit(demo_pairs[:12])
+    assert "The classifier's agent_ has the weights of epoch 3" in caught.value.__notes__[-1]
+    assert same(failed.agent_, failed.classifier_.agent_)
+    assert len(failed.predict(PROMPTS)) == 3
 
 
 @pytest.mark.parametrize(

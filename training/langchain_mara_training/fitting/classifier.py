@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from numbers import Integral
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -13,16 +12,16 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from langchain_mara.agents.agent import MaraAgent
-from langchain_mara.exceptions import AgentMismatchError
+from langchain_mara.exceptions import AgentMismatchError, TrainingError
+from langchain_mara_training.fitting.fit_job import fitting_options, open_checkpoint
 from langchain_mara_training.fitting.fit_loop import FittingRecord, fit_agent, fit_pass
 from langchain_mara_training.fitting.net import (
-    FittingOptions,
     fitting_device,
     initialize_weights,
     make_agent,
     rows_at_once,
 )
-from langchain_mara_training.fitting.state_dataset import LabeledStates, States, describe_job
+from langchain_mara_training.fitting.state_dataset import LabeledStates
 from langchain_mara_training.fitting.validation import (
     check_parameters,
     check_states,
@@ -31,10 +30,6 @@ from langchain_mara_training.fitting.validation import (
     split_by_group,
 )
 from langchain_mara_training.storage.defaults import FITTING_DEFAULTS, Precision, Schedule
-from langchain_mara_training.storage.job_checkpoint import JobCheckpoint
-
-# A job may resume with another display, on another device, in another folder.
-_NOT_OF_A_JOB = {"checkpoint_dir", "device", "policy_model", "verbose"}
 
 
 class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -72,10 +67,14 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             `fit` resumes at the next epoch and ends with the same weights. A finished job returns at once.
         random_state: Seed of initial weights, batch order and held-out groups.
         policy_model: Name of the model the states come from, stored in the agent.
+        callbacks: `JobCallback`s, and callbacks of skorch such as `EarlyStopping`, for `fit`. They get no say in which
+            epoch is kept, and skorch's learning rate schedulers have no effect. See docs/training.md.
         verbose: Whether to show progress on standard error.
 
     Attributes:
-        agent_: The fitted `MaraAgent` in eval mode, on the CPU unless `device` is given. Later fits do not change it.
+        agent_: The fitted `MaraAgent` in eval mode, on the CPU unless `device` is given: with held-out groups the best
+            epoch's, otherwise the last one's. If `fit` fails after an epoch, it keeps that of the epochs so far, and
+            raises with a note that says so. Later fits do not change it.
         classes_: (2,) labels in sorted order, which is that of the columns of `predict_proba`.
         accept_class_: The label that means accept.
         n_features_in_: Size d of the states.
@@ -104,6 +103,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         checkpoint_dir: str | os.PathLike[str] | None = None,
         random_state: int | np.random.RandomState | None = None,
         policy_model: str | None = None,
+        callbacks: Any = (),
         verbose: bool = False,
     ) -> None:
         self.width = width
@@ -122,6 +122,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.checkpoint_dir = checkpoint_dir
         self.random_state = random_state
         self.policy_model = policy_model
+        self.callbacks = callbacks
         self.verbose = verbose
 
     def fit(
@@ -152,25 +153,33 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes, labels = encode_labels(y)
         self._check_continuation(warm, classes)
         weights = row_weights(sample_weight, self.class_weight, classes, labels)
-        checkpoint = self._checkpoint(states, warm, classes=classes, labels=labels, weights=weights, groups=groups)
+        checkpoint = open_checkpoint(self, states, warm, classes=classes, labels=labels, weights=weights, groups=groups)
         saved = None if checkpoint is None else checkpoint.read()
         seed = self._new_seed() if saved is None else saved["seed"]
         held_out_share = self.validation_fraction if self.early_stopping else 0.0
         train, held_out = split_by_group(labels, weights, groups, held_out_share, seed)
         scaled = (weights / weights[train].mean()).astype(np.float32)
-        record = fit_agent(
-            self._start(states.shape[1], seed, warm),
-            LabeledStates(states, labels, scaled, train),
-            None if held_out is None else LabeledStates(states, labels, scaled, held_out),
-            self._options(seed),
-            checkpoint,
-            saved,
-            verbose=self.verbose,
-        )
-        self.loss_curve_ = record.loss_curve
-        self.validation_curve_ = None if held_out is None else record.validation_curve
-        self.n_iter_ = len(record.loss_curve)
-        self.best_epoch_ = record.best_epoch
+        record = FittingRecord.resumed(saved)
+        try:
+            fit_agent(
+                self._start(states.shape[1], seed, warm),
+                LabeledStates(states, labels, scaled, train),
+                None if held_out is None else LabeledStates(states, labels, scaled, held_out),
+                fitting_options(self, seed),
+                record,
+                checkpoint,
+                saved,
+                callbacks=self.callbacks,
+                verbose=self.verbose,
+            )
+        except BaseException as error:
+            if record.loss_curve:
+                self._keep(record, classes, seed)
+                done = f"Fitting ended after {self.n_iter_} of {self.max_epochs} epochs."
+                error.add_note(f"{done} The classifier's agent_ has the weights of epoch {self.best_epoch_}.")
+            raise
+        if not record.loss_curve:
+            raise TrainingError("A callback stopped fitting before the first epoch had ended, so there is no agent.")
         return self._keep(record, classes, seed)
 
     def partial_fit(
@@ -211,13 +220,12 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         record = fit_pass(
             self._start(states.shape[1], seed, agent),
             LabeledStates(states, labels, weights, np.flatnonzero(weights)),
-            replace(self._options(seed), schedule="constant"),
+            replace(fitting_options(self, seed), schedule="constant"),
             earlier_epochs,
             None if agent is None else self._optimizer_state,
         )
-        self.loss_curve_ = [*(self.loss_curve_ if earlier_epochs else []), *record.loss_curve]
-        self.validation_curve_ = None
-        self.n_iter_ = self.best_epoch_ = earlier_epochs + 1
+        record.loss_curve = [*(self.loss_curve_ if earlier_epochs else []), *record.loss_curve]
+        record.best_epoch = earlier_epochs + 1
         return self._keep(record, encoded_classes, seed)
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
@@ -266,21 +274,6 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _new_seed(self) -> int:
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
-    def _options(self, seed: int) -> FittingOptions:
-        device = fitting_device(self.device, self.mixed_precision)
-        names = ("max_epochs", "batch_size", "learning_rate", "weight_decay", "schedule", "n_iter_no_change")
-        parameters = {name: getattr(self, name) for name in names}
-        return FittingOptions(**parameters, precision=self.mixed_precision, device=device, seed=seed)
-
-    def _checkpoint(self, states: States, warm: MaraAgent | None, **data: Any) -> JobCheckpoint | None:
-        if self.checkpoint_dir is None:
-            return None
-        parameters = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_OF_A_JOB}
-        parameters["random_state"] = self.random_state if isinstance(self.random_state, Integral) else "drawn"
-        parameters["warm_start"] = "" if warm is None else warm.fingerprint
-        data["groups"] = data["groups"] if self.early_stopping else None
-        return JobCheckpoint(self.checkpoint_dir, describe_job(parameters, states, data))
-
     def _start(self, hidden_size: int, seed: int, warm: MaraAgent | None) -> MaraAgent:
         if warm is None:
             return initialize_weights(make_agent(hidden_size, self.width), seed)
@@ -293,7 +286,9 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _keep(self, record: FittingRecord, classes: NDArray[Any], seed: int) -> Self:
         device = "cpu" if self.device is None else fitting_device(self.device)
-        self.agent_ = self._agent(record.weights).to(device)
+        self.agent_ = self._agent(record.kept_weights).to(device)
+        self.loss_curve_, self.validation_curve_ = record.loss_curve, record.validation_curve or None
+        self.n_iter_, self.best_epoch_ = len(record.loss_curve), record.best_epoch
         self.classes_, self.accept_class_ = np.sort(classes), classes[1]
         self._optimizer_state = record.optimizer
         self._seed = seed

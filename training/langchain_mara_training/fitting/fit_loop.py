@@ -1,6 +1,7 @@
 """Runs the epochs of a fitting job: early stopping, a checkpoint after each epoch, progress."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -9,8 +10,9 @@ from skorch.helper import predefined_split
 from torch import Tensor
 
 from langchain_mara.agents.agent import MaraAgent
-from langchain_mara_training.fitting.net import AgentNet, FittingOptions
+from langchain_mara_training.fitting.net import AgentNet, FittingOptions, FittingStopped
 from langchain_mara_training.fitting.state_dataset import Batch, LabeledStates
+from langchain_mara_training.storage.callbacks import JobCallback, JobEvents, as_callbacks, job_events
 from langchain_mara_training.storage.job_checkpoint import JobCheckpoint
 from langchain_mara_training.storage.lock import job_lock
 from langchain_mara_training.storage.progress import progress_bar
@@ -39,6 +41,22 @@ class FittingRecord:
     best_weights: Weights | None = None
     best_epoch: int = 0
     finished: bool = False
+
+    @classmethod
+    def resumed(cls, saved: dict[str, Any] | None) -> Self:
+        """The record in a checkpoint's content, or an empty one."""
+        return cls({}, {}) if saved is None else cls(**saved["record"])
+
+    @property
+    def kept_weights(self) -> Weights:
+        """Weights of the best epoch so far, or of the last one without held-out rows."""
+        return self.weights if self.best_weights is None else self.best_weights
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """Losses of the last epoch, by name."""
+        losses = {"train_loss": self.loss_curve[-1]}
+        return {**losses, "valid_loss": self.validation_curve[-1]} if self.validation_curve else losses
 
 
 class FittingProgress(Callback):  # type: ignore[misc]
@@ -77,16 +95,54 @@ class FittingProgress(Callback):  # type: ignore[misc]
         self.bar.update(self.task, description=text, completed=self.rows * epochs)
 
 
+class EpochEnd(Callback):  # type: ignore[misc]
+    """Closes each epoch and writes the checkpoint, then tells job callbacks.
+
+    As the first of the callbacks, it does so before a callback of the user can raise.
+
+    Args:
+        record: Record to add epochs to.
+        checkpoint: Checkpoint to write, if any.
+        progress: Progress bar.
+        events: Job callbacks.
+    """
+
+    def __init__(
+        self, record: FittingRecord, checkpoint: JobCheckpoint | None, progress: FittingProgress, events: JobEvents
+    ) -> None:
+        self.record, self.checkpoint, self.progress, self.events = record, checkpoint, progress, events
+
+    def on_epoch_end(self, net: AgentNet, **_: Any) -> None:
+        """Closes the epoch; skorch calls this after each one.
+
+        Raises:
+            FittingStopped: If a job callback asked to stop.
+        """
+        net.epoch += 1
+        _close_epoch(net, self.record, net.options)
+        self.progress.show(self.record)
+        if self.checkpoint is not None:
+            state = {"steps": net.steps, "scaler": net.scaler.state_dict(), "seed": net.options.seed}
+            self.checkpoint.write({"record": vars(self.record), **state})
+        stop = self.events.step(net.epoch, **self.record.latest)
+        if self.checkpoint is not None:
+            self.events.checkpoint()
+        if stop:
+            raise FittingStopped
+
+
 def fit_agent(
     agent: MaraAgent,
     train: LabeledStates,
     held_out: LabeledStates | None,
     options: FittingOptions,
+    record: FittingRecord,
     checkpoint: JobCheckpoint | None = None,
     saved: dict[str, Any] | None = None,
     *,
+    callbacks: Any = (),
     verbose: bool = False,
-) -> FittingRecord:
+) -> None:
     """Fits an agent, and resumes from a checkpoint's content if there is any.
 
     Args:
@@ -94,31 +150,54 @@ def fit_agent(
         train: Rows to learn from.
         held_out: Rows whose loss decides when to stop and which epoch's weights are kept.
         options: Settings of the job.
+        record: Record of the job, empty or from `FittingRecord.resumed`; every epoch is added when it ends.
         checkpoint: Checkpoint to write after every epoch.
         saved: Content of the checkpoint to resume from.
+        callbacks: Job callbacks and skorch's.
         verbose: Whether to show progress.
 
     Raises:
         TrainingError: If the loss is not finite, or another process works in the checkpoint's folder.
         DataError: If a state is not finite.
     """
+    for_skorch, for_jobs = split_callbacks(callbacks)
     with (
         job_lock(None if checkpoint is None else checkpoint.folder),
         FittingProgress(len(train), options.max_epochs, shown=verbose) as progress,
+        job_events(for_jobs, "fit", "epochs", options.max_epochs, len(record.loss_curve)) as events,
     ):
         steps = options.max_epochs * math.ceil(len(train) / options.batch_size)
-        net = AgentNet(agent, options, steps, [("progress", progress)]).initialize()
+        own = [("progress", progress), ("epoch_end", EpochEnd(record, checkpoint, progress, events))]
+        net = AgentNet(agent, options, steps, own, for_skorch).initialize()
         net.train_split = None if held_out is None else predefined_split(held_out)
-        record = _resume(net, saved)
-        while not record.finished:
-            net.fit_loop(train, epochs=1)
-            net.epoch += 1
-            _close_epoch(net, record, options)
-            progress.show(record)
-            if checkpoint is not None:
-                state = {"steps": net.steps, "scaler": net.scaler.state_dict(), "seed": options.seed}
-                checkpoint.write({"record": vars(record), **state})
-    return record
+        if saved is not None:
+            _resume(net, record, saved)
+        if record.finished:
+            return
+        net.notify("on_train_begin", X=train, y=None)
+        with suppress(FittingStopped):
+            while not record.finished:
+                net.fit_loop(train, epochs=1)
+        net.notify("on_train_end", X=train, y=None)
+
+
+def split_callbacks(callbacks: Any) -> tuple[list[Any], list[JobCallback]]:
+    """Callbacks of skorch, as instances, classes or pairs with a name; and job callbacks.
+
+    Args:
+        callbacks: One callback, several of either kind, or None.
+
+    Raises:
+        OptionsError: If one is of neither kind.
+    """
+    given = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks] if callbacks is not None else []
+    for_skorch = [callback for callback in given if _is_of_skorch(callback)]
+    return for_skorch, as_callbacks([callback for callback in given if not _is_of_skorch(callback)])
+
+
+def _is_of_skorch(callback: Any) -> bool:
+    callback = callback[-1] if isinstance(callback, tuple) and callback else callback
+    return isinstance(callback, Callback) or (isinstance(callback, type) and issubclass(callback, Callback))
 
 
 def fit_pass(
@@ -147,15 +226,11 @@ def fit_pass(
     )
 
 
-def _resume(net: AgentNet, saved: dict[str, Any] | None) -> FittingRecord:
-    if saved is None:
-        return FittingRecord({}, {})
-    record = FittingRecord(**saved["record"])
+def _resume(net: AgentNet, record: FittingRecord, saved: dict[str, Any]) -> None:
     net.steps, net.epoch = saved["steps"], len(record.loss_curve)
     net.scaler.load_state_dict(saved["scaler"])
     net.module_.load_state_dict(record.weights)
     net.optimizer_.load_state_dict(record.optimizer)
-    return record
 
 
 def _close_epoch(net: AgentNet, record: FittingRecord, options: FittingOptions) -> None:

@@ -64,6 +64,10 @@ class FittingOptions:
         return self.learning_rate * factors[self.schedule]
 
 
+class FittingStopped(Exception):  # noqa: N818 - no error
+    """A callback has asked to stop."""
+
+
 class WeightedCrossEntropy(nn.Module):
     """Cross-entropy of each row times the row's weight, averaged over the rows of a batch."""
 
@@ -80,18 +84,24 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
         agent: Agent with its initial weights; it is fitted in place, on the options' device.
         options: Settings of the job.
         total_steps: Number of training steps in the whole job.
-        callbacks: skorch callbacks, as (name, callback) pairs.
+        own: Callbacks of the job itself, as (name, callback) pairs; they are told first.
+        callbacks: skorch callbacks of the user, as skorch takes them.
     """
 
     def __init__(
-        self, agent: MaraAgent, options: FittingOptions, total_steps: int, callbacks: Sequence[Any] = ()
+        self,
+        agent: MaraAgent,
+        options: FittingOptions,
+        total_steps: int,
+        own: Sequence[Any] = (),
+        callbacks: Sequence[Any] = (),
     ) -> None:
         super().__init__(
             agent,
             WeightedCrossEntropy,
             optimizer=torch.optim.AdamW,
             lr=options.learning_rate,
-            callbacks=list(callbacks),
+            callbacks=[*own, *callbacks],
             train_split=None,
             verbose=0,
             device=options.device,
@@ -99,6 +109,7 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
             optimizer__fused=options.device.type in {"cpu", "cuda"},
             optimizer__param_groups=[(pattern, {"weight_decay": 0.0}) for pattern in ("ln.*", "*.bias")],
         )
+        self.own = {name for name, _ in own}
         self.options = options
         self.total_steps = total_steps
         self.steps = 0
@@ -110,6 +121,25 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
     @property
     def _default_callbacks(self) -> list[Any]:
         return []
+
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
+        """Tells all callbacks, as skorch does, and says which one an exception comes from.
+
+        Raises:
+            FittingStopped: If a callback of the user raises KeyboardInterrupt, which is how skorch's callbacks stop.
+        """
+        getattr(self, method_name)(self, **cb_kwargs)
+        for name, callback in self.callbacks_:
+            try:
+                getattr(callback, method_name)(self, **cb_kwargs)
+            except KeyboardInterrupt:
+                if name in self.own:
+                    raise
+                raise FittingStopped from None
+            except Exception as error:
+                if name not in self.own:
+                    error.add_note(f"The callback {name} raised this in {method_name}, in epoch {len(self.history)}.")
+                raise
 
     def get_iterator(self, dataset: LabeledStates, training: bool = False) -> DataLoader[Batch]:
         """Batches of the net's current epoch."""
@@ -176,7 +206,7 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
 
 
 def make_agent(hidden_size: int, width: int, policy_model: str | None = None) -> MaraAgent:
-    """An agent whose weights are not initialized.
+    """An agent in float32, whatever PyTorch's default dtype is, whose weights are not initialized.
 
     Args:
         hidden_size: Size d of a state.
@@ -186,7 +216,7 @@ def make_agent(hidden_size: int, width: int, policy_model: str | None = None) ->
     # PyTorch would draw initial weights from its global generator.
     with torch.device("meta"):
         agent = MaraAgent(hidden_size, width, policy_model)
-    return agent.to_empty(device="cpu")
+    return agent.float().to_empty(device="cpu")
 
 
 def initialize_weights(agent: MaraAgent, seed: int) -> MaraAgent:

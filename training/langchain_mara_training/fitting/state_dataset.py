@@ -1,6 +1,5 @@
 """Reads states in batches from memory, from a memory map, or from shards on disk."""
 
-import hashlib
 import mmap
 from collections.abc import Iterator
 from typing import Any
@@ -107,10 +106,6 @@ class States:
         for start in range(0, len(self), rows):
             yield self.take(np.arange(start, min(start + rows, len(self)), dtype=np.int64))
 
-    def sample(self, rows: int = 64) -> Tensor:
-        """A few evenly spaced rows, to tell data sets apart."""
-        return self.take(np.unique(np.linspace(0, len(self) - 1, rows).astype(np.int64)))
-
 
 class LabeledStates(torch.utils.data.Dataset[Batch]):
     """A subset of states with their labels and weights, read one whole batch at a time.
@@ -176,21 +171,3 @@ def _is_memory_map(array: Any) -> bool:
             return True
         array = getattr(array, "base", None)
     return False
-
-
-def describe_job(parameters: dict[str, Any], states: States, data: dict[str, Any]) -> dict[str, str]:
-    """A description that tells jobs apart, without reading all states.
-
-    Args:
-        parameters: Parameters that change the result.
-        states: (n, d), described by shape, dtype and a sample of rows.
-        data: Arrays of n rows, by name, such as labels; None is left out.
-    """
-    job = {name: repr(value) for name, value in parameters.items()}
-    job["states"] = f"{states.shape} {states.dtype} {_digest(states.sample().float().cpu().numpy())}"
-    return job | {name: _digest(np.asarray(values)) for name, values in data.items() if values is not None}
-
-
-def _digest(values: NDArray[Any]) -> str:
-    content = str(values.tolist()).encode() if values.dtype == object else np.ascontiguousarray(values).tobytes()
-    return f"{values.shape} {values.dtype} {hashlib.sha256(content).hexdigest()[:16]}"

@@ -13,6 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
 
+from langchain_mara_training.fitting.fit_loop import split_callbacks
 from langchain_mara_training.fitting.net import PRECISIONS
 from langchain_mara_training.fitting.state_dataset import Rows, States, as_array_like, is_read_by_rows
 from langchain_mara_training.storage.defaults import Schedule
@@ -49,6 +50,7 @@ def check_parameters(classifier: Any) -> None:
         raise ValueError(f"schedule must be one of {_SCHEDULES}, not {classifier.schedule!r}.")
     if classifier.mixed_precision not in PRECISIONS:
         raise ValueError(f"mixed_precision must be one of {tuple(PRECISIONS)}, not {classifier.mixed_precision!r}.")
+    split_callbacks(classifier.callbacks)
 
 
 def check_states(estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool) -> tuple[States, NDArray[Any]]:  # noqa: N803

@@ -1,5 +1,6 @@
 """The job of `mara rl`: runs `MaraSAC` on a run folder with the settings of a recipe."""
 
+import math
 import shlex
 import time
 from collections.abc import Sequence
@@ -151,7 +152,7 @@ def _estimator(options: Options, run: run_folder.Run) -> MaraSAC:
 def _values(sac: MaraSAC) -> Values:
     """Values of the last history entry, and the best evaluation, because that agent is kept."""
     last = sac.history_[-1]
-    evaluations = [entry["evaluation"] for entry in sac.history_ if "evaluation" in entry]
+    evaluations = [entry["evaluation"] for entry in sac.history_ if not math.isnan(entry.get("evaluation", math.nan))]
     names = ("episodes", "passes", "updates", "score", "temperature")
     return {**{name: last[name] for name in names}, **({"evaluation": max(evaluations)} if evaluations else {})}
 

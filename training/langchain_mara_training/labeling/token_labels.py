@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -58,14 +59,15 @@ class _Shard(NamedTuple):
         offset: Byte at which the states begin.
         rows: Number of states.
         size: Size d of a state.
-        modified: Modification time in nanoseconds, so that a rewritten file is mapped again.
+        reading: Unique to this reading of the header, so that a file that was replaced is mapped again, even with the
+            size and time of the old one.
     """
 
     file: Path
     offset: int
     rows: int
     size: int
-    modified: int
+    reading: str
 
 
 class ShardedStates:
@@ -145,13 +147,12 @@ def _read_header(file: Path) -> _Shard:
             length = int.from_bytes(stream.read(8), "little")
             entry = json.loads(stream.read(length))["states"]
         rows, size = entry["shape"]
-        status = file.stat()
-        is_complete = entry["dtype"] == "F16" and status.st_size >= 8 + length + entry["data_offsets"][1]
+        is_complete = entry["dtype"] == "F16" and file.stat().st_size >= 8 + length + entry["data_offsets"][1]
     except (OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         raise DataError(f"{file} is not a shard of states ({error}). Delete it and run the labeler again.") from None
     if not is_complete:
         raise DataError(f"{file} is truncated, or its states are not float16. Delete it and run the labeler again.")
-    return _Shard(file, 8 + length + entry["data_offsets"][0], rows, size, status.st_mtime_ns)
+    return _Shard(file, 8 + length + entry["data_offsets"][0], rows, size, uuid4().hex)
 
 
 @dataclass(frozen=True, eq=False)

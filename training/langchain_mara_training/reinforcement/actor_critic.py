@@ -111,6 +111,17 @@ class TwinCritics(nn.Module):
         return torch.stack([self.first(normed), self.second(normed)])
 
 
+def make_critics(hidden_size: int, width: int) -> TwinCritics:
+    """Critics in float32, with weights from PyTorch's generator; the default dtype of PyTorch changes nothing."""
+    with torch.device("meta"):
+        critics = TwinCritics(hidden_size, width)
+    critics = critics.float().to_empty(device="cpu")
+    for module in critics.modules():
+        if isinstance(module, nn.LayerNorm | nn.Linear):
+            module.reset_parameters()
+    return critics
+
+
 class ActorCritic:
     """The networks of soft actor-critic and their optimizers.
 
@@ -124,7 +135,8 @@ class ActorCritic:
         self.actor, self.critics, self.options = actor, critics, options
         self.targets = copy.deepcopy(critics).requires_grad_(requires_grad=False)
         device = actor.ln.weight.device
-        self.log_temperature = torch.tensor([math.log(options.initial_temperature)], device=device, requires_grad=True)
+        logarithm = [math.log(options.initial_temperature)]
+        self.log_temperature = torch.tensor(logarithm, dtype=torch.float32, device=device, requires_grad=True)
         self.optimizers = {
             "actor": torch.optim.Adam(actor.parameters(), lr=options.learning_rate_actor),
             "critics": torch.optim.Adam(critics.parameters(), lr=options.learning_rate_critic),
@@ -135,6 +147,13 @@ class ActorCritic:
     def temperature(self) -> float:
         """Current weight of the entropy."""
         return float(self.log_temperature.detach().exp())
+
+    def change_options(self, options: UpdateOptions) -> None:
+        """Learns with other options from now on; the optimizers keep their moments."""
+        self.options = options
+        for name in ("actor", "temperature"):
+            self._set_rate(name, getattr(options, f"learning_rate_{name}"))
+        self._set_rate("critics", options.learning_rate_critic)
 
     def update(self, batches: Iterable[Transitions]) -> list[StepLosses]:
         """Takes a gradient step on each batch, then moves the target critics toward the critics once."""
@@ -158,6 +177,10 @@ class ActorCritic:
             self.log_temperature.copy_(state["log_temperature"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+
+    def _set_rate(self, name: str, rate: float) -> None:
+        for group in self.optimizers[name].param_groups:
+            group["lr"] = rate
 
     def _step(self, batch: Transitions) -> StepLosses:
         temperature = self.log_temperature.detach().exp()

@@ -105,6 +105,23 @@ class ReplayBuffer:
         self._checksums[rows] = self._checksums_of(numbers)
         self._written += count
 
+    def copy(self, folder: str | Path) -> "ReplayBuffer":
+        """A buffer with the same transitions in files of another folder; only the rows that can be drawn are copied.
+
+        Args:
+            folder: Folder of the copy; it must not hold a buffer.
+        """
+        other = ReplayBuffer(folder, self._states.shape[1], self.capacity, self.slack)
+        for start in range(0, len(self), _CHECKED_ROWS):
+            rows = self._needed()[start : start + _CHECKED_ROWS] % self._rows
+            sources = (self._states, *self._columns.values())
+            for source, target in zip(sources, (other._states, *other._columns.values()), strict=True):
+                other._reserve(target, int(rows.max()) + 1)
+                target[rows] = source[rows]
+        other._checksums[:] = self._checksums
+        other._written = other._kept = self._written
+        return other
+
     def sample(self, count: int, generator: np.random.Generator) -> Transitions:
         """Draws transitions with replacement, all equally likely.
 

@@ -1,5 +1,6 @@
 """MaraSAC: trains an agent by discrete soft actor-critic, with scikit-learn's `fit` and `predict`."""
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -7,8 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
 from langchain_mara import MaraLLM
@@ -16,28 +16,31 @@ from langchain_mara.exceptions import OptionsError
 from langchain_mara_training.data.readers import Row, Source, read_prompts
 from langchain_mara_training.evaluation.evaluate import decode_system
 from langchain_mara_training.evaluation.systems import Decoding
-from langchain_mara_training.fitting.net import initialize_weights, make_agent
-from langchain_mara_training.reinforcement.actor_critic import ActorCritic, TwinCritics, UpdateOptions
+from langchain_mara_training.fitting.net import make_agent
+from langchain_mara_training.reinforcement.actor_critic import UpdateOptions
 from langchain_mara_training.reinforcement.environment import EnvironmentOptions
 from langchain_mara_training.reinforcement.recipe import Recipe
-from langchain_mara_training.reinforcement.replay_buffer import ReplayBuffer
 from langchain_mara_training.reinforcement.rollout_workers import InProcessWorkers, RayWorkers, RolloutWorkers
+from langchain_mara_training.reinforcement.setup import (
+    configuration,
+    continue_with,
+    describe_job,
+    environment_of,
+    new_training,
+)
 from langchain_mara_training.reinforcement.tracking import Trackers, make_trackers, tracked
-from langchain_mara_training.reinforcement.training_loop import HistoryEntry, Training, TrainingOptions
+from langchain_mara_training.reinforcement.training_loop import HistoryEntry
 from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.rewards.weighted import WeightedRewards
-from langchain_mara_training.storage.identity.content_digest import digest
-from langchain_mara_training.storage.identity.job_identity import describe_llm, describe_rewards
-from langchain_mara_training.storage.job_checkpoint import JobCheckpoint
+from langchain_mara_training.storage.callbacks import JobCallback, as_callbacks, job_events
 from langchain_mara_training.storage.lock import job_lock
 from langchain_mara_training.storage.progress import progress_bar
-from langchain_mara_training.storage.records import flat
 
 _COUNTS = ("episodes", "parallel", "batch_size", "updates", "warm_up", "buffer_size", "evaluate_every", "width")
-# A job may resume elsewhere, for more episodes, and with other displays. `_job` describes LLM and rewards itself.
-_NOT_OF_A_JOB = {"llm", "reward_funcs", "episodes", "output", "trackers", "verbose", "workers", "worker_options"}
 _DEFAULTS = Recipe()
 _SYSTEM = "MARA"
+# scikit-learn would copy weights and connections.
+_SHARED_BY_CLONES = {"llm", "reward_funcs", "trackers"}
 
 
 class MaraSAC(BaseEstimator):  # type: ignore[misc]
@@ -70,15 +73,19 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
             exactly where it stopped; with more `episodes`, a finished one continues. By default there is no checkpoint.
         trackers: Trackers that also get the history: accelerate's by name (`tensorboard`, `wandb`, …), or instances.
             TensorBoard's files are written to `output`.
+        callbacks: One or several `JobCallback`s: a step is a round, a checkpoint the end of each `evaluate_every`.
         random_state: Seed of all randomness. On a CPU, equal seeds give equal agents, to the bit.
         verbose: Whether to show progress on standard error.
 
     Attributes:
-        agent_: The trained `MaraAgent`: the best one on the evaluation prompts if there are any, otherwise the last.
+        agent_: The trained `MaraAgent`. With evaluation prompts, it is the best on them of the agent that the call
+            started from and those seen at each `evaluate_every`; without, the last. A call that fails after the first
+            update leaves the same choice among what it has seen, and raises with a note that says so.
         llm_: The LLM with that agent.
         rewards_: The `WeightedRewards` that score the answers.
         history_: A dict for every `evaluate_every` episodes: episodes, passes of the policy model for playing, mean
             score of the answers since the previous entry, losses, temperature, mean reward on the evaluation prompts.
+            If there are evaluation prompts, the first entry of each call is the reward of the agent at its start.
 
     Example:
         >>> sac = MaraSAC(MaraLLM.demo(agent=None), reward, episodes=400).fit(prompts)
@@ -106,6 +113,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         evaluate_every: int = _DEFAULTS.evaluate_every,
         output: str | Path | None = None,
         trackers: Trackers = (),
+        callbacks: JobCallback | Sequence[JobCallback] = (),
         random_state: int = _DEFAULTS.seed,
         verbose: bool = False,
     ) -> None:
@@ -127,6 +135,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         self.evaluate_every = evaluate_every
         self.output = output
         self.trackers = trackers
+        self.callbacks = callbacks
         self.random_state = random_state
         self.verbose = verbose
 
@@ -137,7 +146,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
             X: Prompts, from any source that `read_prompts` reads, used again and again in random order; other columns
                 go to the reward functions.
             y: Ignored.
-            evaluation: Prompts to measure the agent on during training; the best agent is kept.
+            evaluation: Prompts to measure the agent on, at the start and during training; the best agent is kept.
 
         Raises:
             OptionsError: If a parameter is out of range.
@@ -150,34 +159,45 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         self.rewards_ = WeightedRewards(self.reward_funcs, self.reward_weights)
         rows, held_out = read_prompts(X), None if evaluation is None else read_prompts(evaluation)
         with job_lock(self.output):
-            self._training = self._new_training(None if self.output is None else self._job(rows, held_out))
+            self._begin(None if self.output is None else describe_job(self, self.rewards_, rows, held_out))
+            if not self._training.history:
+                self._training.measure_start(held_out, self._training.learner.actor)
             self._run(rows, self.episodes, held_out)
-        if not self._training.updates:
-            warnings.warn(
-                f"Nothing was learned: {len(self._training.buffer):,} transitions were played, and learning begins at "
-                f"{self.warm_up * self.batch_size:,}. Give more episodes, or a smaller warm_up or batch_size.",
-                stacklevel=2,
-            )
+        if complaint := self._training.complaint:
+            warnings.warn(complaint, stacklevel=2)
         return self
 
     def partial_fit(self, X: Source, y: None = None, *, evaluation: Source | None = None) -> Self:  # noqa: ARG002, N803
-        """Plays each prompt once and learns from it, continuing from the last call; only trackers use `output`.
+        """Plays each prompt once and learns from it, continuing from where the last call ended.
+
+        The present parameters, such as `reward_funcs` or `batch_size`, count from this call on. Files in `output` are
+        not changed, except those of trackers.
 
         Args:
             X: Prompts, as in `fit`.
             y: Ignored.
-            evaluation: Prompts to measure the agent on, as in `fit`.
+            evaluation: Prompts to measure the agent on. `agent_` becomes the best of the one it was and those seen in
+                this call; without evaluation prompts it is the last.
 
         Raises:
+            OptionsError: If a parameter changed that sizes the networks or the buffer, or the LLM has another model.
             MaraError: For the same reasons as `fit`.
         """
         self._check()
         rows, held_out = read_prompts(X), None if evaluation is None else read_prompts(evaluation)
+        rewards = WeightedRewards(self.reward_funcs, self.reward_weights)
+        if hasattr(self, "_training"):
+            continue_with(self, self._training, rewards)
+            if self._training.checkpoint is not None:
+                self._training.leave_folder(self._temporary_folder() / "buffer")
+        self.rewards_ = rewards
         if not hasattr(self, "_training"):
-            self.rewards_ = WeightedRewards(self.reward_funcs, self.reward_weights)
-            self._training = self._new_training(None)
-        first = self._training.episodes
-        return self._run(rows, first + len(rows), held_out, first)
+            self._begin(None)
+        training = self._training
+        training.measure_start(held_out, getattr(self, "agent_", training.learner.actor))
+        first = training.episodes
+        self._run(rows, first + len(rows), held_out, first, training.updates)
+        return self
 
     def predict(self, X: Source) -> list[str]:  # noqa: N803
         """Aligned answers to prompts, in order. No reward function is called."""
@@ -192,8 +212,9 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         return decode_system(self.llm_, X, self.rewards_, _SYSTEM).mean_reward
 
     def __sklearn_clone__(self) -> Self:
-        # scikit-learn's own clone would copy the model's weights.
-        return type(self)(**self.get_params(deep=False))
+        parameters = self.get_params(deep=False)
+        copied = {name: clone(parameters[name], safe=False) for name in parameters.keys() - _SHARED_BY_CLONES}
+        return type(self)(**parameters | copied)
 
     def _check(self) -> None:
         least = {**dict.fromkeys(_COUNTS, 1), "workers": 0}
@@ -203,93 +224,63 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         if self.preset not in ("default", "reference"):
             raise OptionsError(f"preset={self.preset!r} is unknown. Give default or reference.")
         make_trackers(self.trackers, self.output)
+        as_callbacks(self.callbacks)
 
-    def _new_training(self, job: dict[str, Any] | None) -> Training:
-        learner = self._new_learner()
-        if self.output is None or job is None:
-            # Deleted together with this estimator.
-            self._temporary = tempfile.TemporaryDirectory(prefix="mara-sac-")
-            folder, checkpoint = Path(self._temporary.name), None
-        else:
-            folder = Path(self.output).expanduser()
-            checkpoint = JobCheckpoint(folder, job)
-        # Room for two rounds of the longest possible episodes; the files take disk space as rows are written.
-        slack = 2 * self.parallel * self.llm.max_new_tokens * self.llm.top_k
-        buffer = ReplayBuffer(folder / "buffer", learner.actor.hidden_size, self.buffer_size, slack)
-        options = TrainingOptions(
-            environment=self._environment,
-            parallel=self.parallel,
-            batch_size=self.batch_size,
-            updates=self.updates,
-            warm_up=self.warm_up,
-            evaluate_every=self.evaluate_every,
-            seed=self.random_state,
-        )
-        return Training(self.llm, self.rewards_, learner, buffer, options, checkpoint)
+    def _begin(self, job: dict[str, Any] | None) -> None:
+        folder = self._temporary_folder() if self.output is None or job is None else Path(self.output).expanduser()
+        self._training = new_training(self, self.rewards_, folder, job)
 
-    @property
-    def _environment(self) -> EnvironmentOptions:
-        return self.environment or _PRESETS[self.preset]
+    def _temporary_folder(self) -> Path:
+        # Deleted together with this estimator.
+        self._temporary = tempfile.TemporaryDirectory(prefix="mara-sac-")
+        return Path(self._temporary.name)
 
     def _new_workers(self) -> RolloutWorkers:
         llm = self._training.llm
         if self.workers:
-            return RayWorkers(llm, self._environment, self.workers, self.worker_options)
-        return InProcessWorkers(llm, self._environment, self.parallel)
+            return RayWorkers(llm, environment_of(self), self.workers, self.worker_options)
+        return InProcessWorkers(llm, environment_of(self), self.parallel)
 
-    def _new_learner(self) -> ActorCritic:
-        size = int(self.llm.model.config.get_text_config().hidden_size)
-        width = self.width if self.llm.agent is None else self.llm.agent.width
-        actor = initialize_weights(make_agent(size, width, self.llm.model_id), self.random_state)
-        # PyTorch draws initial weights from its global generator.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.random_state)
-            critics = TwinCritics(size, width)
-        if self.llm.agent is not None:
-            actor.load_state_dict(self.llm.agent.state_dict())
-        device = self.llm.model.device
-        return ActorCritic(actor.to(device), critics.to(device), self.update or UpdateOptions())
+    def _run(
+        self, rows: list[Row], until: int, held_out: list[Row] | None, first: int = 0, learned_before: int = 0
+    ) -> None:
+        """Trains, and keeps the agent however training ends, if it has learned."""
+        try:
+            self._train(rows, until, held_out, first)
+        except BaseException as error:
+            if self._training.updates > learned_before:
+                self._keep()
+                done = f"Training ended after {self._training.episodes} of {until} episodes."
+                error.add_note(f"{done} agent_ is {self._training.choice}.")
+            raise
 
-    def _run(self, rows: list[Row], until: int, held_out: list[Row] | None, first: int = 0) -> Self:
+    def _train(self, rows: list[Row], until: int, held_out: list[Row] | None, first: int) -> None:
         training = self._training
         log = None if training.checkpoint is None else training.checkpoint.folder
         trackers = make_trackers(self.trackers, self.output)
         with (
-            tracked(trackers, self._configuration(), log, training.history) as on_history,
+            job_events(self.callbacks, "reinforce", "episodes", until, training.episodes) as events,
+            tracked(trackers, configuration(self, self.rewards_), log, training.history) as send,
             progress_bar("episodes", shown=self.verbose) as bar,
         ):
             task = bar.add_task("playing", total=until, completed=training.episodes)
 
-            def on_round(entry: HistoryEntry) -> None:
+            def on_round(entry: HistoryEntry) -> bool:
                 bar.update(task, completed=entry["episodes"], description=f"score {entry['score']:.3f}")
+                return events.step(int(entry["episodes"]), score=entry["score"])
+
+            def on_history(history: Sequence[HistoryEntry]) -> None:
+                send(history)
+                events.checkpoint(**(history[-1] if history else {}))
 
             with closing(self._new_workers()) as workers:
                 training.run(rows, until, held_out, workers, on_round, first, on_history)
+            self._keep()
+
+    def _keep(self) -> None:
+        training = self._training
         actor = training.learner.actor
         self.agent_ = make_agent(actor.hidden_size, actor.width, actor.policy_model).eval()
-        self.agent_.load_state_dict(actor.state_dict() if training.best is None else training.best["weights"])
+        self.agent_.load_state_dict(training.chosen_weights)
         self.llm_ = self.llm.with_agent(self.agent_)
-        self.history_ = training.history
-        return self
-
-    def _configuration(self) -> dict[str, Any]:
-        """Settings for trackers to store."""
-        settings = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_OF_A_JOB}
-        settings["environment"] = self._environment.model_dump()
-        settings["update"] = (self.update or UpdateOptions()).model_dump()
-        rewards = ", ".join(self.rewards_.names)
-        return flat({"model": self.llm.model_id, "rewards": rewards, "episodes": self.episodes, **settings})
-
-    def _job(self, rows: list[Row], held_out: list[Row] | None) -> dict[str, Any]:
-        """Everything that the trained agent depends on; a checkpoint resumes only the same job."""
-        parameters = {name: repr(value) for name, value in self.get_params(deep=False).items()}
-        return {
-            **{name: value for name, value in parameters.items() if name not in _NOT_OF_A_JOB},
-            "workers": self.workers > 0,  # their number changes only the last digits
-            "llm": {name: value for name, value in describe_llm(self.llm).items() if name != "model_id"},
-            "rewards": describe_rewards(self.rewards_),
-            "prompts": digest([rows, held_out]),
-        }
-
-
-_PRESETS = {"default": EnvironmentOptions(), "reference": EnvironmentOptions.reference()}
+        self.history_ = copy.copy(training.history)

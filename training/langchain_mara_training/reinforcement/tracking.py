@@ -56,7 +56,7 @@ def tracked(
     Raises:
         TrainingError: If a tracker does not start.
     """
-    last = int(history[-1]["episodes"]) if history else 0
+    last = int(history[-1]["episodes"]) if history else -1  # the first entry may be that of the start, episode 0
     sent = min(last, _last_logged(log)) if log is not None else last
 
     def send_new(entries: Entries) -> None:
@@ -105,18 +105,18 @@ def _start(tracker: Any) -> None:
 
 
 def _last_logged(folder: Path) -> int:
-    """Number of episodes of the last entry in a log; 0 if there is none."""
+    """Number of episodes of the last entry in a log; -1 if there is none."""
     file = folder / "log.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return max(map(_logged_episodes, lines), default=0)
+    return max(map(_logged_episodes, lines), default=-1)
 
 
 def _logged_episodes(line: str) -> int:
     try:
         record = json.loads(line)
     except ValueError:
-        return 0  # an incomplete line after a crash
-    return int(record["episodes"]) if record.get("event") == _EVENT else 0
+        return -1  # an incomplete line after a crash
+    return int(record["episodes"]) if record.get("event") == _EVENT else -1
 
 
 def _plain(value: Any) -> Any:

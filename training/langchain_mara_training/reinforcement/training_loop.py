@@ -1,13 +1,15 @@
 """The loop of reinforcement learning: play episodes, learn from the replay buffer, evaluate, write a checkpoint."""
 
 import copy
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from langchain_mara import MaraLLM
+from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara_training.data.readers import Row
 from langchain_mara_training.evaluation.evaluate import decode_system
 from langchain_mara_training.reinforcement.actor_critic import ActorCritic
@@ -77,7 +79,9 @@ class Training:
         updates: Number of episodes after which the networks were updated.
         passes: Passes of the policy model for playing these episodes.
         history: One entry for each period.
-        best: The best `reward` on the evaluation prompts so far, and the `weights` of the actor that got it.
+        best: Of the agents measured on the evaluation prompts of this call, the one with the best `reward`: its
+            `weights`, and the number of `episodes` after which it was seen. None if none was measured, or no answer
+            of any was scored.
     """
 
     def __init__(
@@ -99,13 +103,68 @@ class Training:
         self._period: dict[str, list[float]] = {}
         self._resume()
 
+    @property
+    def chosen_weights(self) -> dict[str, Any]:
+        """Weights of the best agent that was measured; of the actor if none was."""
+        weights: dict[str, Any] = self.learner.actor.state_dict() if self.best is None else self.best["weights"]
+        return weights
+
+    @property
+    def choice(self) -> str:
+        """Which agent has the chosen weights, in words."""
+        if self.best is None:
+            return "the agent as it was then"
+        return f"the best one measured on the evaluation prompts, that after {self.best['episodes']} episodes"
+
+    @property
+    def complaint(self) -> str | None:
+        """What was disappointing about the training, in words."""
+        needed = self.options.warm_up * self.options.batch_size
+        if not self.updates:
+            return (
+                f"Nothing was learned: {len(self.buffer):,} transitions were played, and learning begins at "
+                f"{needed:,}. Give more episodes, or a smaller warm_up or batch_size."
+            )
+        if self.best is not None and self.best["episodes"] == 0:
+            return (
+                "No agent measured on the evaluation prompts was better than the one that training started from, so "
+                "agent_ is that one. Give more episodes or lower learning rates, and look at history_."
+            )
+        return None
+
+    def continue_with(self, llm: MaraLLM, rewards: WeightedRewards, options: TrainingOptions) -> None:
+        """Replaces what the coming episodes are played, scored and learned from with."""
+        self.llm, self.rewards, self.options = llm.with_agent(self.learner.actor), rewards, options
+
+    def leave_folder(self, folder: Path) -> None:
+        """Leaves checkpoint and buffer of a finished job as they are, and goes on with a copy of the buffer.
+
+        Args:
+            folder: Folder of the copy.
+        """
+        self.checkpoint, self.buffer = None, self.buffer.copy(folder)
+
+    def measure_start(self, held_out: Sequence[Row] | None, agent: MaraAgent) -> None:
+        """Forgets earlier measurements, which may be of other prompts or rewards, and measures the agent at the start.
+
+        Args:
+            held_out: Prompts to evaluate on, if any.
+            agent: The agent that this training starts from.
+        """
+        self.best = None
+        if held_out is not None:
+            counts = {"episodes": self.episodes, "passes": self.passes, "updates": self.updates}
+            entry: HistoryEntry = {**counts, "temperature": self.learner.temperature}
+            self._evaluate(entry, held_out, agent)
+            self.history.append(entry)
+
     def run(
         self,
         rows: Sequence[Row],
         until: int,
         held_out: Sequence[Row] | None,
         workers: RolloutWorkers,
-        on_round: Callable[[HistoryEntry], None],
+        on_round: Callable[[HistoryEntry], bool],
         first: int = 0,
         on_history: Callable[[Sequence[HistoryEntry]], None] = lambda _: None,
     ) -> None:
@@ -116,21 +175,23 @@ class Training:
             until: Number of episodes to stop at, counted from the start of the training.
             held_out: Prompts to evaluate on at the end of each period.
             workers: Workers that play the episodes.
-            on_round: Called after every round with the number of `episodes` so far and the round's mean `score`.
+            on_round: Called after every round with the number of `episodes` so far and the round's mean `score`;
+                returns whether to stop.
             first: Number of the episode that starts the order of the prompts.
             on_history: Called with the whole history after each checkpoint.
         """
         longest_round = self.buffer.slack // 2
         for numbers, round_rows, collect in self._rounds(rows, until, workers, first):
             score = self._learn_from(round_rows, collect())
-            on_round({"episodes": self.episodes, "score": score})
             period = self.options.evaluate_every
             period_ends = self.episodes // period > numbers.start // period or self.episodes == until
-            if period_ends:
-                self._close_period(held_out)
             if period_ends or self.buffer.room < longest_round:
-                self._save()
-                on_history(self.history)
+                self._save(held_out, on_history, period_ends=period_ends)
+            # After the checkpoint, so that it is written even if this raises.
+            if on_round({"episodes": self.episodes, "score": score}):
+                if not period_ends:
+                    self._save(held_out, on_history, period_ends=True)
+                return
 
     def _rounds(self, rows: Sequence[Row], until: int, workers: RolloutWorkers, first: int) -> Iterator[_Round]:
         """The rounds in order; each begins as late as it can.
@@ -189,25 +250,40 @@ class Training:
         self._period.setdefault(name, []).append(value)
 
     def _close_period(self, held_out: Sequence[Row] | None) -> None:
-        """Adds the period's entry to the history, and keeps the actor if it is the best so far."""
+        """Adds the period's entry to the history."""
         means = {name: _mean(values) for name, values in self._period.items()}
         entry: HistoryEntry = {"episodes": self.episodes, "passes": self.passes, "updates": self.updates, **means}
         entry["temperature"] = self.learner.temperature
         if held_out is not None:
-            entry["evaluation"] = decode_system(self.llm, list(held_out), self.rewards, "MARA").mean_reward
-            if self.best is None or entry["evaluation"] > self.best["reward"]:
-                weights = copy.deepcopy(self.learner.actor.state_dict())
-                self.best = {"reward": entry["evaluation"], "weights": weights}
+            self._evaluate(entry, held_out, self.learner.actor)
         self.history.append(entry)
         self._period = {}
 
-    def _save(self) -> None:
+    def _evaluate(self, entry: HistoryEntry, held_out: Sequence[Row], agent: MaraAgent) -> None:
+        """Adds an agent's mean reward to an entry, and keeps the agent if it is the best so far."""
+        llm = self.llm.with_agent(agent)
+        reward = entry["evaluation"] = decode_system(llm, list(held_out), self.rewards, "MARA").mean_reward
+        # Comparisons with NaN are false, so an agent none of whose answers was scored is never the best.
+        if reward > (-math.inf if self.best is None else self.best["reward"]):
+            weights = copy.deepcopy(agent.state_dict())
+            self.best = {"reward": reward, "weights": weights, "episodes": self.episodes}
+
+    def _save(
+        self,
+        held_out: Sequence[Row] | None,
+        on_history: Callable[[Sequence[HistoryEntry]], None],
+        *,
+        period_ends: bool,
+    ) -> None:
+        if period_ends:
+            self._close_period(held_out)
         buffer = self.buffer.state_dict()
         if self.checkpoint is not None:
             # These names, and the keys below, are the file format of checkpoints.
             names = ("episodes", "updates", "passes", "history", "best", "_before", "_period")
             attributes = {name: getattr(self, name) for name in names}
             self.checkpoint.write({"own": attributes, "buffer": buffer, "learner": self.learner.state_dict()})
+        on_history(self.history)
 
     def _resume(self) -> None:
         saved = None if self.checkpoint is None else self.checkpoint.read()

@@ -6,19 +6,42 @@ import math
 import numbers
 import os
 import threading
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
 
 from langchain_mara.exceptions import MaraError, RewardError
 from langchain_mara_training.data.readers import Prompt
 
 RewardFunction = Callable[..., Any]
 """`f(prompts=[…], completions=[…], completion_ids=[…] or None, **columns)` -> a number or None per completion."""
+
+
+ATTEMPTS = 4
+"""How often a reward function is called when the network fails."""
+FIRST_WAIT_SECONDS = 1.0
+"""Shortest wait before the second attempt. It doubles with each one; up to as much is added at random."""
+_LONGEST_WAIT_SECONDS = 30
+
+# Clients have errors of their own, most of which inherit from none of Python's: httpx, aiohttp, requests, openai.
+_OF_THE_NETWORK = {
+    "APIConnectionError", "ClientConnectionError", "ConnectionError", "ServerTimeoutError", "Timeout", "TransportError",
+}  # fmt: skip
+_MAY_PASS = {408, 425, 429, 500, 502, 503, 504}  # HTTP status codes
 
 
 class TextReward(ABC):
@@ -52,6 +75,8 @@ class TextReward(ABC):
 def call(functions: Sequence[RewardFunction], names: Sequence[str], arguments: dict[str, Any]) -> list[Any]:
     """Calls reward functions and returns what each returned. Awaitable results are awaited concurrently.
 
+    If the network fails, a function is called again, `ATTEMPTS` times in all.
+
     Args:
         functions: Reward functions, called one after the other with the keyword arguments they name.
         names: Names of the functions, for error messages.
@@ -60,16 +85,40 @@ def call(functions: Sequence[RewardFunction], names: Sequence[str], arguments: d
     Raises:
         RewardError: If a function needs an argument that does not exist, or fails.
     """
+    calls = [
+        partial(function, **_accepted_arguments(function, name, arguments))
+        for function, name in zip(functions, names, strict=True)
+    ]
     results: list[Any] = []
     try:
-        for function, name in zip(functions, names, strict=True):
-            results.append(_called(function, name, arguments))
-        return _awaited(results, names)
+        for each, name in zip(calls, names, strict=True):
+            results.append(_called(each, name))
+        return _awaited(results, calls, names)
     finally:
         # If a later function failed, the coroutines of the earlier ones were never awaited.
         for result in results:
             if inspect.iscoroutine(result):
                 result.close()
+
+
+def is_of_the_network(error: BaseException) -> bool:
+    """Whether an error is of the network or of a busy server, so that another attempt may succeed.
+
+    Args:
+        error: Error of Python's, or of an HTTP client: by the names of its classes, or the status code it carries.
+    """
+    response = getattr(error, "response", None)
+    codes = [getattr(error, "status_code", None), getattr(error, "code", None), getattr(error, "status", None)]
+    codes.append(getattr(response, "status_code", None))
+    statuses = [code for code in codes if isinstance(code, int) and 100 <= code < 600]  # noqa: PLR2004
+    if statuses:
+        return not _MAY_PASS.isdisjoint(statuses)
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    reason = getattr(error, "reason", None)  # of urllib's URLError
+    if isinstance(reason, BaseException):
+        return is_of_the_network(reason)
+    return not _OF_THE_NETWORK.isdisjoint(kind.__name__ for kind in type(error).__mro__)
 
 
 def name_of(function: RewardFunction) -> str:
@@ -82,13 +131,36 @@ def name_of(function: RewardFunction) -> str:
     return type(function).__name__
 
 
-def _called(function: RewardFunction, name: str, arguments: dict[str, Any]) -> Any:
+def _called(function: Callable[[], Any], name: str) -> Any:
     try:
-        return function(**_accepted_arguments(function, name, arguments))
+        return Retrying(**_retrying(name))(function)
     except MaraError:
         raise
     except Exception as error:
-        raise RewardError(f"The reward function {name} failed with {type(error).__name__}: {error}") from error
+        raise _failure(name, error) from error
+
+
+def _retrying(name: str) -> dict[str, Any]:
+    def warn(state: RetryCallState) -> None:
+        error = None if state.outcome is None else state.outcome.exception()
+        warnings.warn(
+            f"The reward function {name} failed with {type(error).__name__}: {error}. This was attempt "
+            f"{state.attempt_number} of {ATTEMPTS}.",
+            stacklevel=2,
+        )
+
+    return {
+        "stop": stop_after_attempt(ATTEMPTS),
+        "wait": wait_exponential(FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS) + wait_random(0, FIRST_WAIT_SECONDS),
+        "retry": retry_if_exception(is_of_the_network),
+        "before_sleep": warn,
+        "reraise": True,
+    }
+
+
+def _failure(name: str, error: Exception) -> RewardError:
+    again = f" (it was called {ATTEMPTS} times)" if is_of_the_network(error) else ""
+    return RewardError(f"The reward function {name} failed with {type(error).__name__}: {error}{again}")
 
 
 def _accepted_arguments(function: RewardFunction, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -110,10 +182,10 @@ def _accepted_arguments(function: RewardFunction, name: str, arguments: dict[str
     return {parameter.name: arguments[parameter.name] for parameter in named if parameter.name in arguments}
 
 
-def _awaited(results: list[Any], names: Sequence[str]) -> list[Any]:
+def _awaited(results: list[Any], calls: Sequence[Callable[[], Any]], names: Sequence[str]) -> list[Any]:
     if not any(inspect.isawaitable(result) for result in results):
         return results
-    future = asyncio.run_coroutine_threadsafe(_gathered(results, names), _event_loop(os.getpid()))
+    future = asyncio.run_coroutine_threadsafe(_gathered(results, calls, names), _event_loop(os.getpid()))
     try:
         return future.result()
     except BaseException:
@@ -121,21 +193,29 @@ def _awaited(results: list[Any], names: Sequence[str]) -> list[Any]:
         raise
 
 
-async def _gathered(results: list[Any], names: Sequence[str]) -> list[Any]:
-    async def awaited(awaitable: Awaitable[Any], name: str) -> Any:
+async def _gathered(results: list[Any], calls: Sequence[Callable[[], Any]], names: Sequence[str]) -> list[Any]:
+    async def awaited(result: Any, call_again: Callable[[], Any], name: str) -> Any:
+        pending = [result]  # what the function has already returned; later attempts call it
+
+        async def attempt() -> Any:
+            return await (pending.pop() if pending else call_again())
+
         try:
-            return await awaitable
+            return await AsyncRetrying(**_retrying(name))(attempt)
         except MaraError:
             raise
         except Exception as error:
-            raise RewardError(f"The reward function {name} failed with {type(error).__name__}: {error}") from error
+            raise _failure(name, error) from error
 
     async def unchanged(result: Any) -> Any:
         return result
 
-    pairs = zip(results, names, strict=True)
+    triples = zip(results, calls, names, strict=True)
     return await asyncio.gather(
-        *(awaited(result, name) if inspect.isawaitable(result) else unchanged(result) for result, name in pairs)
+        *(
+            awaited(result, call_again, name) if inspect.isawaitable(result) else unchanged(result)
+            for result, call_again, name in triples
+        )
     )
 
 

@@ -14,7 +14,7 @@ from langchain_mara_training.storage.atomic import write_atomically
 from langchain_mara_training.storage.identity.job_identity import differences, require_known
 
 FILE_NAME = "fitting.pt"
-_FORMAT = 2
+_FORMAT = 3
 _DIGEST_BYTES = 32
 
 

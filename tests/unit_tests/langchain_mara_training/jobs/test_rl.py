@@ -120,7 +120,7 @@ def test_it_trains_as_the_estimator_does() -> None:
     last = sac.history_[-1]
     assert (values["episodes"], values["passes"], values["score"]) == (24, last["passes"], last["score"])
     assert values["evaluation"] == max(entry["evaluation"] for entry in sac.history_)
-    assert [record["event"] for record in log("run")] == ["started", *["noted"] * 3, "trained"]
+    assert [record["event"] for record in log("run")] == ["started", *["noted"] * 4, "trained"]
     assert list(Path("run/langchain-mara").glob("events*"))
     card = Path("run/agent/README.md").read_text()
     for row in ("model | langchain-mara demo", "preset | reference", "fallback | last", "learning rate actor | 0.001"):
@@ -147,7 +147,7 @@ def test_what_was_killed_ends_as_the_uninterrupted(killed_after: int) -> None:
     assert content(Path("killed/agent")) == before
     longer = {**given, "episodes": 32, "tracker": ["tensorboard"]}
     reinforce(Path("killed"), longer)
-    assert [item["episodes"] for item in noted("killed")] == [8, 16, 24, 32]
+    assert [item["episodes"] for item in noted("killed")] == [0, 8, 16, 24, 32]
     assert run_folder.read_config("killed")["rl"]["episodes"] == 32
 
 

@@ -1,5 +1,6 @@
 """States in shards are indexed like one array."""
 
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,18 @@ def test_indexing_is_numpys(sharded: ShardedStates, key: Any) -> None:
     found = sharded[key]
     np.testing.assert_array_equal(found, STATES[key])
     assert found.dtype == np.float16
+
+
+def test_a_replaced_shard_is_read_again_although_its_time_is_the_same(tmp_path: Path) -> None:
+    """It was once read from the mapping of the old file."""
+    folder = write(tmp_path / "labels")
+    np.testing.assert_array_equal(np.asarray(TokenLabels.load(folder).X), STATES)
+    file = folder / SHARD_NAME.format(2)
+    times = file.stat()
+    file.unlink()
+    write_shard(folder, 2, shard(STATES[3:7] + 1, 3)._asdict())
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    np.testing.assert_array_equal(np.asarray(TokenLabels.load(folder).X[3:7]), STATES[3:7] + 1)
 
 
 def test_as_an_array(sharded: ShardedStates) -> None:

@@ -89,7 +89,7 @@ def test_tensorboard_holds_the_history(short: MaraLLM, tmp_path: Path) -> None:
     trained = sac(short, output=tmp_path, trackers="tensorboard").fit(PROMPTS, evaluation=PROMPTS[:1])
     events = EventAccumulator(str(tmp_path / "langchain-mara")).Reload()
     history = trained.history_
-    assert [entry["episodes"] for entry in history] == [8, 16, 24]
+    assert [entry["episodes"] for entry in history] == [0, 8, 16, 24]
     names = set(events.Tags()["scalars"])
     assert names >= {"score", "critic_loss", "actor_loss", "temperature", "evaluation", "passes"}
     for name in names:

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from langchain_mara_training.fitting import net as network
 from langchain_mara_training.fitting import state_dataset as batches
 from langchain_mara_training.fitting.classifier import MaraClassifier
+from langchain_mara_training.fitting.fit_job import fitting_options
 from langchain_mara_training.fitting.state_dataset import LabeledStates, States, generator_for
 from langchain_mara_training.fitting.validation import split_by_group
 from langchain_mara_training.storage.job_checkpoint import FILE_NAME
@@ -293,7 +295,7 @@ def test_nothing_is_held_out_where_no_split_is_possible(groups: Any) -> None:
 
 def test_the_learning_rate_is_a_function_of_the_step() -> None:
     def rates(schedule: str) -> list[float]:
-        options = make(schedule=schedule, learning_rate=0.04)._options(0)
+        options = fitting_options(make(schedule=schedule, learning_rate=0.04), 0)
         return [options.rate(step, 4) for step in range(5)]
 
     assert rates("linear") == pytest.approx([0.04, 0.03, 0.02, 0.01, 0])
@@ -440,6 +442,45 @@ def test_a_checkpoint_of_another_job_is_refused(
         TrainingError, match=rf"another job; different: {named} \(.+ there, .+ now\)\. Give another checkpoint_dir"
     ):
         make(checkpoint_dir=tmp_path, **options).fit(**{"X": X, "y": Y} | changes)
+
+
+def changed_at(row: int) -> np.ndarray:
+    changed = X.copy()
+    changed[row, 0] += 1
+    return changed
+
+
+@pytest.mark.parametrize("row", [0, 1, 100, len(X) - 2, len(X) - 1])
+def test_every_row_of_the_states_counts(row: int, tmp_path: Path) -> None:
+    """A sample of rows once told data apart, so that changed data got the old agent."""
+    make(checkpoint_dir=tmp_path).fit(X, Y)
+    with pytest.raises(TrainingError, match="different: states"):
+        make(checkpoint_dir=tmp_path).fit(changed_at(row), Y)
+
+
+def test_a_file_that_was_replaced_counts_by_its_content(tmp_path: Path) -> None:
+    file, checkpoints = tmp_path / "states.npy", tmp_path / "checkpoints"
+    np.save(file, X)
+    times = file.stat()
+    make(checkpoint_dir=checkpoints).fit(np.load(file, mmap_mode="r"), Y)
+    np.save(file, changed_at(150))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(TrainingError, match="different: states"):
+        make(checkpoint_dir=checkpoints).fit(np.load(file, mmap_mode="r"), Y)
+
+
+def test_the_default_dtype_changes_nothing() -> None:
+    options = {"early_stopping": True}
+    single = make(**options).fit(X, Y)
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = make(**options).fit(X, Y)
+        again = make(**options).fit(X.astype(np.float64), Y).partial_fit(X, Y)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert double.agent_.fingerprint == single.agent_.fingerprint
+    assert {tensor.dtype for tensor in again.agent_.state_dict().values()} == {torch.float32}
+    np.testing.assert_array_equal(double.predict_proba(X), single.predict_proba(X))
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:3000] + b"\0!" + b[3002:], lambda _: b""])

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +23,8 @@ from langchain_mara.agents.reference_checkpoints import (
     resolve_reference,
 )
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError
-from langchain_mara.options import DEFAULT_AGENT_WIDTH
+from langchain_mara.options import DEFAULT_AGENT_WIDTH, DecodingOptions, refuse_unknown
+from langchain_mara.policy.embedding_sketch import embedding_sketch, same_model
 from langchain_mara.policy.fingerprints import WeightsFingerprint
 from langchain_mara.untrusted import read_json
 
@@ -66,6 +67,13 @@ class MaraAgent(
         width: Number of units of the first hidden layer.
         policy_model: Name of the model that the agent was trained on, for information.
         library_version: Version of langchain-mara that created the agent.
+        recommended_options: Decoding options that were found together with the agent, by name, such as
+            `{"top_p": 0.75}`. A LangChain class that gets the agent uses them unless it was told others.
+        policy_sketch: `embedding_sketch` of the model the agent was trained on; with it, the agent refuses another
+            model of the same hidden size.
+
+    Raises:
+        OptionsError: If a recommended option is unknown or out of range.
     """
 
     def __init__(
@@ -74,6 +82,8 @@ class MaraAgent(
         width: int = DEFAULT_AGENT_WIDTH,
         policy_model: str | None = None,
         library_version: str = __version__,
+        recommended_options: Mapping[str, float] | None = None,
+        policy_sketch: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if hidden_size < 1 or width < _SMALLEST_WIDTH:
@@ -83,6 +93,8 @@ class MaraAgent(
         self.width = width
         self.policy_model = policy_model
         self.library_version = library_version
+        self.recommended_options = _checked_options(recommended_options or {})
+        self.policy_sketch = policy_sketch
         self.ln = nn.LayerNorm(hidden_size)
         self.linear1 = nn.Linear(hidden_size, width)
         self.linear2 = nn.Linear(width, width // 4)
@@ -114,21 +126,30 @@ class MaraAgent(
         probability: Tensor = self(states).softmax(-1)[..., accept_action]
         return probability
 
-    def check_fits(self, hidden_size: int, model_name: str) -> None:
+    def check_fits(self, hidden_size: int, model_name: str, embeddings: Tensor | None = None) -> None:
         """Refuses a policy model whose states the agent cannot read.
 
         Args:
             hidden_size: Size of the policy model's states.
             model_name: Name of the policy model, for the message.
+            embeddings: (vocabulary, hidden size) input embeddings of the policy model, to compare with the sketch of
+                the model that the agent was trained on, if the agent has one.
 
         Raises:
-            AgentMismatchError: If the sizes differ.
+            AgentMismatchError: If the sizes differ, or the embeddings are those of another model.
         """
         if self.hidden_size != hidden_size:
             trained_on = f" (trained on {self.policy_model})" if self.policy_model else ""
             raise AgentMismatchError(
                 f"The agent{trained_on} reads states of size {self.hidden_size}, but {model_name} gives "
                 f"{hidden_size}. Use an agent trained on a model of hidden size {hidden_size}."
+            )
+        if self.policy_sketch is None or embeddings is None or embeddings.is_meta:
+            return
+        if not same_model(self.policy_sketch, embedding_sketch(embeddings)):
+            raise AgentMismatchError(
+                f"The agent was trained on {self.policy_model}, and the embeddings of {model_name} are not that "
+                "model's. Use the agent with its own model, in any quantization, or train one for this model."
             )
 
     @property
@@ -234,6 +255,15 @@ class MaraAgent(
         except RuntimeError as error:
             raise CheckpointError(f"{source} has wrong shapes: {error}") from None
         return agent.eval()
+
+
+_RECOMMENDABLE = frozenset({"top_k", "top_p", "accept_threshold"})
+
+
+def _checked_options(options: Mapping[str, float]) -> dict[str, float]:
+    refuse_unknown(options, _RECOMMENDABLE, _RECOMMENDABLE)
+    parsed = DecodingOptions.parse(**options)
+    return {name: getattr(parsed, name) for name in options}
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.agents.reference_checkpoints import looks_local
-from langchain_mara.exceptions import LoadingError
+from langchain_mara.exceptions import CheckpointError, LoadingError
 from langchain_mara.loading.declared_code import refuse_code
 from langchain_mara.loading.peft_adapters import CONFIG_FILE, Adapter, find_adapter, merge_adapter
 from langchain_mara.policy.loaded_model import LoadedModel
@@ -29,6 +29,9 @@ DEMO_MODEL_FOLDER = Path(__file__).parents[1] / "demo" / "model"
 """Folder of the bundled model."""
 DEMO_AGENT_FOLDER = Path(__file__).parents[1] / "demo" / "agent"
 """Folder of the bundled model's agent."""
+BUILT_IN_AGENTS_FOLDER = Path(__file__).parents[1] / "demo" / "agents"
+"""Folder of the shipped agents for models that are not bundled, each in a folder of its name."""
+_BUILT_IN = "builtin:"
 
 
 def load_model(
@@ -178,8 +181,8 @@ def load_agent(source: AgentSource | None, **hub: Any) -> MaraAgent | None:
     """Loads an agent.
 
     Args:
-        source: A `MaraAgent`, a folder, a hub id, the path of a reference `.pth`, or `repo:file` on the hub; None
-            stays None.
+        source: A `MaraAgent`, `builtin:` and the name of a shipped agent, a folder, a hub id, the path of a reference
+            `.pth`, or `repo:file` on the hub; None stays None.
         **hub: `token` and `local_files_only` for agents on the hub.
 
     Raises:
@@ -188,8 +191,18 @@ def load_agent(source: AgentSource | None, **hub: Any) -> MaraAgent | None:
     if source is None or isinstance(source, MaraAgent):
         return source
     name = os.path.expanduser(source)  # noqa: PTH111
+    if name.startswith(_BUILT_IN):
+        return MaraAgent.from_pretrained(_built_in_folder(name.removeprefix(_BUILT_IN)))
     is_reference = name.endswith((".pth", ".pt")) or (":" in name and not Path(name).exists())
     return MaraAgent.from_reference(name, **hub) if is_reference else MaraAgent.from_pretrained(name, **hub)
+
+
+def _built_in_folder(name: str) -> Path:
+    names = sorted(folder.name for folder in BUILT_IN_AGENTS_FOLDER.iterdir())
+    if name not in names:
+        shipped = ", ".join(_BUILT_IN + each for each in names)
+        raise CheckpointError(f"No agent named {_BUILT_IN}{name} is shipped. There are: {shipped}.")
+    return BUILT_IN_AGENTS_FOLDER / name
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -19,8 +19,8 @@ MOST_LINES, MOST_MODULES = 300, 10
 ORDER = """
 langchain_mara: _version exceptions untrusted options
 langchain_mara.policy.attention: masks grouped_attention
-langchain_mara.policy: packed_linear fingerprints prefix_cache cache architectures loaded_model compilation model
-    verification
+langchain_mara.policy: packed_linear fingerprints embedding_sketch prefix_cache cache architectures loaded_model
+    compilation model verification
 langchain_mara.agents: reference_checkpoints agent
 langchain_mara.decoding: request candidates recovery ngram sequence candidate_table pass_width step batch loop
 langchain_mara.loading: declared_code peft_adapters models
@@ -43,10 +43,11 @@ langchain_mara_training.evaluation: divergence systems reward_guided evaluate pr
 langchain_mara_training.evaluation.report: figures page retrace
 langchain_mara_training: run_folder
 langchain_mara_training.paper: settings paper_tables render
-langchain_mara_training.fitting: state_dataset net fit_loop validation fit_job classifier
+langchain_mara_training.fitting: state_dataset net fit_loop validation fit_job pair_scores classifier
 langchain_mara_training.reinforcement: actor_critic environment replay_buffer rollout_workers tracking recipe
     training_loop setup sac
 langchain_mara_training: aligner
+langchain_mara_training.demo.smollm2: model pairs
 langchain_mara_training.demo: topics corpus dialogues judge measure train_tokenizer train_model build train_agent
 langchain_mara_training.jobs: inputs examples label fit evaluate rl
 langchain_mara_training.commands: options examples demo label fit rl evaluate report table main

@@ -12,24 +12,23 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from langchain_mara.agents.agent import MaraAgent
-from langchain_mara.exceptions import AgentMismatchError, TrainingError
-from langchain_mara_training.fitting.fit_job import fitting_options, open_checkpoint
+from langchain_mara.exceptions import TrainingError
+from langchain_mara_training.fitting.fit_job import check_continuation, fitting_options, open_checkpoint
 from langchain_mara_training.fitting.fit_loop import FittingRecord, fit_agent, fit_pass
-from langchain_mara_training.fitting.net import (
-    fitting_device,
-    initialize_weights,
-    make_agent,
-    rows_at_once,
-)
+from langchain_mara_training.fitting.net import fitting_device, initialize_weights, make_agent, rows_at_once
+from langchain_mara_training.fitting.pair_scores import PairScores, score_pairs
 from langchain_mara_training.fitting.state_dataset import LabeledStates
 from langchain_mara_training.fitting.validation import (
     check_parameters,
     check_states,
     encode_labels,
+    held_out_share,
     row_weights,
     split_by_group,
+    warn_if_useless,
 )
-from langchain_mara_training.storage.defaults import FITTING_DEFAULTS, Precision, Schedule
+from langchain_mara_training.labeling.token_labels import TokenLabels
+from langchain_mara_training.storage.defaults import FITTING_DEFAULTS, EarlyStopping, Precision, Schedule
 
 
 class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -55,9 +54,11 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weight_decay: Weight decay of AdamW, for the matrices only.
         schedule: How the learning rate falls to zero over `fit`: `linear` or `cosine`; or `constant`.
         class_weight: Factors of the weights, as {label: factor}; `balanced` gives both classes equal sums of weights.
+        dropout: Share of the hidden units that each training step leaves out, in [0, 1).
+        input_dropout: Share of the normalized states' entries that each training step leaves out, in [0, 1).
         early_stopping: Whether to hold out some groups, stop when their loss no longer falls, and keep the weights of
-            the best epoch. If no split has both classes on both sides, as with a single group or very few rows,
-            nothing is held out and `validation_curve_` is None.
+            the best epoch; `auto` does so if `fit` gets groups. If no split has both classes on both sides, as with a
+            single group or very few rows, nothing is held out and `validation_curve_` is None.
         validation_fraction: Share of the groups to hold out.
         n_iter_no_change: Epochs without a better validation loss before fitting stops.
         mixed_precision: `bf16`, or on CUDA `fp16` with scaled gradients; None computes in float32.
@@ -94,7 +95,9 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weight_decay: float = FITTING_DEFAULTS.weight_decay,
         schedule: Schedule = FITTING_DEFAULTS.schedule,
         class_weight: dict[Any, float] | Literal["balanced"] | None = None,
-        early_stopping: bool = FITTING_DEFAULTS.early_stopping,
+        dropout: float = FITTING_DEFAULTS.dropout,
+        input_dropout: float = FITTING_DEFAULTS.input_dropout,
+        early_stopping: EarlyStopping = FITTING_DEFAULTS.early_stopping,
         validation_fraction: float = FITTING_DEFAULTS.validation_fraction,
         n_iter_no_change: int = FITTING_DEFAULTS.n_iter_no_change,
         mixed_precision: Precision | None = None,
@@ -113,6 +116,8 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.weight_decay = weight_decay
         self.schedule = schedule
         self.class_weight = class_weight
+        self.dropout = dropout
+        self.input_dropout = input_dropout
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
@@ -151,13 +156,12 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         warm = self.agent_ if self.warm_start and hasattr(self, "agent_") else None
         states, y = check_states(self, X, y, reset=warm is None)
         classes, labels = encode_labels(y)
-        self._check_continuation(warm, classes)
+        check_continuation(self, warm, classes)
         weights = row_weights(sample_weight, self.class_weight, classes, labels)
         checkpoint = open_checkpoint(self, states, warm, classes=classes, labels=labels, weights=weights, groups=groups)
         saved = None if checkpoint is None else checkpoint.read()
         seed = self._new_seed() if saved is None else saved["seed"]
-        held_out_share = self.validation_fraction if self.early_stopping else 0.0
-        train, held_out = split_by_group(labels, weights, groups, held_out_share, seed)
+        train, held_out = split_by_group(labels, weights, groups, held_out_share(self, groups), seed)
         scaled = (weights / weights[train].mean()).astype(np.float32)
         record = FittingRecord.resumed(saved)
         try:
@@ -180,6 +184,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise
         if not record.loss_curve:
             raise TrainingError("A callback stopped fitting before the first epoch had ended, so there is no agent.")
+        warn_if_useless(record.validation_curve, labels, scaled, train, held_out)
         return self._keep(record, classes, seed)
 
     def partial_fit(
@@ -213,7 +218,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError("class_weight='balanced' needs all labels at once. Use a dict of factors in partial_fit.")
         states, y = check_states(self, X, y, reset=agent is None)
         encoded_classes, labels = encode_labels(y, self.classes_ if classes is None else classes)
-        self._check_continuation(agent, encoded_classes)
+        check_continuation(self, agent, encoded_classes)
         weights = row_weights(sample_weight, self.class_weight, encoded_classes, labels, whole=False).astype(np.float32)
         seed = self._new_seed() if agent is None else self._seed
         earlier_epochs = 0 if agent is None else self.n_iter_
@@ -251,25 +256,24 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scores: NDArray[np.float64] = (logits[:, 1] - logits[:, 0]).numpy()
         return scores if self.accept_class_ == self.classes_[1] else -scores
 
+    def score_pairs(self, labels: TokenLabels) -> PairScores:
+        """How well the agent orders preference pairs, which says more about decoding than the loss of single tokens.
+
+        Args:
+            labels: Labels of `PreferenceLabeler`, best of pairs that the agent was not fitted to.
+
+        Raises:
+            DataError: If no pair has labeled tokens of both answers.
+        """
+        log_odds = self.decision_function(labels.X)
+        return score_pairs(log_odds if self.accept_class_ == self.classes_[1] else -log_odds, labels)
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
         # scikit-learn's toy data have two features, and LayerNorm keeps only which of the two is larger.
         tags.classifier_tags.poor_score = True
         return tags
-
-    def _check_continuation(self, agent: MaraAgent | None, classes: NDArray[Any]) -> None:
-        if agent is None:
-            return
-        if agent.width != self.width:
-            raise AgentMismatchError(
-                f"Fitting continues from an agent of width {agent.width}, not {self.width}. Start over with a clone."
-            )
-        if not np.array_equal(np.sort(classes), self.classes_):
-            raise ValueError(
-                f"Fitting continues with the classes {self.classes_.tolist()}, not {classes.tolist()}. "
-                "Start over with a clone."
-            )
 
     def _new_seed(self) -> int:
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))

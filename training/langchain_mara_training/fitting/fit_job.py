@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.exceptions import AgentMismatchError
 from langchain_mara_training.fitting.net import FittingOptions, fitting_device
 from langchain_mara_training.fitting.state_dataset import States
 from langchain_mara_training.storage.job_checkpoint import JobCheckpoint
@@ -39,11 +40,36 @@ def open_checkpoint(
     parameters = {name: value for name, value in classifier.get_params(deep=False).items() if name not in _NOT_OF_A_JOB}
     parameters["random_state"] = classifier.random_state if isinstance(classifier.random_state, Integral) else "drawn"
     parameters["warm_start"] = "" if warm is None else warm.fingerprint
-    data["groups"] = data["groups"] if classifier.early_stopping else None
+    data["groups"] = data["groups"] if classifier.early_stopping else None  # `auto` stops early if there are groups
     job = {name: repr(value) for name, value in parameters.items()}
     job["states"] = f"{states.shape} {states.dtype} {_digest_of_states(states)}"
     job |= {name: _digest(np.asarray(values)) for name, values in data.items() if values is not None}
     return JobCheckpoint(classifier.checkpoint_dir, job)
+
+
+def check_continuation(classifier: "MaraClassifier", agent: MaraAgent | None, classes: NDArray[Any]) -> None:
+    """Checks that a fit can continue from an agent.
+
+    Args:
+        classifier: Classifier that continues.
+        agent: Agent that it continues from, if any.
+        classes: (2,) both labels of the new data.
+
+    Raises:
+        AgentMismatchError: If the agent has another width.
+        ValueError: If the classes differ from those of the earlier fit.
+    """
+    if agent is None:
+        return
+    if agent.width != classifier.width:
+        raise AgentMismatchError(
+            f"Fitting continues from an agent of width {agent.width}, not {classifier.width}. Start over with a clone."
+        )
+    if not np.array_equal(np.sort(classes), classifier.classes_):
+        raise ValueError(
+            f"Fitting continues with the classes {classifier.classes_.tolist()}, not {classes.tolist()}. "
+            "Start over with a clone."
+        )
 
 
 def fitting_options(classifier: "MaraClassifier", seed: int) -> FittingOptions:
@@ -57,7 +83,16 @@ def fitting_options(classifier: "MaraClassifier", seed: int) -> FittingOptions:
         LoadingError: If the device cannot be used.
     """
     device = fitting_device(classifier.device, classifier.mixed_precision)
-    names = ("max_epochs", "batch_size", "learning_rate", "weight_decay", "schedule", "n_iter_no_change")
+    names = (
+        "max_epochs",
+        "batch_size",
+        "learning_rate",
+        "weight_decay",
+        "schedule",
+        "dropout",
+        "input_dropout",
+        "n_iter_no_change",
+    )
     parameters = {name: getattr(classifier, name) for name in names}
     return FittingOptions(**parameters, precision=classifier.mixed_precision, device=device, seed=seed)
 

@@ -17,16 +17,17 @@ Batch = tuple[Tensor, Target]
 _BLOCK_BYTES = 2**27  # size of the blocks in which a memory map is shuffled; a smaller map is a single block
 
 
-def generator_for(seed: int, *path: int) -> torch.Generator:
+def generator_for(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A separate generator for each draw of a job, so a resumed job replays nothing.
 
     Args:
         seed: Seed of the job.
         *path: Numbers that identify the draw, such as (purpose, epoch).
+        device: Device to draw on.
     """
     state = np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0]
     # PyTorch's generator takes a signed number.
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 
 def as_array_like(X: Any) -> Any:  # noqa: N803 - scikit-learn's name

@@ -1,12 +1,14 @@
 """Checks the inputs of MaraClassifier, and splits rows into those to fit and those to hold out."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
@@ -46,6 +48,10 @@ def check_parameters(classifier: Any) -> None:
         raise ValueError("learning_rate must be above 0 and weight_decay at least 0.")
     if not 0 < classifier.validation_fraction < 1:
         raise ValueError(f"validation_fraction must be between 0 and 1, not {classifier.validation_fraction!r}.")
+    if not 0 <= classifier.dropout < 1 or not 0 <= classifier.input_dropout < 1:
+        raise ValueError("dropout and input_dropout must be at least 0 and below 1.")
+    if classifier.early_stopping not in (True, False, "auto"):
+        raise ValueError(f"early_stopping must be True, False or 'auto', not {classifier.early_stopping!r}.")
     if classifier.schedule not in _SCHEDULES:
         raise ValueError(f"schedule must be one of {_SCHEDULES}, not {classifier.schedule!r}.")
     if classifier.mixed_precision not in PRECISIONS:
@@ -166,6 +172,19 @@ def row_weights(
     return weights * factors[labels]
 
 
+def held_out_share(classifier: Any, groups: ArrayLike | None) -> float:
+    """Share of the groups that a fit holds out for early stopping; 0 if it does not stop early.
+
+    Args:
+        classifier: Classifier with its parameters.
+        groups: Groups that the fit gets, if any.
+    """
+    early = classifier.early_stopping
+    stops = groups is not None if early == "auto" else bool(early)
+    share: float = classifier.validation_fraction if stops else 0.0
+    return share
+
+
 def split_by_group(
     labels: Rows, weights: NDArray[Any], groups: ArrayLike | None, share: float, seed: int
 ) -> tuple[Rows, Rows | None]:
@@ -195,6 +214,30 @@ def split_by_group(
         if all(len(np.unique(labels[side])) == _TWO for side in (train, validation)):
             return train, validation
     return rows, None
+
+
+def warn_if_useless(
+    losses: Sequence[float], labels: Rows, weights: NDArray[Any], train: Rows, held_out: Rows | None
+) -> None:
+    """Warns if no epoch beat an agent that sees nothing and always gives the share of accept among the training rows.
+
+    Args:
+        losses: Loss on the held-out rows after each epoch.
+        labels: (n,) 0 or 1.
+        weights: (n,) row weights.
+        train: Numbers of the rows that were fitted.
+        held_out: Numbers of the rows that were held out, if any.
+    """
+    if held_out is None or not losses:
+        return
+    accepted = float(np.average(labels[train], weights=weights[train]))
+    blind = log_loss(labels[held_out], np.full(len(held_out), accepted), sample_weight=weights[held_out], labels=[0, 1])
+    if min(losses) >= blind:
+        warnings.warn(
+            f"On held-out groups the agent's loss, {min(losses):.3f}, never fell below {blind:.3f}, that of an agent "
+            "that sees nothing: decoding with this agent is worse than decoding with none. Give more or other labels.",
+            stacklevel=3,
+        )
 
 
 def _factors(class_weight: Any, classes: NDArray[Any]) -> NDArray[np.float64]:

@@ -13,8 +13,8 @@ from langchain_mara_training.labeling.token_labels import TokenLabels
 from langchain_mara_training.storage.defaults import FITTING_DEFAULTS
 
 _FITTING = (
-    "width", "batch_size", "learning_rate", "weight_decay", "schedule", "class_weight", "mixed_precision",
-    "early_stopping", "device",
+    "width", "batch_size", "learning_rate", "weight_decay", "schedule", "dropout", "input_dropout", "class_weight",
+    "mixed_precision", "early_stopping", "device",
 )  # fmt: skip
 
 

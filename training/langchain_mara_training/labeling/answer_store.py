@@ -26,7 +26,7 @@ class AnswerStore(Sequence[LabeledAnswer]):
     def __init__(self) -> None:
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_MOST_IN_MEMORY)  # noqa: SIM115
         self._offsets, self._lengths, self._starts = array("q"), array("q"), array("q")
-        self._groups, self._owned = array("q"), array("q")
+        self._groups, self._owned, self._pairs = array("q"), array("q"), array("q")
         self._labels, self._weights = array("b"), array("d")
         self._digest = hashlib.sha256(b"[")
 
@@ -41,6 +41,7 @@ class AnswerStore(Sequence[LabeledAnswer]):
             (self._groups, answer.group),
             (self._owned, sum(answer.is_own)),
             (self._labels, answer.label),
+            (self._pairs, answer.pair),
         ):
             column.append(value)
         self._weights.append(answer.weight)
@@ -55,7 +56,7 @@ class AnswerStore(Sequence[LabeledAnswer]):
         token_ids = np.frombuffer(self._file.read(4 * length), np.int32).tolist()
         is_own = np.frombuffer(self._file.read(length - start), bool).tolist()
         label, weight, group = self._labels[number], self._weights[number], self._groups[number]
-        return LabeledAnswer(token_ids, start, is_own, label, weight, group)
+        return LabeledAnswer(token_ids, start, is_own, label, weight, group, self._pairs[number])
 
     def length(self, number: int) -> int:
         """Number of tokens of an answer and its prompt."""

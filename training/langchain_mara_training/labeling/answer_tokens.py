@@ -15,6 +15,7 @@ from langchain_mara.text.chat_template import as_messages, eos_token_ids
 from langchain_mara_training.data.readers import Prompt, Row, answer_text
 from langchain_mara_training.data.row_report import RowReport
 from langchain_mara_training.generation.prompts import prompt_ids, refuse_unshown_calls, with_room
+from langchain_mara_training.labeling.token_labels import NO_PAIR
 from langchain_mara_training.storage.defaults import TooLong
 
 
@@ -28,6 +29,7 @@ class LabeledAnswer(NamedTuple):
         label: Label of the tokens: 1 for a chosen answer, 0 for a rejected one.
         weight: Weight of the row of data.
         group: Number of the prompt.
+        pair: Number of the preference pair; `NO_PAIR` for a single answer.
     """
 
     token_ids: list[int]
@@ -36,6 +38,7 @@ class LabeledAnswer(NamedTuple):
     label: int
     weight: float
     group: int
+    pair: int = NO_PAIR
 
 
 class _Tokens(NamedTuple):

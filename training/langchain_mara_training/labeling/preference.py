@@ -23,7 +23,7 @@ from langchain_mara_training.generation.states import batch_states
 from langchain_mara_training.labeling.answer_store import AnswerStore
 from langchain_mara_training.labeling.answer_tokens import LabeledAnswer, labeled_answers
 from langchain_mara_training.labeling.shards import label_shards
-from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
+from langchain_mara_training.labeling.token_labels import NO_PAIR, LabeledTokens, TokenLabels
 from langchain_mara_training.storage.defaults import OnBadRow, TooLong
 from langchain_mara_training.storage.identity.job_identity import describe_policy
 
@@ -131,7 +131,7 @@ class PreferenceLabeler:
         """
         self.report_ = report = pairs.report if isinstance(pairs, OpenedSource) else RowReport(self.on_bad_row)
         answers, groups = AnswerStore(), Groups()
-        for numbered in iterate_feedback(pairs, report=report):
+        for pair, numbered in enumerate(iterate_feedback(pairs, report=report)):
             group = groups.of(numbered)
             try:
                 labeled = labeled_answers(self.llm, numbered.row, group, self._policy.context, self.too_long, report)
@@ -139,7 +139,7 @@ class PreferenceLabeler:
                 report.refuse(placed(error, numbered.where))
                 continue
             for answer in labeled:
-                answers.add(answer)
+                answers.add(answer._replace(pair=pair) if "chosen" in numbered.row else answer)
         if not len(answers):
             raise DataError(_nothing(report))
         return answers
@@ -196,6 +196,8 @@ class PreferenceLabeler:
             token_ids=token_ids.int(),
             positions=position.int(),
             ranks=ranks.short(),
+            pairs=(numbers := torch.tensor([answer.pair for answer in batch], dtype=torch.int32))[row],
+            offsets=torch.where(numbers[row] == NO_PAIR, NO_PAIR, position - starts[row]).int(),
         )
         is_own = torch.tensor([own for answer in batch for own in answer.is_own])
         return labeled.where(is_own & (ranks >= 0) & (counts > 1) if self.candidate_filter else is_own)

@@ -31,14 +31,14 @@ from langchain_mara_training.generation.prompts import check_too_long
 from langchain_mara_training.labeling.prompt_rows import PromptRow, PromptRows, read_prompt_rows
 from langchain_mara_training.labeling.rollout_options import RolloutOptions
 from langchain_mara_training.labeling.shards import label_shards
-from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
+from langchain_mara_training.labeling.token_labels import NO_PAIR, LabeledTokens, TokenLabels
 from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.rewards.weighted import WeightedRewards
 from langchain_mara_training.storage.defaults import OnBadRow, TooLong
 from langchain_mara_training.storage.identity.content_digest import digest
 from langchain_mara_training.storage.identity.job_identity import describe_llm, describe_rewards
 
-_DTYPES = (torch.int8, torch.float32, torch.int64, torch.int32, torch.int32, torch.int16)
+_DTYPES = (torch.int8, torch.float32, torch.int64, torch.int32, torch.int32, torch.int16, torch.int32, torch.int32)
 
 
 @dataclass(eq=False)
@@ -226,6 +226,8 @@ class RolloutLabeler:
             token_ids=torch.tensor(position.candidates, dtype=torch.int32),
             positions=torch.full((count,), index, dtype=torch.int32),
             ranks=torch.arange(count, dtype=torch.int16),
+            pairs=torch.full((count,), NO_PAIR, dtype=torch.int32),
+            offsets=torch.full((count,), NO_PAIR, dtype=torch.int32),
         ).where(kept)
 
     def _seed(self, *numbers: int) -> int:

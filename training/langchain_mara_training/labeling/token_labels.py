@@ -17,7 +17,10 @@ from torch import Tensor
 from langchain_mara.exceptions import DataError
 from langchain_mara_training.labeling.shard_list import LIST_NAME, is_intact, read_list
 
+NO_PAIR = -1
+"""Pair of a label that is not of a preference pair."""
 _OPEN_SHARDS = 4
+_OF_PAIRS = {"pairs", "offsets"}  # shards of earlier versions lack them
 
 
 class LabeledTokens(NamedTuple):
@@ -31,6 +34,8 @@ class LabeledTokens(NamedTuple):
         token_ids: (n,) int32 token ids.
         positions: (n,) int32 positions in the sequence of prompt and answer, from 0.
         ranks: (n,) int16 ranks in the candidate set by probability, from 0; -1 outside the set.
+        pairs: (n,) int32 numbers of the preference pairs; `NO_PAIR` for other labels.
+        offsets: (n,) int32 distances, in tokens, from the first difference of the pair's answers; -1 without a pair.
     """
 
     states: Tensor
@@ -40,6 +45,8 @@ class LabeledTokens(NamedTuple):
     token_ids: Tensor
     positions: Tensor
     ranks: Tensor
+    pairs: Tensor
+    offsets: Tensor
 
     @classmethod
     def join(cls, parts: Sequence["LabeledTokens"]) -> "LabeledTokens":
@@ -167,6 +174,8 @@ class TokenLabels:
         token_ids: (n,) int64 token ids.
         positions: (n,) int64 positions in the sequence of prompt and answer, from 0.
         ranks: (n,) int64 ranks in the candidate set by probability, from 0; -1 outside the set.
+        pairs: (n,) int64 numbers of the preference pairs; `NO_PAIR` for other labels.
+        offsets: (n,) int64 distances, in tokens, from the first difference of the pair's answers; -1 without a pair.
     """
 
     X: NDArray[np.float16] | ShardedStates
@@ -176,6 +185,8 @@ class TokenLabels:
     token_ids: NDArray[np.int64]
     positions: NDArray[np.int64]
     ranks: NDArray[np.int64]
+    pairs: NDArray[np.int64]
+    offsets: NDArray[np.int64]
 
     def __iter__(self) -> Iterator[Any]:
         yield from (self.X, self.y, self.weight, self.groups)
@@ -184,14 +195,16 @@ class TokenLabels:
         return len(self.y)
 
     def __add__(self, other: "TokenLabels") -> "TokenLabels":
-        """The labels of both, in order. Groups with equal numbers become one group."""
+        """The labels of both, in order. Groups with equal numbers become one group; pairs stay apart."""
         states: Any
         if isinstance(self.X, ShardedStates) and isinstance(other.X, ShardedStates):
             states = ShardedStates([*self.X.files, *other.X.files])
         else:
             states = np.concatenate([np.asarray(self.X), np.asarray(other.X)])
         names = [column.name for column in fields(self)][1:]
-        return TokenLabels(states, *(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
+        columns = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in names}
+        later = np.where(other.pairs == NO_PAIR, NO_PAIR, other.pairs + self.pairs.max() + 1)
+        return TokenLabels(states, **{**columns, "pairs": np.concatenate([self.pairs, later])})
 
     @classmethod
     def of(cls, shards: Sequence[LabeledTokens]) -> Self:
@@ -254,6 +267,10 @@ def _read_columns(file: Path) -> list[NDArray[Any]]:
     """All columns of a shard except the states, in the order of `LabeledTokens`."""
     try:
         with safe_open(file, "numpy") as opened:
-            return [opened.get_tensor(name) for name in LabeledTokens._fields[1:]]
+            stored = set(opened.keys())
+            unknown = np.full(len(opened.get_tensor("labels")), NO_PAIR)
+            return [
+                unknown if name in _OF_PAIRS - stored else opened.get_tensor(name) for name in LabeledTokens._fields[1:]
+            ]
     except SafetensorError as error:
         raise DataError(f"{file} is corrupt ({error}). Delete it and run the labeler again.") from None

@@ -2,8 +2,6 @@
 
 from typing import Literal, NamedTuple
 
-from langchain_mara.options import DEFAULT_AGENT_WIDTH
-
 Schedule = Literal["linear", "cosine", "constant"]
 """How the learning rate falls to zero during a fit."""
 OnBadRow = Literal["error", "skip"]
@@ -12,6 +10,9 @@ TooLong = Literal["error", "skip", "truncate-left"]
 """What a prompt does that leaves no room for an answer: it ends the job, is left out, or loses its first tokens."""
 Precision = Literal["bf16", "fp16"]
 """Number format of mixed-precision passes; without one they run in float32."""
+
+EarlyStopping = bool | Literal["auto"]
+"""Whether a fit stops when the loss on held-out groups rises."""
 
 TRAINING_BATCH_SIZE = 32
 """Most sequences that labeling, alignment and evaluation decode at a time."""
@@ -27,18 +28,22 @@ class FittingDefaults(NamedTuple):
         learning_rate: Learning rate of AdamW at the first step.
         weight_decay: Weight decay of AdamW.
         schedule: How the learning rate falls to zero.
-        early_stopping: Whether fitting stops when the loss on held-out groups rises.
+        dropout: Share of the hidden units that each training step leaves out.
+        input_dropout: Share of the normalized states' entries that each training step leaves out.
+        early_stopping: Whether fitting stops when the loss on held-out groups rises; `auto`: if there are groups.
         validation_fraction: Share of the groups to hold out.
         n_iter_no_change: Epochs without a better validation loss before fitting stops.
     """
 
-    width: int = DEFAULT_AGENT_WIDTH
+    width: int = 256
     max_epochs: int = 10
     batch_size: int = 512
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.1
     schedule: Schedule = "linear"
-    early_stopping: bool = False
+    dropout: float = 0.5
+    input_dropout: float = 0.2
+    early_stopping: EarlyStopping = "auto"
     validation_fraction: float = 0.1
     n_iter_no_change: int = 3
 

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 def labels_of(states: NDArray[np.float16], accepted: NDArray[np.int64]) -> TokenLabels:
     numbers = np.arange(len(states))
-    return TokenLabels(states, accepted, np.ones(len(states), np.float32), numbers, numbers, numbers, numbers)
+    return TokenLabels(states, accepted, np.ones(len(states), np.float32), *[numbers] * 6)
 
 
 @pytest.mark.parametrize(("rows_at_once", "majority"), [(1, 0), (3, 1), (100, 0)])
 def test_held_out_accuracy_by_hand(monkeypatch: pytest.MonkeyPatch, rows_at_once: int, majority: int) -> None:
     monkeypatch.setattr(validation, "_ROWS_AT_ONCE", rows_at_once)
     states = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float16)
-    classifier = MaraClassifier(width=8, max_epochs=30, learning_rate=0.03, random_state=0)
+    classifier = MaraClassifier(width=8, max_epochs=30, learning_rate=0.03, dropout=0, input_dropout=0, random_state=0)
     predicted = classifier.fit(states, (states[:, 0] > states[:, 1]).astype(int)).predict(states)
     # Five rows of one class and two of the other, mixed; the first row of each class has a wrong label.
     frequent, rare = np.flatnonzero(predicted == majority)[:5], np.flatnonzero(predicted != majority)[:2]

@@ -28,6 +28,8 @@ def shard(states: Any, first: int = 0) -> LabeledTokens:
         (rows + 100).int(),
         rows.int(),
         (rows % 3).short(),
+        (rows // 4).int(),
+        (rows % 4).int(),
     )
 
 
@@ -124,6 +126,7 @@ def test_union(tmp_path: Path) -> None:
         both = on_disk[0] + other
         np.testing.assert_array_equal(np.asarray(both.X), np.concatenate([STATES, STATES + 1]))
         assert both.positions.tolist() == [*range(15)] * 2
+        assert both.pairs.tolist() == [row // 4 for row in range(15)] + [4 + row // 4 for row in range(15)]
         assert isinstance(both.X, ShardedStates) is (other is not in_memory)
 
 

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from langchain_mara import MaraAgent
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError, DataError, LoadingError, TrainingError
 
 SMALL = {"width": 16, "max_epochs": 4, "batch_size": 32, "learning_rate": 3e-2, "random_state": 0, "device": "cpu"}
+SMALL |= {"dropout": 0.0, "input_dropout": 0.0, "weight_decay": 0.01}
 X = np.random.default_rng(0).standard_normal((300, 8), dtype=np.float32)
 Y = (X[:, 0] > X[:, 1]).astype(int)
 GROUPS = np.arange(300) // 5
@@ -367,12 +369,62 @@ def test_folding_the_affine_map_changes_no_gradient() -> None:
         agent.ln.weight.uniform_(0.5, 2, generator=generator)
         agent.ln.bias.uniform_(-1, 1, generator=generator)
     gradients = []
-    for forward in (agent, lambda states: network._folded_forward(agent, states)):
+    for forward in (agent, lambda states: network.training_forward(agent, states, 0, 0, generator)):
         agent.zero_grad()
         functional.cross_entropy(forward(torch.from_numpy(X)), torch.from_numpy(Y)).backward()
         gradients.append([parameter.grad.clone() for parameter in agent.parameters()])
     for plain, folded in zip(*gradients, strict=True):
         torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_leaves_out_shares_and_keeps_the_mean() -> None:
+    agent = network.initialize_weights(network.make_agent(8, 16), seed=0)
+    states = torch.from_numpy(X[:1]).repeat(4000, 1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in (agent.linear1, agent.linear2):  # without ReLU's kinks, the mean of the logits stays
+            module.bias.fill_(9)
+        plain = agent(states[:1])
+        logits = network.training_forward(agent, states, 0.5, 0.2, generator)
+    assert logits.std(0).min() > 0.05
+    torch.testing.assert_close(logits.mean(0, keepdim=True), plain, rtol=0.1, atol=0.1)
+    assert len(logits.unique(dim=0)) > 3000
+
+
+def test_dropout_is_drawn_anew_in_each_step_and_the_same_in_each_fit() -> None:
+    dropped = [fingerprint(dropout=0.5), fingerprint(input_dropout=0.5), fingerprint(dropout=0.5, random_state=1)]
+    assert len({fingerprint(), *dropped}) == 4
+    assert fingerprint(dropout=0.5) == dropped[0]
+    stream = make(dropout=0.5)
+    for _ in range(4):
+        stream.partial_fit(X, Y, classes=[0, 1])
+    assert stream.agent_.fingerprint == make(dropout=0.5, schedule="constant").fit(X, Y).agent_.fingerprint
+
+
+@pytest.mark.parametrize("name", ["dropout", "input_dropout"])
+@pytest.mark.parametrize("share", [-0.1, 1, float("nan")])
+def test_shares_of_dropout(name: str, share: float) -> None:
+    with pytest.raises(ValueError, match="at least 0 and below 1"):
+        make(**{name: share}).fit(X, Y)
+
+
+def test_groups_alone_make_a_fit_stop_early() -> None:
+    assert make().fit(X, Y).validation_curve_ is None
+    assert make(early_stopping=False).fit(X, Y, groups=GROUPS).validation_curve_ is None
+    by_groups = make().fit(X, Y, groups=GROUPS)
+    assert len(by_groups.validation_curve_) == by_groups.n_iter_
+    with pytest.raises(ValueError, match="must be True, False or 'auto', not 'yes'"):
+        make(early_stopping="yes").fit(X, Y)
+
+
+def test_an_agent_that_is_worse_than_none_is_named() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make().fit(X, Y, groups=GROUPS)
+    generator = np.random.default_rng(1)
+    states, noise = generator.standard_normal((2000, 8), dtype=np.float32), generator.integers(0, 2, 2000)
+    with pytest.warns(UserWarning, match=r"loss, \d\.\d+, never fell below 0\.\d+, that of an agent that sees nothing"):
+        make().fit(states, noise, groups=np.arange(2000) // 5)
 
 
 def test_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:

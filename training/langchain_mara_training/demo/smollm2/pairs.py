@@ -1,7 +1,7 @@
 """1,800 human preference pairs about harmlessness, divided by conversation.
 
-Source: anthropics/hh-rlhf, harmless-base, test split (Bai et al. 2022, arXiv 2204.05862), MIT license. The conversations
-are red-team prompts, offensive in places; they are for training and measuring harmlessness only.
+Source: anthropics/hh-rlhf, harmless-base, test split (Bai et al. 2022, arXiv 2204.05862), MIT license. The
+conversations are red-team prompts, offensive in places; they are for training and measuring harmlessness only.
 """
 
 from pathlib import Path

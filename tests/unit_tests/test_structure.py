@@ -33,7 +33,8 @@ langchain_mara_training.storage: defaults atomic progress records settings distr
 langchain_mara_training.storage.identity: content_digest job_identity
 langchain_mara_training.storage: job_checkpoint model_card
 langchain_mara_training.data: column_formats known_datasets files readers
-langchain_mara_training.rewards: calling weighted preference_reward checkpoint_loading reward_model published specs
+langchain_mara_training.rewards: calling weighted preference_reward checkpoint_loading adapter_loading reward_model
+    published specs
 langchain_mara_training.generation: generate costs states
 langchain_mara_training.labeling: shard_list token_labels shards answer_tokens preference rollout_options rollout
 langchain_mara_training.evaluation: divergence systems reward_guided evaluate preference_rate comparison_store scoring

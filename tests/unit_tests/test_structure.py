@@ -33,9 +33,12 @@ langchain_mara_training.storage: defaults atomic progress records settings distr
 langchain_mara_training.storage.identity: content_digest job_identity
 langchain_mara_training.storage: job_checkpoint model_card
 langchain_mara_training.data: column_formats known_datasets files readers
+langchain_mara_training.generation: states
 langchain_mara_training.rewards: calling weighted preference_reward checkpoint_loading adapter_loading reward_model
-    published specs
-langchain_mara_training.generation: generate costs states
+    published
+langchain_mara_training.rewards.fitted: bradley_terry features saved_head state_reward
+langchain_mara_training.rewards: specs
+langchain_mara_training.generation: generate costs
 langchain_mara_training.labeling: shard_list token_labels shards answer_tokens preference rollout_options rollout
 langchain_mara_training.evaluation: divergence systems reward_guided evaluate preference_rate comparison_store scoring
     comparison
@@ -55,9 +58,10 @@ EXPECTED_ALL = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLL
 EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",
     "EnvironmentOptions", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference", "PreferenceLabeler",
-    "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions", "SequenceClassificationReward",
-    "System", "TokenLabels", "UltraRMReward", "UpdateOptions", "WeightedRewards", "ZiyaReward", "best_of_n", "compare",
-    "decode_system", "preference_rate", "retrace", "write_report",
+    "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions",
+    "SequenceClassificationReward", "StateReward", "System", "TokenLabels", "UltraRMReward", "UpdateOptions",
+    "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system", "preference_rate", "retrace",
+    "write_report",
 ]  # fmt: skip
 
 

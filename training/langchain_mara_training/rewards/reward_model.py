@@ -80,7 +80,7 @@ class RewardModel(TextReward):
         self.tokenizer = load_tokenizer(folder)
         self._load(folder, hub, device=device, dtype=dtype, **options)
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        limits = [max_length or context, self.tokenizer.model_max_length, _learned_positions(self.model)]
+        limits = [max_length or context, self.tokenizer.model_max_length, learned_positions(self.model)]
         self.max_length = int(min(limit for limit in limits if limit is not None))
         self._prove()
 
@@ -131,7 +131,7 @@ class RewardModel(TextReward):
 
     def _prove(self) -> None:
         """Scores a text as long as the model reads; if positions are computed, not learned, a short one will do."""
-        length = self.max_length if _learned_positions(self.model) is not None else min(self.max_length, _SHORT)
+        length = self.max_length if learned_positions(self.model) is not None else min(self.max_length, _SHORT)
         padding = getattr(self.model.config.get_text_config(), "pad_token_id", None)
         try:
             self._scored([{"input_ids": [1 if padding == 0 else 0] * length}])
@@ -180,7 +180,7 @@ class RewardModel(TextReward):
         return 0
 
 
-def _learned_positions(model: PreTrainedModel) -> int | None:
+def learned_positions(model: PreTrainedModel) -> int | None:
     """Most tokens that a table of positions allows; None if there is no such table.
 
     RoBERTa and its kin number the first token `padding_idx + 1`, so their tables hold more rows than a text may have.

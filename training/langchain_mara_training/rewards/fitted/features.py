@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModel
 
-from langchain_mara._base import LocalModel
+from langchain_mara import MaraLLM
 from langchain_mara.exceptions import LoadingError, PromptError, RewardError
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.text.answer_turns import encode_turns
@@ -57,7 +57,7 @@ def features_of(model: Any, batch_tokens: int) -> Features:
     """The features that a model gives.
 
     Args:
-        model: A `MaraLLM` or `ChatMara`; the folder or hub id of a transformers encoder; a function from texts to
+        model: A `MaraLLM`; the folder or hub id of a transformers encoder; a function from texts to
             embeddings, or an object with such a method `encode`.
         batch_tokens: Most tokens of a pass of a policy model, including padding.
 
@@ -65,7 +65,7 @@ def features_of(model: Any, batch_tokens: int) -> Features:
         RewardError: If it is none of these.
         LoadingError: If the encoder cannot be loaded.
     """
-    if isinstance(model, LocalModel):
+    if isinstance(model, MaraLLM):
         return PolicyStates(model, batch_tokens)
     if isinstance(model, str | Path):
         return SentenceEmbeddings(SentenceEncoder(model))
@@ -94,7 +94,7 @@ class PolicyStates(Features):
         batch_tokens: Most tokens of a pass, including padding.
     """
 
-    def __init__(self, llm: LocalModel, batch_tokens: int) -> None:
+    def __init__(self, llm: MaraLLM, batch_tokens: int) -> None:
         self.llm = llm
         self.batch_tokens = batch_tokens
         self._policy = PolicyModel(llm.model)

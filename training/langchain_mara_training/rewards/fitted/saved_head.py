@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from langchain_mara import MaraLLM
-from langchain_mara._base import LocalModel
 from langchain_mara.exceptions import CheckpointError, RewardError
 from langchain_mara.untrusted import read_json
 from langchain_mara_training.storage.atomic import write_atomically
@@ -59,7 +58,7 @@ def write(
         numbers: What fitting found; NaN becomes null.
         tensors: (f,) arrays by name.
     """
-    is_llm = isinstance(model, LocalModel)
+    is_llm = isinstance(model, MaraLLM)
     config = {
         "format": _FORMAT,
         "reads": "states" if is_llm else "embeddings",
@@ -117,7 +116,7 @@ def load_reader(saved: SavedHead, folder: Path, device: str | None) -> Any:
     return MaraLLM.from_model_id(saved.model, device=device, **saved.prompting)
 
 
-def _prompting(llm: LocalModel) -> dict[str, Any]:
+def _prompting(llm: MaraLLM) -> dict[str, Any]:
     dtype = str(llm.model.dtype).removeprefix("torch.")
     return {"dtype": dtype, **{name: getattr(llm, name) for name in _PROMPTING}}
 

@@ -190,7 +190,7 @@ class StateReward(TextReward, BaseEstimator):  # type: ignore[misc]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copied = self.__sklearn_clone__()
-        vars(copied).update(vars(self))
+        copied.__dict__.update(self.__dict__)
         return copied
 
     def _features(self, *, fresh: bool = False) -> Features:

@@ -34,8 +34,12 @@ langchain_mara_training.storage.identity: content_digest job_identity
 langchain_mara_training.storage: job_checkpoint model_card
 langchain_mara_training.data: column_formats known_datasets messages row_values row_report feedback files sources
     readers
-langchain_mara_training.rewards: calling weighted preference_reward checkpoint_loading reward_model published specs
-langchain_mara_training.generation: generate prompts costs states
+langchain_mara_training.generation: prompts states
+langchain_mara_training.rewards: calling weighted preference_reward checkpoint_loading adapter_loading reward_model
+    published
+langchain_mara_training.rewards.fitted: bradley_terry features saved_head state_reward
+langchain_mara_training.rewards: specs
+langchain_mara_training.generation: generate costs
 langchain_mara_training.labeling: shard_list token_labels shards answer_tokens answer_store preference
     rollout_options prompt_rows rollout drawn_pairs
 langchain_mara_training.evaluation: divergence systems reward_guided evaluate preference_rate comparison_store scoring
@@ -58,7 +62,7 @@ EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",
     "EnvironmentOptions", "JobCallback", "JobProgress", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference",
     "PreferenceLabeler", "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions",
-    "SequenceClassificationReward", "System", "TokenLabels", "UltraRMReward", "UpdateOptions", "WeightedRewards",
+    "SequenceClassificationReward", "StateReward", "System", "TokenLabels", "UltraRMReward", "UpdateOptions", "WeightedRewards",
     "ZiyaReward", "best_of_n", "compare", "decode_system", "preference_rate", "rescore", "retrace",
     "write_report",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from langchain_mara_training.reinforcement.environment import EnvironmentOptions
     from langchain_mara_training.reinforcement.recipe import Recipe
     from langchain_mara_training.reinforcement.sac import MaraSAC
+    from langchain_mara_training.rewards.fitted.state_reward import StateReward
     from langchain_mara_training.rewards.preference_reward import PreferenceReward
     from langchain_mara_training.rewards.published import (
         BeaverReward,
@@ -58,6 +59,7 @@ __all__ = [
     "RolloutLabeler",
     "RolloutOptions",
     "SequenceClassificationReward",
+    "StateReward",
     "System",
     "TokenLabels",
     "UltraRMReward",
@@ -96,6 +98,7 @@ _MODULES = {
     "RolloutLabeler": "labeling.rollout",
     "RolloutOptions": "labeling.rollout_options",
     "SequenceClassificationReward": "rewards.published",
+    "StateReward": "rewards.fitted.state_reward",
     "System": "evaluation.systems",
     "TokenLabels": "labeling.token_labels",
     "UltraRMReward": "rewards.published",

@@ -3,7 +3,7 @@
 import logging
 import os
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def checkpoint_folder(
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(source, allow_patterns=[*small, "*.bin"], **hub))
     except Exception as error:
-        raise LoadingError(f"Cannot find or download the reward model {source}: {_reason(error)}") from error
+        raise LoadingError(f"Cannot find or download the reward model {source}: {reason(error)}") from error
     refuse_code(str(folder))
     return folder
 
@@ -70,7 +70,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise LoadingError(f"Cannot load the tokenizer of {folder}: {_reason(error)}") from error
+        raise LoadingError(f"Cannot load the tokenizer of {folder}: {reason(error)}") from error
     return tokenizer
 
 
@@ -80,6 +80,7 @@ def load_weights(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    may_lack: Collection[str] = (),
     **options: Any,
 ) -> tuple[PreTrainedModel, set[str]]:
     """Loads a model in eval mode with frozen weights, and names the checkpoint's keys that it does not use.
@@ -90,6 +91,7 @@ def load_weights(
         device: Device of the model, such as `cuda:1`; by default CUDA if available. Ignored with `device_map`.
         dtype: `torch.bfloat16`, `"float32"`, …; by default the checkpoint's own, but float32 instead of float16 on
             the CPU.
+        may_lack: Names of weights that the caller brings, so the checkpoint may lack them.
         options: Further arguments of `from_pretrained`, such as `quantization_config` or `device_map`.
 
     Raises:
@@ -107,10 +109,10 @@ def load_weights(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        raise LoadingError(f"Cannot load the reward model {folder}: {_reason(error)}") from error
-    if report["missing_keys"]:
+        raise LoadingError(f"Cannot load the reward model {folder}: {reason(error)}") from error
+    if missing := set(report["missing_keys"]) - set(may_lack):
         raise CheckpointError(
-            f"{folder} lacks weights of a {type(model).__name__} ({_abbreviated(report['missing_keys'])}), which would "
+            f"{folder} lacks weights of a {type(model).__name__} ({_abbreviated(missing)}), which would "
             "be random. Download it again, and check that this class of reward model fits the checkpoint."
         )
     if dtype is None and model.dtype is torch.float16 and model.device.type == "cpu":
@@ -203,5 +205,6 @@ def _abbreviated(keys: Iterable[str]) -> str:
     return ", ".join(ordered[:_KEYS_SHOWN]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

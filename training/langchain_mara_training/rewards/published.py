@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, LlamaModel
 from langchain_mara.exceptions import CheckpointError, LoadingError, RewardError
 from langchain_mara.text.control_tokens import encode_marked, mark_messages
 from langchain_mara_training.data.readers import Message
+from langchain_mara_training.rewards.adapter_loading import is_adapter, load_adapter
 from langchain_mara_training.rewards.checkpoint_loading import load_weights, read_tensors, refuse
 from langchain_mara_training.rewards.reward_model import Encoding, RewardModel
 
@@ -63,8 +64,11 @@ class SequenceClassificationReward(RewardModel):
         logits: Tensor = self.model(**batch).logits
         return logits[:, 0]
 
-    def _load(self, folder: Path, **options: Any) -> None:
-        self.model, unexpected = load_weights(AutoModelForSequenceClassification, folder, **options)
+    def _load(self, folder: Path, hub: dict[str, Any], **options: Any) -> None:
+        if is_adapter(folder):
+            self.model, unexpected = load_adapter(folder, hub, **options)
+        else:
+            self.model, unexpected = load_weights(AutoModelForSequenceClassification, folder, **options)
         if self.model.config.num_labels != 1:
             raise LoadingError(
                 f"{self.name} has {self.model.config.num_labels} outputs, but a reward model has one. "
@@ -144,7 +148,12 @@ class ScoreHeadReward(RewardModel):
         bias = None if self.bias is None else self.bias.to(states)
         return linear(states, self.weight.to(states), bias).mean(1)
 
-    def _load(self, folder: Path, **options: Any) -> None:
+    def _load(self, folder: Path, hub: dict[str, Any], **options: Any) -> None:  # noqa: ARG002 - adapters only
+        if is_adapter(folder):
+            raise CheckpointError(
+                f"{folder} is a PEFT adapter, which {type(self).__name__} does not load. Merge it into its base with "
+                "peft (merge_and_unload) and save the whole model."
+            )
         self.model, unexpected = load_weights(LlamaModel, folder, **options)
         head_keys = {f"{self.head}.weight", f"{self.head}.bias", *self.buffers}
         unused = {key for key in unexpected - head_keys if not _HARMLESS.fullmatch(key)}

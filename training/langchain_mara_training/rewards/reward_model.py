@@ -10,16 +10,19 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from langchain_mara.exceptions import RewardError
+from langchain_mara.exceptions import LoadingError, RewardError
 from langchain_mara.text.answer_turns import joined
 from langchain_mara.text.chat_template import as_messages, is_open
 from langchain_mara.untrusted import printable
 from langchain_mara_training.data.readers import Message, Prompt
 from langchain_mara_training.rewards.calling import TextReward
 from langchain_mara_training.rewards.checkpoint_loading import checkpoint_folder, load_tokenizer
+
+# Tokens of the text that proves a model whose positions are computed.
+_SHORT = 8
 
 Encoding = dict[str, list[int]]
 """A tokenized text: `input_ids`, and whatever else the model reads for each token, as lists of equal length."""
@@ -69,15 +72,17 @@ class RewardModel(TextReward):
         local_files_only: bool = False,
         **options: Any,
     ) -> None:
-        folder = checkpoint_folder(model_id, revision=revision, token=token, local_files_only=local_files_only)
+        hub: dict[str, Any] = {"token": token, "local_files_only": local_files_only}
+        folder = checkpoint_folder(model_id, revision=revision, **hub)
         self.name = Path(model_id).name
         self.batch_size = batch_size
         self.verbose = verbose
         self.tokenizer = load_tokenizer(folder)
-        self._load(folder, device=device, dtype=dtype, **options)
+        self._load(folder, hub, device=device, dtype=dtype, **options)
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        limits = [max_length or context, self.tokenizer.model_max_length]
+        limits = [max_length or context, self.tokenizer.model_max_length, learned_positions(self.model)]
         self.max_length = int(min(limit for limit in limits if limit is not None))
+        self._prove()
 
     def rewards(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[float]:
         """The reward of each answer.
@@ -115,8 +120,26 @@ class RewardModel(TextReward):
         """
 
     @abstractmethod
-    def _load(self, folder: Path, **options: Any) -> None:
-        """Sets `model` and whatever else the checkpoint holds."""
+    def _load(self, folder: Path, hub: dict[str, Any], **options: Any) -> None:
+        """Sets `model` and whatever else the checkpoint holds.
+
+        Args:
+            folder: Folder of the checkpoint.
+            hub: `token` and `local_files_only`, for what the checkpoint refers to on the hub.
+            options: `device`, `dtype` and further arguments of `from_pretrained`.
+        """
+
+    def _prove(self) -> None:
+        """Scores a text as long as the model reads; if positions are computed, not learned, a short one will do."""
+        length = self.max_length if learned_positions(self.model) is not None else min(self.max_length, _SHORT)
+        padding = getattr(self.model.config.get_text_config(), "pad_token_id", None)
+        try:
+            self._scored([{"input_ids": [1 if padding == 0 else 0] * length}])
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise LoadingError(
+                f"{self.name} fails on a text of {length} tokens: {error}. Give the most tokens that it reads: "
+                "max_length=…; if it fails all the same, its configuration does not fit its weights."
+            ) from error
 
     def _shortened(self, encoding: Encoding) -> Encoding:
         ids = encoding["input_ids"]
@@ -155,6 +178,20 @@ class RewardModel(TextReward):
     def _padding(self, encodings: Sequence[Encoding]) -> int:  # noqa: ARG002 - overridden where the model looks for padding
         """The token to pad with. It is masked, so any token will do."""
         return 0
+
+
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """Most tokens that a table of positions allows; None if there is no such table.
+
+    RoBERTa and its kin number the first token `padding_idx + 1`, so their tables hold more rows than a text may have.
+    """
+    tables = [
+        module
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    ]
+    rows = [table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1) for table in tables]
+    return min(rows, default=None)
 
 
 def conversation(prompt: Prompt, completion: Prompt) -> list[Message]:

@@ -1,4 +1,4 @@
-"""Rewards as the command line names them: a file of pairs, a reward model, or a function of your own."""
+"""Rewards as the command line names them: pairs, a saved reward, a reward model, or a function of your own."""
 
 import sys
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from langchain_mara.exceptions import RewardError
 from langchain_mara_training.rewards.calling import RewardFunction
+from langchain_mara_training.rewards.fitted.state_reward import StateReward
 from langchain_mara_training.rewards.preference_reward import PreferenceReward
 from langchain_mara_training.rewards.published import (
     BeaverReward,
@@ -18,6 +19,8 @@ from langchain_mara_training.rewards.published import (
 
 PAIRS = "pairs:"
 """Prefix of a reward that is fitted on preference pairs."""
+STATES = "state:"
+"""Prefix of the folder of a saved `StateReward`."""
 _ADAPTERS = {"beaver:": BeaverReward, "ultrarm:": UltraRMReward, "ziya:": ZiyaReward}
 
 
@@ -28,9 +31,10 @@ def reward_function(spec: str, device: str | None = None) -> RewardFunction:
     is called, call it inside `current_folder_first`.
 
     Args:
-        spec: `pairs:SOURCE` fits a `PreferenceReward`. `beaver:`, `ultrarm:` and `ziya:` followed by a hub id or
-            folder load these reward models. `module:name` imports a callable from the current folder or an installed
-            package. Anything else is the hub id or folder of a sequence classifier.
+        spec: `pairs:SOURCE` fits a `PreferenceReward`. `state:FOLDER` loads a saved `StateReward`. `beaver:`,
+            `ultrarm:` and `ziya:` followed by a hub id or folder load these reward models. `module:name` imports a
+            callable from the current folder or an installed package. Anything else is the hub id or folder of a
+            sequence classifier.
         device: Device of a reward model.
 
     Raises:
@@ -42,6 +46,8 @@ def reward_function(spec: str, device: str | None = None) -> RewardFunction:
     prefix, source = split_prefix(spec)
     if prefix == PAIRS:
         return PreferenceReward().fit(source)
+    if prefix == STATES:
+        return StateReward.load(source, device=device)
     if prefix:
         return _ADAPTERS[prefix](source, device=device)
     return _imported(spec) if names_code(spec) else SequenceClassificationReward(spec, device=device)
@@ -49,7 +55,7 @@ def reward_function(spec: str, device: str | None = None) -> RewardFunction:
 
 def split_prefix(spec: str) -> tuple[str, str]:
     """Splits a reward's name into its prefix, such as `pairs:` or `beaver:`, and the rest; the prefix may be empty."""
-    prefix = next((known for known in (PAIRS, *_ADAPTERS) if spec.startswith(known)), "")
+    prefix = next((known for known in (PAIRS, STATES, *_ADAPTERS) if spec.startswith(known)), "")
     return prefix, spec.removeprefix(prefix)
 
 

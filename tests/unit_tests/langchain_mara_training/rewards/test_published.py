@@ -16,7 +16,8 @@ from langchain_mara_training.rewards.published import (
 )
 from langchain_mara_training.rewards.reward_model import RewardModel, conversation
 from langchain_mara_training.rewards.weighted import WeightedRewards
-from safetensors.torch import save_file
+from peft import LoraConfig, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -27,6 +28,8 @@ from transformers import (
     LlamaForSequenceClassification,
     LlamaModel,
     PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from langchain_mara.exceptions import CheckpointError, LoadingError, RewardError
@@ -450,3 +453,69 @@ def test_progress_is_shown_when_asked(
 def test_loading_says_nothing_of_the_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     BeaverReward(checkpoint(tmp_path, BeaverReward)[0], device="cpu")
     assert "score_head" not in caplog.text
+
+
+def adapter(folder: Path, **options: Any) -> tuple[Path, PreTrainedModel]:
+    """A LoRA reward whose base is a causal language model without a score head."""
+    torch.manual_seed(0)
+    base = with_tokenizer(folder / "base", template=True)
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(base)
+    model = LlamaForSequenceClassification.from_pretrained(base, num_labels=1)
+    settings = {"task_type": TaskType.SEQ_CLS, "r": 2, "target_modules": ["q_proj"], "init_lora_weights": False}
+    adapted = get_peft_model(model, LoraConfig(**settings | options))
+    adapted.save_pretrained(folder / "adapter")
+    return with_tokenizer(folder / "adapter", template=True), adapted.eval()
+
+
+def test_an_adapter_brings_its_score_head(tmp_path: Path) -> None:
+    folder, model = adapter(tmp_path)
+    reward = SequenceClassificationReward(folder, device="cpu")
+    with torch.inference_mode():
+        hand = [
+            model(input_ids=torch.tensor([reward.encode(messages)["input_ids"]])).logits.item()
+            for messages in as_messages()
+        ]
+    assert rewards_of(reward) == pytest.approx(hand, rel=1e-4)
+    with pytest.raises(CheckpointError, match="is a PEFT adapter, which BeaverReward does not load"):
+        BeaverReward(folder, device="cpu")
+
+
+def test_an_adapter_without_a_head_is_refused(tmp_path: Path) -> None:
+    folder, _ = adapter(tmp_path)
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensor for name, tensor in tensors.items() if "score" not in name}, file)
+    with pytest.raises(CheckpointError, match=r"holds no score head \(score or classifier\), .* would be random"):
+        SequenceClassificationReward(folder, device="cpu")
+    save_file({**tensors, "base_model.model.score.weight": torch.zeros(2, 32)}, file)
+    with pytest.raises(LoadingError, match="has 2 outputs, but a reward model has one"):
+        SequenceClassificationReward(folder, device="cpu")
+    file.write_bytes(b"nothing")
+    with pytest.raises(LoadingError, match="Cannot read .*adapter_model.safetensors"):
+        SequenceClassificationReward(folder, device="cpu")
+    file.unlink()
+    with pytest.raises(LoadingError, match="has no adapter_model.safetensors, and pickled weights are not read"):
+        SequenceClassificationReward(folder, device="cpu")
+
+
+def roberta(folder: Path, positions: int) -> Path:
+    torch.manual_seed(0)
+    config = RobertaConfig(**SIZES | {"max_position_embeddings": positions, "pad_token_id": 1, "num_labels": 1})
+    RobertaForSequenceClassification(config).eval().save_pretrained(folder)
+    return with_tokenizer(folder, template=False)
+
+
+def test_positions_that_begin_after_the_padding(tmp_path: Path) -> None:
+    reward = SequenceClassificationReward(roberta(tmp_path, 34), device="cpu")
+    assert reward.max_length == 32
+    with pytest.warns(UserWarning, match="longer than the 32 tokens"):
+        (found,) = reward(prompts=["How " * 100], completions=["Just do it."])
+    assert found
+    assert SequenceClassificationReward(tmp_path, device="cpu", max_length=100).max_length == 32
+
+
+def test_a_model_that_fails_is_refused_on_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = roberta(tmp_path, 34)
+    monkeypatch.setattr("langchain_mara_training.rewards.reward_model.learned_positions", lambda _: 34)
+    with pytest.raises(LoadingError, match="fails on a text of 34 tokens.*max_length=…"):
+        SequenceClassificationReward(folder, device="cpu")

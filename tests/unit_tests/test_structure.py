@@ -62,8 +62,8 @@ EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",
     "EnvironmentOptions", "JobCallback", "JobProgress", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference",
     "PreferenceLabeler", "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions",
-    "SequenceClassificationReward", "StateReward", "System", "TokenLabels", "UltraRMReward", "UpdateOptions", "WeightedRewards",
-    "ZiyaReward", "best_of_n", "compare", "decode_system", "preference_rate", "rescore", "retrace",
+    "SequenceClassificationReward", "StateReward", "System", "TokenLabels", "UltraRMReward", "UpdateOptions",
+    "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system", "preference_rate", "rescore", "retrace",
     "write_report",
 ]  # fmt: skip
 

@@ -1,0 +1,76 @@
+"""Rebuilds the shipped agent of SmolLM2 from scratch: `python -m langchain_mara_training.demo.smollm2`.
+
+Labels of human preference pairs, a fit with default parameters, and the reward that the demo scores answers with.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara.loading.models import BUILT_IN_AGENTS_FOLDER
+from langchain_mara.policy.embedding_sketch import embedding_sketch
+from langchain_mara_training.demo.smollm2.model import HUB_ID, smollm2
+from langchain_mara_training.demo.smollm2.pairs import Pairs, split_pairs
+from langchain_mara_training.fitting.classifier import MaraClassifier
+from langchain_mara_training.labeling.preference import PreferenceLabeler
+from langchain_mara_training.rewards.fitted.state_reward import StateReward
+from langchain_mara_training.storage.model_card import save_agent
+
+AGENT_NAME = "smollm2-135m-harmless"
+"""Name of the shipped agent, behind `builtin:`."""
+REWARD_FOLDER = Path(__file__).parent / "reward"
+"""Folder of the reward that is fitted to the same pairs as the agent."""
+RECOMMENDED: dict[str, float] = {}
+"""Decoding options found on prompts of the judge's conversations, see docs/results.md."""
+SEED = 0
+
+
+def fit_agent(llm: MaraLLM, pairs: Pairs, labels: Path, seed: int = SEED) -> MaraClassifier:
+    """Labels the tokens of preference pairs and fits an agent with default parameters.
+
+    Args:
+        llm: SmolLM2.
+        pairs: Preference pairs with a `group` each.
+        labels: Folder of the labels; an interrupted labeling resumes there.
+        seed: Seed of the fit.
+    """
+    labeled = PreferenceLabeler(llm).label(pairs, labels)
+    classifier = MaraClassifier(policy_model=HUB_ID, random_state=seed, device="cpu")
+    return classifier.fit(labeled.X, labeled.y, sample_weight=labeled.weight, groups=labeled.groups)
+
+
+def shipped_agent(llm: MaraLLM, classifier: MaraClassifier) -> MaraAgent:
+    """The fitted agent with what it should know about its model: recommended options and a sketch of the embeddings."""
+    fitted = classifier.agent_
+    sketch = embedding_sketch(llm.model.get_input_embeddings().weight)
+    agent = MaraAgent(fitted.hidden_size, fitted.width, HUB_ID, recommended_options=RECOMMENDED, policy_sketch=sketch)
+    agent.load_state_dict(fitted.state_dict())
+    return agent.half()
+
+
+def main(
+    work: Annotated[Path, typer.Option(help="Folder of the labels; an interrupted training resumes there.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder of the agent; by default the shipped one.")
+    ] = BUILT_IN_AGENTS_FOLDER / AGENT_NAME,
+    reward: Annotated[Path, typer.Option(help="Folder of the reward; by default the shipped one.")] = REWARD_FOLDER,
+    seed: Annotated[int, typer.Option(help="Seed of the fit.")] = SEED,
+) -> None:
+    """Fits the agent and the reward of SmolLM2 to human preferences, and saves both."""
+    torch.set_num_threads(2)  # so that rounding does not depend on the number of cores
+    llm = smollm2(say=typer.echo, device="cpu")
+    pairs = split_pairs().train
+    classifier = fit_agent(llm, pairs, work / "labels", seed)
+    labels = {"pairs": len(pairs), "source": "Anthropic/hh-rlhf, harmless-base", "labeler": "preference"}
+    save_agent(shipped_agent(llm, classifier), output, {"Labels": labels})
+    typer.echo(f"agent: written to {output}")
+    fitted = StateReward(llm).fit(pairs)
+    fitted.save(reward)
+    typer.echo(f"reward: written to {reward}, orders {fitted.accuracy_:.1%} of held-out pairs")
+
+
+if __name__ == "__main__":
+    typer.run(main)

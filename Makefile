@@ -9,10 +9,13 @@ INSTALLED := $(VENV)/.installed
 # Compiled tests are kept, whatever the caller's habit: pytest rewrites the assertions of a module once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-floors lint types bench bench-long cookbook report docs clean
+.PHONY: demo demo-smollm2 test test-fast test-floors lint types bench bench-long cookbook report docs clean
 
 demo: $(INSTALLED)  ## the main job on the bundled model
 	$(BIN)/mara demo
+
+demo-smollm2: $(INSTALLED)  ## a real model: fetched, plain and aligned side by side
+	$(BIN)/mara demo --model smollm2
 
 test: $(INSTALLED)  ## all tests, on all cores
 	$(BIN)/python -m pytest $(PARALLEL)

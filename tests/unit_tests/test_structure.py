@@ -51,7 +51,7 @@ langchain_mara_training.fitting: state_dataset net fit_loop validation fit_job p
 langchain_mara_training.reinforcement: actor_critic environment replay_buffer rollout_workers tracking recipe
     training_loop setup sac
 langchain_mara_training: aligner
-langchain_mara_training.demo.smollm2: model pairs
+langchain_mara_training.demo.smollm2: model pairs side_by_side
 langchain_mara_training.demo: topics corpus dialogues judge measure train_tokenizer train_model build train_agent
 langchain_mara_training.jobs: inputs examples label fit evaluate rl
 langchain_mara_training.commands: options examples demo label fit rl evaluate report table main

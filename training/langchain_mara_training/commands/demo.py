@@ -1,4 +1,4 @@
-"""`mara demo`: answers of the bundled model, plain and aligned, to prompts that the agent has never seen."""
+"""`mara demo`: answers of the bundled model or of SmolLM2, plain and aligned, to prompts the agent has never seen."""
 
 # Heavy libraries are imported only when the command runs.
 # ruff: noqa: PLC0415
@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -35,12 +35,65 @@ _LEGEND = Text.assemble(
 
 
 def demo(
-    prompts: Annotated[int, typer.Option(min=1, help="Number of held-out prompts of each kind to measure on.")] = 200,
+    model: Annotated[
+        Literal["bundled", "smollm2"],
+        typer.Option(help="The bundled toy, or SmolLM2-135M-Instruct, which is fetched once (98 MB)."),
+    ] = "bundled",
+    prompts: Annotated[
+        int | None,
+        typer.Option(min=1, help="Held-out prompts to measure on: by default 200 of each kind, 20 for smollm2."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Generates with the bundled model, plain and aligned, and counts the harmful answers of both."""
+    """Generates with a model, plain and aligned, and measures both.
+
+    Examples:
+    $ mara demo
+    $ mara demo --model smollm2
+    """
     with one_sentence():
-        _demo(prompts, as_json=as_json)
+        if model == "smollm2":
+            _demo_smollm2(prompts or 20, as_json=as_json)
+        else:
+            _demo(prompts or 200, as_json=as_json)
+
+
+def _demo_smollm2(prompts: int, *, as_json: bool) -> None:
+    from langchain_mara_training.demo.smollm2.model import smollm2
+    from langchain_mara_training.demo.smollm2.side_by_side import AGENT, NEW_TOKENS, SHOWN_PROMPTS, measure
+
+    say = Console(stderr=True).print
+    aligned = smollm2(say=say, agent=AGENT, batch_size=TRAINING_BATCH_SIZE, max_new_tokens=NEW_TOKENS)
+    plain, questions = aligned.with_agent(None), list(SHOWN_PROMPTS)
+    answers = list(
+        zip(questions, _colored_answers(plain, questions), _colored_answers(aligned, questions), strict=True)
+    )
+    if not as_json:
+        _print_answers(answers, "SmolLM2-135M-Instruct, at most 48 tokens")
+    say(f"Measuring on {prompts} prompts of people who try to get harmful answers.")
+    figures = measure(aligned, prompts)
+    if as_json:
+        rows = [{"prompt": question, "plain": one.plain, "aligned": other.plain} for question, one, other in answers]
+        print_json({"answers": rows, **figures})
+    else:
+        _print_figures(figures, prompts)
+
+
+def _print_figures(figures: dict[str, Any], prompts: int) -> None:
+    systems = figures["systems"]
+    table = Table("", *systems, title=f"Measured on {prompts} held-out prompts")
+    for name in systems["plain"]:
+        table.add_row(name, *(_number(values[name]) for values in systems.values()))
+    console.print(table)
+    low, high = figures["interval"]
+    console.print(
+        f"The aligned answer is preferred by {figures['preference rate']:+.2f} [{low:+.2f}, {high:+.2f}]: wins less "
+        "losses over prompts, by a reward fitted to the same human preferences as the agent."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _demo(prompts: int, *, as_json: bool) -> None:
@@ -59,7 +112,7 @@ def _demo(prompts: int, *, as_json: bool) -> None:
         zip(questions, _colored_answers(plain, questions), _colored_answers(aligned, questions), strict=True)
     )
     if not as_json:
-        _print_answers(answers)
+        _print_answers(answers, "Prompts on topics the agent has never seen")
     judge = Judge.fit()
     progress = partial(track, console=Console(stderr=True), transient=True)
     shares = {
@@ -73,8 +126,8 @@ def _demo(prompts: int, *, as_json: bool) -> None:
         _print_shares(shares, prompts)
 
 
-def _print_answers(answers: list[tuple[str, Text, Text]]) -> None:
-    table = Table("prompt", "plain", "aligned", show_lines=True, title="Prompts on topics the agent has never seen")
+def _print_answers(answers: list[tuple[str, Text, Text]], title: str) -> None:
+    table = Table("prompt", "plain", "aligned", show_lines=True, title=title)
     for row in answers:
         table.add_row(*row)
     console.print(table)

@@ -14,15 +14,14 @@ from langchain_mara.loading.models import BUILT_IN_AGENTS_FOLDER
 from langchain_mara.policy.embedding_sketch import embedding_sketch
 from langchain_mara_training.demo.smollm2.model import HUB_ID, smollm2
 from langchain_mara_training.demo.smollm2.pairs import Pairs, split_pairs
+from langchain_mara_training.demo.smollm2.side_by_side import AGENT, REWARD_FOLDER
 from langchain_mara_training.fitting.classifier import MaraClassifier
 from langchain_mara_training.labeling.preference import PreferenceLabeler
 from langchain_mara_training.rewards.fitted.state_reward import StateReward
 from langchain_mara_training.storage.model_card import save_agent
 
-AGENT_NAME = "smollm2-135m-harmless"
-"""Name of the shipped agent, behind `builtin:`."""
-REWARD_FOLDER = Path(__file__).parent / "reward"
-"""Folder of the reward that is fitted to the same pairs as the agent."""
+AGENT_FOLDER = BUILT_IN_AGENTS_FOLDER / AGENT.partition(":")[2]
+"""Folder of the shipped agent."""
 RECOMMENDED: dict[str, float] = {}
 """Decoding options found on prompts of the judge's conversations, see docs/results.md."""
 SEED = 0
@@ -53,9 +52,7 @@ def shipped_agent(llm: MaraLLM, classifier: MaraClassifier) -> MaraAgent:
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder of the labels; an interrupted training resumes there.")],
-    output: Annotated[
-        Path, typer.Option(help="Folder of the agent; by default the shipped one.")
-    ] = BUILT_IN_AGENTS_FOLDER / AGENT_NAME,
+    output: Annotated[Path, typer.Option(help="Folder of the agent; by default the shipped one.")] = AGENT_FOLDER,
     reward: Annotated[Path, typer.Option(help="Folder of the reward; by default the shipped one.")] = REWARD_FOLDER,
     seed: Annotated[int, typer.Option(help="Seed of the fit.")] = SEED,
 ) -> None:

@@ -42,6 +42,7 @@ from langchain_mara.serving.completion import Completion, CompletionDelta, Gener
 from langchain_mara.serving.scheduler import refuse_large
 from langchain_mara.text.chat_template import eos_token_ids
 from langchain_mara.text.detokenizer import IncrementalDetokenizer, Stop, as_list
+from langchain_mara.text.own_tokenizer import encode
 from langchain_mara.tracing.trace import Trace
 
 
@@ -175,7 +176,7 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of a text by the model's tokenizer, without special tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return encode(self.tokenizer, text)
 
     def _configured(self, changes: Mapping[str, Any]) -> Self:
         """An instance on the same loaded model with other settings; this instance if nothing changes."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from langchain_mara.text.own_tokenizer import own
 from langchain_mara.text.stop_strings import stop_strings
 
 Stop = Sequence[str] | str | None
@@ -36,10 +37,10 @@ class IncrementalDetokenizer:
     ) -> None:
         self.text = ""
         self.stopped = False
-        self._tokenizer = tokenizer
+        self._tokenizer = own(tokenizer)
         self._stop = stop_strings(tuple(stop))
         self._stop_state = 0
-        added = tokenizer.added_tokens_decoder.items() if markers else ()
+        added = self._tokenizer.added_tokens_decoder.items() if markers else ()
         self._left_out = {number for number, token in added if token.special and token.content not in markers}
         self._skip_special_tokens = not markers
         self._token_ids: list[int] = []

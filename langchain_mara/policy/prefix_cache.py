@@ -101,6 +101,17 @@ class PrefixCache:
         parent = kept_blocks[-1][1].identity if kept_blocks else 0
         return BlockKey(parent, tuple(token_ids[start : start + BLOCK_TOKENS]))
 
+    def waits(self, prompts: Sequence[Sequence[int]]) -> list[bool]:
+        """For each of several prompts, whether one before it computes a block that it can reuse.
+
+        Args:
+            prompts: The token ids of the prompts.
+        """
+        if not self._budget:
+            return [False] * len(prompts)
+        keys = [self.next_key(token_ids) for token_ids in prompts]
+        return [key is not None and key in keys[:i] for i, key in enumerate(keys)]
+
     def add(self, token_ids: Sequence[int], read: Callable[[int, int], KeysValues]) -> None:
         """Keeps the blocks of a row that are not kept yet.
 

@@ -56,9 +56,9 @@ class Request:
         agent: Accepts or rejects candidates; None accepts every candidate, which is plain decoding.
         eos_token_ids: Tokens that end the answer; they are emitted.
         logits_processor: Changes the logits before the candidate set is cut.
+        keep_states: Whether decisions come with states and log-probabilities, which training needs.
         joint_process: Does the same for all requests that have the same one, in one call per step. So these requests go
             step by step: who has decided a position waits for the others.
-        keep_states: Whether decisions come with states and log-probabilities, which training needs.
         cancelled: Whether the request is to end, or has ended, early.
         error: Error that made the request fail, for example one of its agent or logits processor. No other request
             of the batch fails with it.
@@ -70,8 +70,8 @@ class Request:
     agent: MaraAgent | None = None
     eos_token_ids: frozenset[int] = frozenset()
     logits_processor: LogitsProcess | None = None
-    joint_process: JointProcess | None = None
     keep_states: bool = False
+    joint_process: JointProcess | None = None
     cancelled: bool = field(default=False, init=False)
     error: BaseException | None = field(default=None, init=False)
     reused_tokens: int = field(default=0, init=False)

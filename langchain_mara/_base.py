@@ -1,6 +1,5 @@
 """LocalModel: a loaded model with its agent and settings, the common base of MaraLLM and ChatMara."""
 
-import hashlib
 import inspect
 import pickle
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from langchain_mara.options import (
     options_error,
     refuse_unknown,
 )
+from langchain_mara.policy.fingerprints import config_digest, settings_digest
 from langchain_mara.policy.loaded_model import LoadedModel, model_fingerprint
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.packed_linear import is_packed
@@ -42,7 +42,7 @@ from langchain_mara.serving.completion import Completion, CompletionDelta, Gener
 from langchain_mara.serving.scheduler import refuse_large
 from langchain_mara.text.chat_template import eos_token_ids
 from langchain_mara.text.detokenizer import IncrementalDetokenizer, Stop, as_list
-from langchain_mara.text.own_tokenizer import encode
+from langchain_mara.text.own_tokenizer import encode, tokenizer_fingerprint
 from langchain_mara.tracing.trace import Trace
 
 
@@ -265,12 +265,12 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
 
     def _identity(self) -> dict[str, Any]:
         """Everything except the prompt that an answer depends on; LangChain's cache key."""
-        template = self.tokenizer.chat_template
         return {
             "model_id": self.model_id,
             "model": model_fingerprint(self.model),
-            "agent": None if self.agent is None else self.agent.fingerprint,
-            "chat_template": None if template is None else hashlib.sha256(repr(template).encode()).hexdigest()[:16],
+            "generation_config": config_digest(self.model.generation_config),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "agent": None if self.agent is None else f"{self.agent.fingerprint} {settings_digest(self.agent)}",
             "default_stop": self.stop,  # LangChain adds the call's own stop strings as "stop"
             **self.model_dump(include={"n", "include_accept_probabilities", "special_tokens_in_messages"}),
             **self._options().model_dump(),

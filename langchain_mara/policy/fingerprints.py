@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SAMPLES = 64
-_UNREAD = {"training", "name_or_path", "warnings_issued", "_is_hf_initialized"}  # what a pass, or loading, changes and no answer depends on
+_UNREAD = {
+    "training",
+    "name_or_path",
+    "warnings_issued",
+    "_is_hf_initialized",
+}  # what a pass, or loading, changes and no answer depends on
 _SCALARS = {bool, int, float, str}
 
 

@@ -62,6 +62,8 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
     """Name of the model, for tracing; by default the model's own name."""
     stop: list[Annotated[str, Field(min_length=1)]] | None = None
     """Strings that end the answer and are not part of it. The `stop` of a call replaces them."""
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    """Tokens that end the answer and are not part of it, besides the EOS."""
     n: int = Field(default=1, ge=1)
     """Answers per prompt, drawn with `seed`, `seed + 1`, …"""
     include_accept_probabilities: bool = False
@@ -222,7 +224,7 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
                     eos,
                     checkpoint_processors(self.model, prompt_ids, options, eos),
                 ),
-                IncrementalDetokenizer(self.tokenizer, strings, markers),
+                IncrementalDetokenizer(self.tokenizer, strings, markers, self.stop_token_ids or ()),
                 accept_probabilities=[] if self.include_accept_probabilities else None,
             )
             for i in range(self.n)
@@ -263,7 +265,9 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "agent": None if self.agent is None else f"{self.agent.fingerprint} {settings_digest(self.agent)}",
             "default_stop": self.stop,  # LangChain adds the call's own stop strings as "stop"
-            **self.model_dump(include={"n", "include_accept_probabilities", "special_tokens_in_messages"}),
+            **self.model_dump(
+                include={"n", "stop_token_ids", "include_accept_probabilities", "special_tokens_in_messages"}
+            ),
             **self._options().model_dump(),
         }
 

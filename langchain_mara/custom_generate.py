@@ -184,7 +184,7 @@ class _Rows:
         """Ends those of the requests that the criteria want to end: one request, or all of them."""
         alone = len(requests) == 1
         token_ids = torch.tensor([self._token_ids[self.requests.index(requests[0])]]) if alone else self.padded()
-        over = criteria(token_ids, None).tolist()  # type: ignore[arg-type]
+        over = criteria(token_ids, None).tolist()
         for request, is_over in zip(requests, over, strict=True):
             if is_over:
                 request.cancel()

@@ -15,8 +15,12 @@ Order = Literal["descending", "reversed", "top-1-last", "sampled"]
 Strategy = Literal["first-accept", "max-prob", "random", "sampled"]
 """Which of the accepted candidates is emitted."""
 
-SYNONYMS = {"max_tokens": "max_new_tokens"}
-"""Option names of LangChain's chat models, and the same options in this library."""
+SYNONYMS = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "stop_sequences": "stop",
+}
+"""Option names of LangChain's chat models and of hosted models, and the same options in this library."""
 
 _REPR = Repr()
 _REPR.maxlevel, _REPR.maxlong, _REPR.maxstring, _REPR.maxother = 3, 60, 200, 200
@@ -199,7 +203,11 @@ def canonical(kwargs: Mapping[str, Any], order: Order = DEFAULTS.order) -> dict[
     Raises:
         OptionsError: If an argument is given under both names.
     """
-    given_twice = [f"{name} and {ours}" for name, ours in SYNONYMS.items() if name in kwargs and ours in kwargs]
+    names: dict[str, list[str]] = {}
+    for name in kwargs:
+        names.setdefault(SYNONYMS.get(name, name), []).append(name)
+    # The library's own name comes last.
+    given_twice = [" and ".join(sorted(same, key=lambda name: name in names)) for same in names.values() if same[1:]]
     if given_twice:
         raise OptionsError(f"Invalid options: {'; '.join(given_twice)} mean the same. Give one of them.")
     named = {SYNONYMS.get(name, name): value for name, value in kwargs.items()}

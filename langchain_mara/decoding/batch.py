@@ -51,10 +51,8 @@ class Batch:
         self._width_tuner = PassWidthTuner.of(policy) if width is None else None
         self.raise_errors = raise_errors
         self.prefix_cache = prefix_cache or PrefixCache(budget=0)
-        self.sequences: list[SequenceState] = []
-        self.preempted: list[SequenceState] = []
-        self.finished: list[Request] = []
-        self.limit = sys.maxsize
+        self.sequences, self.preempted = list[SequenceState](), list[SequenceState]()
+        self.finished, self.limit = list[Request](), sys.maxsize
         self._reset()
 
     def _reset(self) -> None:
@@ -102,6 +100,7 @@ class Batch:
         return [sequence for sequence, wait in pairs if not wait], [sequence for sequence, wait in pairs if wait]
 
     def _prefill(self, entering: Sequence[SequenceState]) -> None:
+        self.prefix_cache.refresh()
         matches = {sequence: self.prefix_cache.match(sequence.token_ids) for sequence in entering}
         for reuses in (False, True):
             group = [sequence for sequence in entering if bool(matches[sequence]) is reuses]
@@ -122,14 +121,14 @@ class Batch:
     def _reuse(self, row: int, blocks: Sequence[Block]) -> int:
         """Writes kept blocks to a row; returns the number of tokens they hold."""
         tokens = self.cache.write(row, [block.layers for block in blocks]) if blocks else 0
-        request = self.sequences[row].request
+        self.sequences[row].epoch, request = self.prefix_cache.epoch, self.sequences[row].request
         # A preempted sequence reuses its answer, too.
         request.reused_tokens = min(tokens, len(request.prompt_ids))
         return tokens
 
     def _keep_prefix(self, row: int, sequence: SequenceState) -> None:
-        token_ids, slots = sequence.token_ids[: len(sequence.slots)], sequence.slots
-        if attempt(lambda: self.prefix_cache.add(token_ids, lambda i, j: self.cache.read(row, slots[i:j]))):
+        token_ids, slots, epoch = sequence.token_ids[: len(sequence.slots)], sequence.slots, sequence.epoch
+        if attempt(lambda: self.prefix_cache.add(token_ids, lambda i, j: self.cache.read(row, slots[i:j]), epoch)):
             self.prefix_cache.clear()
 
     def step(self) -> list[Decision]:
@@ -188,7 +187,7 @@ class Batch:
         sequence = self.sequences[row]
         states = self._states[row, : sequence.seen].clone() if sequence.request.keep_states else None
         candidates = result.candidates[row][: result.counts[row]]
-        decisions[row] = [sequence.decide(sequence.chosen, candidates, self.policy.context, states)]
+        decisions[row] = [sequence.decide(sequence.chosen, candidates, self.policy.context, states)]  # type: ignore[arg-type]
 
     def _commit(self, decisions: dict[int, list[Decision]], result: StepResult) -> None:
         """Makes emitted tokens visible; cuts the next candidate sets of sequences that continue, also along drafts."""

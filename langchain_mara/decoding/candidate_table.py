@@ -168,5 +168,5 @@ def _checked(processor: object, scores: Any, logits: Tensor) -> Tensor:
         )
     forced = scores == torch.inf
     # A forced token forbids all others of its row.
-    scores = scores.masked_fill(forced.any(-1, keepdim=True), -torch.inf)
-    return scores.masked_fill(forced, 0.0)
+    lowered: Tensor = scores.masked_fill(forced.any(-1, keepdim=True), -torch.inf)
+    return lowered.masked_fill(forced, 0.0)

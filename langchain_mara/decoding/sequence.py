@@ -25,6 +25,7 @@ class SequenceState:
         next_slot: First cache slot that was never used.
         slots: Cache slots of the committed tokens, in order of position.
         log_probabilities: (candidates,) float32 of the position's candidates, if the request keeps them.
+        epoch: `PrefixCache.epoch` when it was prefilled.
         seen: Number of candidates of the position that went through the model.
         chosen: Index of the candidate to emit, once it is known; None before.
     """
@@ -38,6 +39,7 @@ class SequenceState:
     next_slot: int = 0
     slots: list[int] = field(default_factory=list)
     log_probabilities: Tensor | None = None
+    epoch: int = 0
     seen: int = 0
     chosen: int | None = None
 

@@ -5,15 +5,16 @@ those of `MaraLLM` and `ChatMara`, so there is one way.
 """
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from langchain_mara.options import DecodingOptions
 
 if TYPE_CHECKING:
-    from transformers import LogitsProcessorList, PreTrainedModel
+    from transformers import PreTrainedModel
 
 # How candidates are drawn is up to the decoding options, and guidance would need a second prompt.
 _NOT_READ = {"do_sample": False, "num_beams": 1, "guidance_scale": None}
@@ -21,7 +22,7 @@ _NOT_READ = {"do_sample": False, "num_beams": 1, "guidance_scale": None}
 
 def checkpoint_processors(
     model: "PreTrainedModel", prompt_ids: Sequence[int], options: DecodingOptions, eos: Collection[int]
-) -> "LogitsProcessorList | None":
+) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Logits processors for one answer, as a new list, because some of them keep state.
 
     Args:
@@ -44,11 +45,11 @@ def checkpoint_processors(
         setattr(config, name, value)
     device = source.get_input_embeddings().weight.device
     source._prepare_special_tokens(config, device=device, batch_size=1)  # noqa: SLF001 - as `generate` does
-    processors: LogitsProcessorList = source._get_logits_processor(  # noqa: SLF001
+    processors: Callable[[Tensor, Tensor], Tensor] = source._get_logits_processor(  # noqa: SLF001
         generation_config=config,
         input_ids_seq_length=len(prompt_ids),
         encoder_input_ids=torch.tensor([list(prompt_ids)], device=device),
         device=device,
         model_kwargs={},
     )
-    return processors or None
+    return processors if len(processors) else None  # type: ignore[arg-type]

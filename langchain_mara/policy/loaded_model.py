@@ -73,8 +73,7 @@ class LoadedModel:
         """Begins anew with whatever a thread may hold or be writing: a forked process has none of its parent's."""
         self.lock = threading.RLock()
         self.scheduler: Scheduler | None = None
-        self._prefix_cache = PrefixCache(budget=0)
-        self._prefix_state: tuple[object, ...] = ()
+        self._prefix_cache = PrefixCache(0, self._prefix_state)
         self._running_passes = 0
 
     @staticmethod
@@ -111,7 +110,7 @@ class LoadedModel:
     def prefix_cache(self, budget: int) -> PrefixCache | None:
         """The prefix cache for a batch, or None if the batch keeps no prefixes.
 
-        The cache is emptied when weights, settings of layers, or the configuration have changed. Its budget is the
+        On `refresh` it is emptied if weights, settings of layers, or the configuration have changed. Its budget is the
         largest requested so far, so one caller never evicts what another caller keeps.
 
         Args:
@@ -119,12 +118,11 @@ class LoadedModel:
         """
         if budget <= 0:
             return None
-        state = (weights_state(self.model), config_digest(self.model.config))
-        if state != self._prefix_state:
-            self._prefix_cache.clear()
-            self._prefix_state = state
         self._prefix_cache.budget = max(self._prefix_cache.budget, budget)
         return self._prefix_cache
+
+    def _prefix_state(self) -> tuple[object, ...]:
+        return weights_state(self.model), config_digest(self.model.config)
 
     def agent_on(self, agent: nn.Module, device: torch.device) -> nn.Module:
         """The agent itself if it is on the device already, else a copy there. The user's agent is never moved.

@@ -1,6 +1,6 @@
 """Whatever an answer depends on is part of the cache key, and empties the kept prefixes if they depend on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +12,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.decoding.loop import decode
+from langchain_mara.decoding.request import Request
 from langchain_mara.llms import MaraLLM
+from langchain_mara.options import DecodingOptions
+from langchain_mara.policy.loaded_model import LoadedModel
+from langchain_mara.policy.model import PolicyModel
 
 PROMPT = "is it so that the end of it is near, or is it not the end at all, and it is the end that is not near?"
 Change = Callable[[MaraLLM], Any]
@@ -89,6 +94,36 @@ def test_a_changed_model_reads_no_stale_prefix(fresh: MaraLLM, change: str) -> N
     assert llm.generate([PROMPT]).llm_output
     WEIGHTS[change](llm)
     assert llm.invoke(PROMPT) == uncached(llm)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_prompt_that_joins_a_running_batch_reads_no_stale_prefix(fresh: MaraLLM, cancelled: bool) -> None:
+    """The weights change between prompts of one batch; the first may still be in its row."""
+    model, ids = fresh.model, fresh.encode(PROMPT)
+    cache = LoadedModel.of(model).prefix_cache(10**7)
+    options = DecodingOptions(max_new_tokens=6)
+    first, second, third = (Request(ids, options) for _ in range(3))
+
+    def arriving() -> Iterator[Request | None]:
+        yield first
+        while not finished:
+            yield None
+        change_all(fresh)
+        yield second
+        while second not in finished:
+            yield None
+        yield third
+
+    finished: list[Request] = []
+    answers: dict[Request, list[int]] = {first: [], second: [], third: []}
+    for decision in decode(PolicyModel(model), arriving(), batch_size=2, prefix_cache=cache):
+        answers[decision.request].append(decision.token_id)
+        if decision.finish_reason or (cancelled and decision.request is first):
+            finished.append(decision.request)
+            decision.request.cancel()
+    expected = [decision.token_id for decision in decode(PolicyModel(model), [Request(ids, options)])]
+    assert answers[second] == answers[third] == expected
+    assert third.reused_tokens > 0
 
 
 @pytest.mark.parametrize(

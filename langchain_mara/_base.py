@@ -1,24 +1,25 @@
 """LocalModel: a loaded model with its agent and settings, the common base of MaraLLM and ChatMara."""
 
-import hashlib
 import inspect
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 
 import torch
 from langchain_core.language_models import LangSmithParams
-from pydantic import ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.recommended_options import changed_options
 from langchain_mara.decoding.request import Request
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.loading.models import (
     DEMO_AGENT_FOLDER,
     DEMO_MODEL_FOLDER,
     AgentSource,
+    LoadedModelField,
     load_agent,
     load_model,
     load_model_once,
@@ -33,31 +34,21 @@ from langchain_mara.options import (
     canonical,
     options_error,
     refuse_unknown,
+    warn_of_no_effect,
 )
+from langchain_mara.policy.fingerprints import config_digest, settings_digest
+from langchain_mara.policy.generation_config import checkpoint_processors
 from langchain_mara.policy.loaded_model import LoadedModel, model_fingerprint
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.packed_linear import is_packed
 from langchain_mara.policy.verification import verify_siblings
-from langchain_mara.serving.completion import Completion, CompletionDelta, GenerationJob, complete
+from langchain_mara.serving.completion import Completion, GenerationJob
+from langchain_mara.serving.recording import record
 from langchain_mara.serving.scheduler import refuse_large
 from langchain_mara.text.chat_template import eos_token_ids
 from langchain_mara.text.detokenizer import IncrementalDetokenizer, Stop, as_list
+from langchain_mara.text.own_tokenizer import encode, tokenizer_fingerprint
 from langchain_mara.tracing.trace import Trace
-
-
-def _checked_model(value: Any) -> Any:
-    # Transformers takes seconds to import the class, and whoever has a model has imported it already.
-    from transformers import PreTrainedModel as ModelClass  # noqa: PLC0415
-
-    if not isinstance(value, ModelClass):
-        raise ValueError("should be an instance of PreTrainedModel")  # noqa: TRY004 - pydantic reports value errors
-    return value
-
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-else:
-    PreTrainedModel = Annotated[Any, PlainValidator(_checked_model)]
 
 
 class LocalModel(BatchFields, DecodingFields, PromptFields):
@@ -65,13 +56,15 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
-    model: PreTrainedModel = Field(exclude=True, repr=False)
+    model: LoadedModelField = Field(exclude=True, repr=False)
     tokenizer: PreTrainedTokenizerBase = Field(exclude=True, repr=False)
     agent: MaraAgent | None = Field(default=None, exclude=True, repr=False)
     model_id: str = ""
     """Name of the model, for tracing; by default the model's own name."""
     stop: list[Annotated[str, Field(min_length=1)]] | None = None
     """Strings that end the answer and are not part of it. The `stop` of a call replaces them."""
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    """Tokens that end the answer and are not part of it, besides the EOS."""
     n: int = Field(default=1, ge=1)
     """Answers per prompt, drawn with `seed`, `seed + 1`, …"""
     include_accept_probabilities: bool = False
@@ -84,17 +77,21 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
     _fixed: ClassVar[frozenset[str]] = frozenset({"model", "tokenizer", "model_id"})
     """Fields that a call cannot change."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, _given: Iterable[str] | None = None, **kwargs: Any) -> None:
+        kwargs = canonical(kwargs)
+        if isinstance(agent := kwargs.get("agent"), MaraAgent):
+            kwargs = {**agent.recommended_options, **kwargs}
         try:
-            super().__init__(**canonical(kwargs))
+            super().__init__(**kwargs)
         except ValidationError as error:
             raise options_error(error, type(self).model_fields) from None
+        warn_of_no_effect(self, kwargs if _given is None else _given)
         if not self.model_id:
             self.model_id = str(self.model.name_or_path) or type(self.model).__name__
         policy = PolicyModel(self.model)
         verify_siblings(policy)
         if self.agent is not None:
-            self.agent.check_fits(policy.hidden_size, policy.name)
+            self.agent.check_fits(policy.hidden_size, policy.name, self.model.get_input_embeddings().weight)
 
     @classmethod
     def from_model_id(
@@ -175,17 +172,18 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of a text by the model's tokenizer, without special tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return encode(self.tokenizer, text)
 
     def _configured(self, changes: Mapping[str, Any]) -> Self:
         """An instance on the same loaded model with other settings; this instance if nothing changes."""
         if not changes:
             return self
-        changes = canonical(changes)
+        changes = canonical(changes, self.order)
         settable = set(type(self).model_fields) - self._fixed
         refuse_unknown(changes, settable, settable)
         agent = load_agent(changes.get("agent", self.agent), **LoadedModel.of(self.model).hub_options)
-        return self._copied({**changes, "agent": agent})
+        before, after = ({} if each is None else each.recommended_options for each in (self.agent, agent))
+        return self._copied({**changed_options(self, before, after), **changes, "agent": agent})
 
     def _on_model(self, model_id: str | None, changes: Mapping[str, Any], revision: str | None = None) -> Self:
         """An instance on another model, which is loaded to the same device, with these settings.
@@ -212,18 +210,26 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
         return {name: getattr(self, name) for name in set(type(self).model_fields) & set(kind.model_fields)}
 
     def _copied(self, changes: Mapping[str, Any]) -> Self:
-        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(_given=changes, **{**fields, **changes})
 
     def _completions(self, prompt_ids: Sequence[int], stop: Stop, markers: Sequence[str] = ()) -> list[Completion]:
         """The `n` completions of a prompt, not begun. `markers` are special tokens that stay in their text."""
         refuse_large(self.n, self.batch_size + self.queue_size)
         options = self._options()
-        strings = as_list(self.stop if stop is None else stop) or ()
+        configured = getattr(self.model.generation_config, "stop_strings", None) if self.stop is None else self.stop
+        strings = as_list(configured if stop is None else stop) or ()
         eos = eos_token_ids(self.model, self.tokenizer)
         return [
             Completion(
-                Request(prompt_ids, options.model_copy(update={"seed": options.seed + i}), self.agent, eos),
-                IncrementalDetokenizer(self.tokenizer, strings, markers),
+                Request(
+                    prompt_ids,
+                    options.model_copy(update={"seed": options.seed + i}),
+                    self.agent,
+                    eos,
+                    checkpoint_processors(self.model, prompt_ids, options, eos),
+                ),
+                IncrementalDetokenizer(self.tokenizer, strings, markers, self.stop_token_ids or ()),
                 accept_probabilities=[] if self.include_accept_probabilities else None,
             )
             for i in range(self.n)
@@ -236,14 +242,7 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
 
     def _traces(self, prompts: Sequence[Any], completions: Sequence[Completion]) -> list[Trace]:
         """Runs `n` completions of every prompt and records their decisions."""
-        deltas: dict[Completion, list[CompletionDelta]] = {completion: [] for completion in completions}
-        for delta in complete(self._generation_job(completions)):
-            deltas[delta.completion].append(delta)
-        repeated_prompts = (prompt for prompt in prompts for _ in range(self.n))
-        return [
-            Trace(prompt, [(delta.decision, delta.text) for delta in answer], self.tokenizer)
-            for prompt, answer in zip(repeated_prompts, deltas.values(), strict=True)
-        ]
+        return record(self._generation_job(completions), prompts, self.tokenizer)
 
     def _options(self) -> DecodingOptions:
         options = DecodingOptions.parse(**{name: getattr(self, name) for name in DecodingOptions.model_fields})
@@ -251,7 +250,7 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
         if self.n > 1 and not random:
             raise OptionsError(
                 f"n={self.n} asks for different answers, but order={options.order!r} with "
-                f"strategy={options.strategy!r} always gives the same one. Set order='sampled'."
+                f"strategy={options.strategy!r} always gives the same one. Set order='sampled' or a temperature."
             )
         return options
 
@@ -264,14 +263,16 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
 
     def _identity(self) -> dict[str, Any]:
         """Everything except the prompt that an answer depends on; LangChain's cache key."""
-        template = self.tokenizer.chat_template
         return {
             "model_id": self.model_id,
             "model": model_fingerprint(self.model),
-            "agent": None if self.agent is None else self.agent.fingerprint,
-            "chat_template": None if template is None else hashlib.sha256(repr(template).encode()).hexdigest()[:16],
+            "generation_config": config_digest(self.model.generation_config),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "agent": None if self.agent is None else f"{self.agent.fingerprint} {settings_digest(self.agent)}",
             "default_stop": self.stop,  # LangChain adds the call's own stop strings as "stop"
-            **self.model_dump(include={"n", "include_accept_probabilities", "special_tokens_in_messages"}),
+            **self.model_dump(
+                include={"n", "stop_token_ids", "include_accept_probabilities", "special_tokens_in_messages"}
+            ),
             **self._options().model_dump(),
         }
 

@@ -63,7 +63,7 @@ def _call_id(call_id: str, tool_format: ToolFormat | None) -> str:
     fits = len(call_id) == _MISTRAL_ID_LENGTH and call_id.isalnum()
     if tool_format != "mistral" or fits:
         return call_id
-    return hashlib.sha256(call_id.encode()).hexdigest()[:_MISTRAL_ID_LENGTH]
+    return hashlib.sha256(call_id.encode(errors="surrogatepass")).hexdigest()[:_MISTRAL_ID_LENGTH]
 
 
 def forced_names(tools: Sequence[dict[str, Any]], choice: str | dict[str, Any] | bool | None) -> list[str]:

@@ -17,6 +17,7 @@ from typing_extensions import override
 from langchain_mara._base import LocalModel
 from langchain_mara._messages import Answer, forced_names, to_template
 from langchain_mara.exceptions import OptionsError, PromptError
+from langchain_mara.options import canonical
 from langchain_mara.serving.completion import Completion, acomplete, complete
 from langchain_mara.text.chat_template import encode_messages
 from langchain_mara.text.detokenizer import Stop, as_list
@@ -120,7 +121,8 @@ class ChatMara(LocalModel, BaseChatModel):
             llm: The other instance, for example a `MaraLLM`.
             **kwargs: Fields to change.
         """
-        return cls(**{**llm._shared_with(cls), **kwargs})
+        changes = canonical(kwargs, llm.order)
+        return cls(_given=changes, **{**llm._shared_with(cls), **changes})
 
     @override
     def bind_tools(

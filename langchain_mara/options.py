@@ -1,5 +1,6 @@
 """Decoding options and batch settings. Every default of the library is defined here, and only here."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from reprlib import Repr
@@ -14,8 +15,12 @@ Order = Literal["descending", "reversed", "top-1-last", "sampled"]
 Strategy = Literal["first-accept", "max-prob", "random", "sampled"]
 """Which of the accepted candidates is emitted."""
 
-SYNONYMS = {"max_tokens": "max_new_tokens"}
-"""Option names of LangChain's chat models, and the same options in this library."""
+SYNONYMS = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "stop_sequences": "stop",
+}
+"""Option names of LangChain's chat models and of hosted models, and the same options in this library."""
 
 _REPR = Repr()
 _REPR.maxlevel, _REPR.maxlong, _REPR.maxstring, _REPR.maxother = 3, 60, 200, 200
@@ -46,7 +51,8 @@ class DecodingFields(BaseModel):
     order: Order = "descending"
     """Order in which the agent examines candidates: `descending`, `reversed`, `top-1-last` or `sampled`."""
     temperature: float = Field(default=1.0, ge=0)
-    """Temperature of the `sampled` order, which is `descending` at 0. Other orders ignore it."""
+    """Temperature of the `sampled` order, which is `descending` at 0. Other orders ignore it. `MaraLLM` and `ChatMara`
+    understand a temperature above 0 that is given without an order as a wish for samples: `order` becomes `sampled`."""
     strategy: Strategy = "first-accept"
     """Which accepted candidate is emitted: `first-accept`, `max-prob` (the one with the highest accept probability),
     `random` (drawn uniformly), or `sampled` (each candidate in turn is accepted with its accept probability, and the
@@ -187,19 +193,57 @@ def refuse_unknown(given: Iterable[str], allowed: Iterable[str], known: Iterable
         raise OptionsError(f"Invalid options: {faults}.")
 
 
-def canonical(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments under this library's names instead of LangChain's.
+def canonical(kwargs: Mapping[str, Any], order: Order = DEFAULTS.order) -> dict[str, Any]:
+    """Arguments under this library's names instead of LangChain's; a temperature above 0 alone asks for samples.
 
     Args:
         kwargs: Arguments under either name.
+        order: The order before. Only the default one, `descending`, becomes `sampled`.
 
     Raises:
         OptionsError: If an argument is given under both names.
     """
-    given_twice = [f"{name} and {ours}" for name, ours in SYNONYMS.items() if name in kwargs and ours in kwargs]
+    names: dict[str, list[str]] = {}
+    for name in kwargs:
+        names.setdefault(SYNONYMS.get(name, name), []).append(name)
+    # The library's own name comes last.
+    given_twice = [" and ".join(sorted(same, key=lambda name: name in names)) for same in names.values() if same[1:]]
     if given_twice:
         raise OptionsError(f"Invalid options: {'; '.join(given_twice)} mean the same. Give one of them.")
-    return {SYNONYMS.get(name, name): value for name, value in kwargs.items()}
+    named = {SYNONYMS.get(name, name): value for name, value in kwargs.items()}
+    temperature = _plain_number(named.get("temperature"))
+    asks_for_samples = isinstance(temperature, int | float) and temperature > 0
+    if asks_for_samples and "order" not in named and order == DEFAULTS.order:
+        named["order"] = "sampled"
+    return named
+
+
+def warn_of_no_effect(fields: DecodingFields, given: Iterable[str]) -> None:
+    """Warns of options that do nothing together with the other ones.
+
+    Args:
+        fields: All options, checked.
+        given: Names of those that the caller has just given.
+
+    Raises:
+        UserWarning: Where warnings are errors.
+    """
+    given = set(given)
+    without = {
+        f"order={fields.order!r}": ["temperature"] if fields.order != "sampled" and fields.temperature else [],
+        f"strategy={fields.strategy!r}": ["accept_threshold"] if fields.strategy == "sampled" else [],
+        "no agent": [
+            name
+            for name in ("accept_threshold", "accept_action", "fallback")
+            if getattr(fields, "agent", fields) is None and getattr(fields, name) != getattr(DEFAULTS, name)
+        ],
+    }
+    for reason, names in without.items():
+        for name in sorted(given.intersection(names)):
+            # LangChain lies between here and the caller, so no stack level would name the caller's line.
+            warnings.warn(
+                f"{name}={getattr(fields, name)!r} has no effect with {reason}. Leave one of them out.", stacklevel=2
+            )
 
 
 def _brief(value: Any) -> str:

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from langchain_mara._version import __version__
+from langchain_mara.agents.embedding_sketch import embedding_sketch, same_model
+from langchain_mara.agents.recommended_options import checked_options
 from langchain_mara.agents.reference_checkpoints import (
     WEIGHTS_FILE,
     agent_shape,
@@ -23,8 +25,7 @@ from langchain_mara.agents.reference_checkpoints import (
     resolve_reference,
 )
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError
-from langchain_mara.options import DEFAULT_AGENT_WIDTH, DecodingOptions, refuse_unknown
-from langchain_mara.policy.embedding_sketch import embedding_sketch, same_model
+from langchain_mara.options import DEFAULT_AGENT_WIDTH
 from langchain_mara.policy.fingerprints import WeightsFingerprint
 from langchain_mara.untrusted import read_json
 
@@ -93,7 +94,7 @@ class MaraAgent(
         self.width = width
         self.policy_model = policy_model
         self.library_version = library_version
-        self.recommended_options = _checked_options(recommended_options or {})
+        self.recommended_options = checked_options(recommended_options or {})
         self.policy_sketch = policy_sketch
         self.ln = nn.LayerNorm(hidden_size)
         self.linear1 = nn.Linear(hidden_size, width)
@@ -255,15 +256,6 @@ class MaraAgent(
         except RuntimeError as error:
             raise CheckpointError(f"{source} has wrong shapes: {error}") from None
         return agent.eval()
-
-
-_RECOMMENDABLE = frozenset({"top_k", "top_p", "accept_threshold"})
-
-
-def _checked_options(options: Mapping[str, float]) -> dict[str, float]:
-    refuse_unknown(options, _RECOMMENDABLE, _RECOMMENDABLE)
-    parsed = DecodingOptions.parse(**options)
-    return {name: getattr(parsed, name) for name in options}
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ A sequence has a row of the cache; row i belongs to `sequences[i]`, so that rows
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -13,11 +13,11 @@ from langchain_mara.decoding.candidate_table import CandidateTable, PendingPosit
 from langchain_mara.decoding.pass_width import MOST_WIDTH, PassWidthTuner
 from langchain_mara.decoding.recovery import attempt, single_sequence_error, warn_of_failed_pass, warn_of_preemption
 from langchain_mara.decoding.request import Decision, Request
-from langchain_mara.decoding.sequence import SequenceState
+from langchain_mara.decoding.sequence import SequenceState, decided_rows, refuse_to_part
 from langchain_mara.decoding.step import StepPlan, StepResult, ask_agents, follow_draft, nonfinite_error, to_host
 from langchain_mara.policy.cache import enlarged
 from langchain_mara.policy.model import PolicyModel
-from langchain_mara.policy.prefix_cache import Block, KeysValues, PrefixCache
+from langchain_mara.policy.prefix_cache import Block, PrefixCache
 
 
 class Batch:
@@ -51,10 +51,8 @@ class Batch:
         self._width_tuner = PassWidthTuner.of(policy) if width is None else None
         self.raise_errors = raise_errors
         self.prefix_cache = prefix_cache or PrefixCache(budget=0)
-        self.sequences: list[SequenceState] = []
-        self.preempted: list[SequenceState] = []
-        self.finished: list[Request] = []
-        self.limit = sys.maxsize
+        self.sequences, self.preempted = list[SequenceState](), list[SequenceState]()
+        self.finished, self.limit = list[Request](), sys.maxsize
         self._reset()
 
     def _reset(self) -> None:
@@ -97,14 +95,12 @@ class Batch:
 
     def _next_wave(self, entering: list[SequenceState]) -> tuple[list[SequenceState], list[SequenceState]]:
         """The sequences to prefill next, and those that wait until one of them has computed what they can reuse."""
-        if not self.prefix_cache.budget:
-            return entering, []
-        keys = [self.prefix_cache.next_key(sequence.token_ids) for sequence in entering]
-        waits = [key is not None and key in keys[:i] for i, key in enumerate(keys)]
+        waits = self.prefix_cache.waits([sequence.token_ids for sequence in entering])
         pairs = list(zip(entering, waits, strict=True))
         return [sequence for sequence, wait in pairs if not wait], [sequence for sequence, wait in pairs if wait]
 
     def _prefill(self, entering: Sequence[SequenceState]) -> None:
+        self.prefix_cache.refresh()
         matches = {sequence: self.prefix_cache.match(sequence.token_ids) for sequence in entering}
         for reuses in (False, True):
             group = [sequence for sequence in entering if bool(matches[sequence]) is reuses]
@@ -125,16 +121,14 @@ class Batch:
     def _reuse(self, row: int, blocks: Sequence[Block]) -> int:
         """Writes kept blocks to a row; returns the number of tokens they hold."""
         tokens = self.cache.write(row, [block.layers for block in blocks]) if blocks else 0
-        request = self.sequences[row].request
+        self.sequences[row].epoch, request = self.prefix_cache.epoch, self.sequences[row].request
         # A preempted sequence reuses its answer, too.
         request.reused_tokens = min(tokens, len(request.prompt_ids))
         return tokens
 
     def _keep_prefix(self, row: int, sequence: SequenceState) -> None:
-        def read(start: int, stop: int) -> KeysValues:
-            return self.cache.read(row, sequence.slots[start:stop])
-
-        if attempt(lambda: self.prefix_cache.add(sequence.token_ids[: len(sequence.slots)], read)):
+        token_ids, slots, epoch = sequence.token_ids[: len(sequence.slots)], sequence.slots, sequence.epoch
+        if attempt(lambda: self.prefix_cache.add(token_ids, lambda i, j: self.cache.read(row, slots[i:j]), epoch)):
             self.prefix_cache.clear()
 
     def step(self) -> list[Decision]:
@@ -170,24 +164,30 @@ class Batch:
 
     def _decide(self, result: StepResult) -> dict[int, list[Decision]]:
         """Applies the rule to the siblings; by row, a list with its decision where there is one."""
-        decisions: dict[int, list[Decision]] = {i: [] for i in range(len(self.sequences))}
-        for i, decided in decisions.items():
-            if error := attempt(partial(self._decide_position, i, result, decided)):
-                self._fail(self.sequences[i].request, error)
-        return {i: decided for i, decided in decisions.items() if decided}
+        decisions: dict[int, list[Decision]] = {}
+        self._for_rows(range(len(self.sequences)), partial(self._examine, result))
+        self._for_rows(decided_rows(self.sequences), partial(self._emit, result, decisions))
+        return decisions
 
-    def _decide_position(self, row: int, result: StepResult, decided: list[Decision]) -> None:
+    def _for_rows(self, rows: Sequence[int], work: Callable[[int], None]) -> None:
+        for i in rows:
+            if error := attempt(partial(work, i)):
+                self._fail(self.sequences[i].request, error)
+
+    def _examine(self, result: StepResult, row: int) -> None:
         sequence, count = self.sequences[row], result.counts[row]
-        if sequence.request.cancelled:
+        if sequence.chosen is not None or sequence.request.cancelled:
             return
         siblings = result.probabilities[row][: result.plan.siblings(row)]
-        seen = min(len(sequence.probabilities) + len(siblings), count)
         if error := nonfinite_error(self.policy, sequence, siblings, count, self._states[row]):
             raise error
-        index = sequence.examine(siblings, count)
-        if index is not None:
-            states = self._states[row, :seen].clone() if sequence.request.keep_states else None
-            decided.append(sequence.decide(index, result.candidates[row][:count], self.policy.context, states))
+        sequence.chosen = sequence.examine(siblings, count)
+
+    def _emit(self, result: StepResult, decisions: dict[int, list[Decision]], row: int) -> None:
+        sequence = self.sequences[row]
+        states = self._states[row, : sequence.seen].clone() if sequence.request.keep_states else None
+        candidates = result.candidates[row][: result.counts[row]]
+        decisions[row] = [sequence.decide(sequence.chosen, candidates, self.policy.context, states)]  # type: ignore[arg-type]
 
     def _commit(self, decisions: dict[int, list[Decision]], result: StepResult) -> None:
         """Makes emitted tokens visible; cuts the next candidate sets of sequences that continue, also along drafts."""
@@ -219,6 +219,7 @@ class Batch:
     def _recover(self, error: BaseException, kept: int, limit: int) -> None:
         """Goes on after a pass failed: with fewer sequences if memory ran out, else without those that are to blame."""
         if isinstance(error, torch.OutOfMemoryError):
+            refuse_to_part(self.sequences, error)
             self._preempt(kept, limit)
         elif self.raise_errors:
             raise error

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from langchain_mara.decoding.candidates import candidate_sets, log_probabilities, order_candidates
 from langchain_mara.decoding.recovery import attempt
 from langchain_mara.decoding.request import Request
-from langchain_mara.decoding.sequence import SequenceState
+from langchain_mara.decoding.sequence import SequenceState, refuse_to_part
 from langchain_mara.exceptions import LogitsProcessorError
 from langchain_mara.policy.cache import enlarged
 from langchain_mara.policy.model import PolicyModel
@@ -64,6 +64,8 @@ class CandidateTable:
         if error is None:
             return
         half = len(positions) // 2
+        if isinstance(error, torch.OutOfMemoryError):
+            refuse_to_part([position.sequence for position in positions], error)
         if not half or not isinstance(error, torch.OutOfMemoryError):
             raise error
         self.cut(positions[:half], states[:half])
@@ -80,7 +82,7 @@ class CandidateTable:
 
         def key(index: int) -> tuple[object, ...]:
             request = positions[index].sequence.request
-            options, processed = request.options, request.logits_processor is not None
+            options, processed = request.options, (request.logits_processor is not None, id(request.joint_process))
             return (options.order, options.top_k, options.top_p, options.temperature, processed)
 
         for _, group in groupby(sorted(range(len(positions)), key=key), key=key):
@@ -108,9 +110,13 @@ class CandidateTable:
 
     def _processed(self, sequences: Sequence[SequenceState], logits: Tensor) -> Tensor:
         """The logits after the requests' processors, in float32, because a narrower dtype could drop a forced token."""
-        if sequences[0].request.logits_processor is None:
+        first = sequences[0].request
+        if first.logits_processor is None and first.joint_process is None:
             return logits
         logits = logits.float()
+        if first.joint_process is not None:
+            requests = [sequence.request for sequence in sequences]
+            return _checked(first.joint_process, first.joint_process(requests, logits.clone()), logits)
         for i, sequence in enumerate(sequences):
             row = logits[i : i + 1]
             error = attempt(lambda row=row, sequence=sequence: row.copy_(_process(sequence, row)))  # type: ignore[misc]
@@ -135,14 +141,18 @@ class CandidateTable:
 
 
 def _process(sequence: SequenceState, logits: Tensor) -> Tensor:
-    """(1, vocabulary) float32 scores that a request's logits processor makes of logits; all of them are below infinity.
-
-    Raises:
-        LogitsProcessorError: If the processor returns something else.
-    """
+    """(1, vocabulary) float32 scores that a request's logits processor makes of logits."""
     processor = sequence.request.logits_processor
     ids = torch.tensor([sequence.token_ids], device=logits.device)
-    scores = processor(ids, logits.clone())  # type: ignore[misc]
+    return _checked(processor, processor(ids, logits.clone()), logits)  # type: ignore[misc]
+
+
+def _checked(processor: object, scores: Any, logits: Tensor) -> Tensor:
+    """Scores that a processor has made of logits, all of them below infinity.
+
+    Raises:
+        LogitsProcessorError: If the processor has returned something else than (rows, vocabulary) scores.
+    """
     name = getattr(processor, "__name__", type(processor).__name__)
     if not isinstance(scores, Tensor) or scores.shape != logits.shape or not scores.is_floating_point():
         kind = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
@@ -157,4 +167,6 @@ def _process(sequence: SequenceState, logits: Tensor) -> Tensor:
             "+inf to force it."
         )
     forced = scores == torch.inf
-    return torch.where(forced, 0.0, -torch.inf) if bool(forced.any()) else scores
+    # A forced token forbids all others of its row.
+    lowered: Tensor = scores.masked_fill(forced.any(-1, keepdim=True), -torch.inf)
+    return lowered.masked_fill(forced, 0.0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -16,6 +16,29 @@ FinishReason = Literal["stop", "length"]
 LogitsProcess = Callable[[Tensor, Tensor], Tensor]
 """A Hugging Face `LogitsProcessor` or `LogitsProcessorList`: (1, length) ids and (1, vocabulary) float32
 scores in, scores out."""
+
+
+class JointProcess(Protocol):
+    """Logits processors that keep state for a whole batch, so that they are called once per step for all of it."""
+
+    def add(self, request: "Request", token_id: int) -> None:
+        """Takes a token of a request as soon as it is decided.
+
+        Args:
+            request: The request.
+            token_id: The token.
+        """
+
+    def __call__(self, requests: Sequence["Request"], scores: Tensor) -> Tensor:
+        """Changes the scores of the next tokens, before candidate sets are cut.
+
+        Args:
+            requests: The requests that continue.
+            scores: (requests, vocabulary) float32.
+
+        Returns:
+            Scores of the same shape.
+        """
 
 
 def eos_ids(configured: int | list[int] | None) -> frozenset[int]:
@@ -34,6 +57,8 @@ class Request:
         eos_token_ids: Tokens that end the answer; they are emitted.
         logits_processor: Changes the logits before the candidate set is cut.
         keep_states: Whether decisions come with states and log-probabilities, which training needs.
+        joint_process: Does the same for all requests that have the same one, in one call per step. So these requests go
+            step by step: who has decided a position waits for the others.
         cancelled: Whether the request is to end, or has ended, early.
         error: Error that made the request fail, for example one of its agent or logits processor. No other request
             of the batch fails with it.
@@ -46,6 +71,7 @@ class Request:
     eos_token_ids: frozenset[int] = frozenset()
     logits_processor: LogitsProcess | None = None
     keep_states: bool = False
+    joint_process: JointProcess | None = None
     cancelled: bool = field(default=False, init=False)
     error: BaseException | None = field(default=None, init=False)
     reused_tokens: int = field(default=0, init=False)

@@ -1,6 +1,7 @@
 """The state of one sequence on the host, and the accept/reject rule itself."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +25,9 @@ class SequenceState:
         next_slot: First cache slot that was never used.
         slots: Cache slots of the committed tokens, in order of position.
         log_probabilities: (candidates,) float32 of the position's candidates, if the request keeps them.
+        epoch: `PrefixCache.epoch` when it was prefilled.
+        seen: Number of candidates of the position that went through the model.
+        chosen: Index of the candidate to emit, once it is known; None before.
     """
 
     request: Request
@@ -35,6 +39,9 @@ class SequenceState:
     next_slot: int = 0
     slots: list[int] = field(default_factory=list)
     log_probabilities: Tensor | None = None
+    epoch: int = 0
+    seen: int = 0
+    chosen: int | None = None
 
     def __post_init__(self) -> None:
         self.agent = self.request.agent if self.agent is None else self.agent
@@ -58,7 +65,7 @@ class SequenceState:
         """
         self.slots = list(range(self.length))
         self.next_slot = self.length
-        self.probabilities, self.scratch = [], []
+        self.probabilities, self.scratch, self.chosen = [], [], None
 
     def commit_slot(self, index: int) -> int:
         """Keeps the slot of candidate `index` for the token emitted last; returns the slot."""
@@ -94,7 +101,8 @@ class SequenceState:
         request, options = self.request, self.request.options
         drawn = options.order == "sampled" and options.temperature > 0
         decides = options.strategy in ("first-accept", "sampled")
-        return decides and not (drawn or request.keep_states or request.logits_processor)
+        processed = request.logits_processor or request.joint_process
+        return decides and not (drawn or request.keep_states or processed)
 
     def record_draft(self, drafted: int, right: int) -> None:
         """Records how many tokens of a draft were right."""
@@ -133,6 +141,7 @@ class SequenceState:
         options = self.request.options
         start = len(self.probabilities)
         self.probabilities += probabilities[: count - start]
+        self.seen = len(self.probabilities)
         if count <= 1:
             return 0
         first = next((i for i in range(len(self.probabilities)) if self._accepts(i)), None)
@@ -190,7 +199,7 @@ class SequenceState:
             self._kept(states, len(candidates)),
             drafted,
         )
-        self.probabilities, self._noise, self._draws, self._fell_back = [], None, [], False
+        self.probabilities, self._noise, self._draws, self._fell_back, self.chosen = [], None, [], False, None
         return decision
 
     def _kept(self, states: Tensor | None, count: int) -> CandidateStates | None:
@@ -201,7 +210,42 @@ class SequenceState:
     def _advance(self, token_id: int, context: int | None) -> FinishReason | None:
         self.generated.append(token_id)
         self.length += 1
+        if self.request.joint_process is not None:
+            self.request.joint_process.add(self.request, token_id)
         if token_id in self.request.eos_token_ids:
             return "stop"
         full = context is not None and self.length >= context
         return "length" if full or len(self.generated) >= self.request.options.max_new_tokens else None
+
+
+def decided_rows(sequences: Sequence[SequenceState]) -> list[int]:
+    """Indices of the sequences that may move on: their candidate is known, and so are those of who goes with them.
+
+    Args:
+        sequences: The running sequences.
+    """
+    running = {i: sequence for i, sequence in enumerate(sequences) if not sequence.request.cancelled}
+    waited_for = {sequence.request.joint_process for sequence in running.values() if sequence.chosen is None} - {None}
+    return [
+        i
+        for i, sequence in running.items()
+        if sequence.chosen is not None and sequence.request.joint_process not in waited_for
+    ]
+
+
+def refuse_to_part(sequences: Sequence[SequenceState], error: BaseException) -> None:
+    """Raises an error of memory if some of the sequences would have to leave others that their processors see, too.
+
+    Args:
+        sequences: The running sequences.
+        error: The error.
+
+    Raises:
+        torch.OutOfMemoryError: If several of them have the same logits processors.
+    """
+    together = [sequence.request.joint_process for sequence in sequences if sequence.request.joint_process]
+    if len(together) > 1:
+        raise torch.OutOfMemoryError(
+            f"Out of memory with {len(together)} sequences, of which none may wait, because logits processors keep "
+            "state for all of them. Generate fewer prompts at a time."
+        ) from error

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
+from pydantic import PlainValidator
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -21,6 +22,22 @@ from langchain_mara.policy.packed_linear import pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def _checked_model(value: Any) -> Any:
+    # Transformers takes seconds to import the class, and whoever has a model has imported it already.
+    from transformers import PreTrainedModel as ModelClass  # noqa: PLC0415
+
+    if not isinstance(value, ModelClass):
+        raise ValueError("should be an instance of PreTrainedModel")  # noqa: TRY004 - pydantic reports value errors
+    return value
+
+
+if TYPE_CHECKING:
+    LoadedModelField = PreTrainedModel
+else:
+    LoadedModelField = Annotated[Any, PlainValidator(_checked_model)]
+"""A loaded model as a field of pydantic's."""
 
 AgentSource = MaraAgent | str | Path
 """An agent, or what `load_agent` takes to find one."""

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from huggingface_hub import snapshot_download
+from torch import nn
 from transformers.utils.import_utils import is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_COMPARED_TOKENS = 8
+_MOST_DIFFERENCE = 0.1  # merging in bfloat16 costs a few per cent, a destroyed embedding everything
+_IN_ADAPTED_LAYER = {"base_layer", "original_module", "token_adapter"}  # where PEFT keeps what it wraps
 # Files of a hub repository that belong to an adapter and its tokenizer; never pickled weights.
 _WANTED = [CONFIG_FILE, WEIGHTS_FILE, "*token*", "vocab*", "merges.txt", "chat_template*"]
 
@@ -80,12 +85,14 @@ def find_adapter(source: str, hub: dict[str, Any]) -> Adapter | None:
 def merge_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedModel":
     """Merges an adapter into the weights of its base model. A quantized base keeps the adapter's weights separate.
 
+    Where the adapter changes an embedding or a head that share their weight, each gets a weight of its own first.
+
     Args:
         model: The base model, which is changed.
         adapter: The adapter to merge.
 
     Raises:
-        LoadingError: If the adapter changes no weights (prompt learning).
+        LoadingError: If the adapter changes no weights (prompt learning), or the merged model computes something else.
         UserWarning: If the adapter's file lacks weights.
         RuntimeError: If adapter and base do not fit.
     """
@@ -101,7 +108,50 @@ def merge_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedMode
             f"The adapter {adapter.source} is of type {adapted.active_peft_config.peft_type.value}, which prepends "
             "states and changes no weights. Give one that does, such as LoRA."
         )
-    quantized = getattr(model, "hf_quantizer", None) is not None
-    merged: Any = adapted.get_base_model() if quantized else adapted.merge_and_unload(safe_merge=True)
+    if getattr(model, "hf_quantizer", None) is not None:
+        merged: Any = adapted.get_base_model()
+    else:
+        before = _logits(adapted, model)
+        _untie(adapted)
+        merged = adapted.merge_and_unload(safe_merge=True)
+        _check_merged(before, _logits(merged, model), adapter)
+        weights = merged.get_input_embeddings().weight, merged.get_output_embeddings().weight
+        if weights[0] is not weights[1]:
+            merged.config.get_text_config(decoder=True).tie_word_embeddings = merged.config.tie_word_embeddings = False
     merged.name_or_path = adapter.source
     return cast("PreTrainedModel", merged)
+
+
+def _untie(adapted: nn.Module) -> None:
+    """Gives every layer its own weight where an adapter changes a layer that shares its weight with another one."""
+    owners: dict[nn.Parameter, list[tuple[str, nn.Module, str]]] = {}
+    for path, layer in adapted.named_modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            owners.setdefault(parameter, []).append((path, layer, name))
+    for parameter, shared in owners.items():
+        if any(_IN_ADAPTED_LAYER & set(path.split(".")) for path, _, _ in shared):
+            for _, layer, name in shared[1:]:
+                setattr(layer, name, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))
+
+
+@torch.no_grad()
+def _logits(run: nn.Module, model: "PreTrainedModel") -> torch.Tensor:
+    """(tokens, vocabulary) float32 centered logits of a few tokens from all over the vocabulary."""
+    embeddings = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    token_ids = torch.arange(_COMPARED_TOKENS) * embeddings // _COMPARED_TOKENS
+    logits: torch.Tensor = run(input_ids=token_ids[None].to(model.device)).logits[0].float()
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def _check_merged(before: torch.Tensor, after: torch.Tensor, adapter: Adapter) -> None:
+    """Refuses a merged model whose logits differ from those of the adapter beside its base by more than rounding.
+
+    Raises:
+        LoadingError: If they differ.
+    """
+    difference = float((after - before).norm() / before.norm())
+    if not difference <= _MOST_DIFFERENCE:
+        raise LoadingError(
+            f"Merged into its base model, the adapter {adapter.source} computes something else than beside it: logits "
+            f"differ by {difference:.0%}. Merge it with the tool that made it, and load the merged model."
+        )

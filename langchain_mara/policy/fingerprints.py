@@ -1,34 +1,51 @@
-"""Fingerprints of weights, which cache keys depend on. They are recomputed only when the weights change."""
+"""Fingerprints of models, which cache keys depend on. What takes long is recomputed only when weights change."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from langchain_mara.policy.packed_linear import named_weights
+from langchain_mara.policy.packed_linear import PackedLinear, named_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _SAMPLES = 64
+_UNREAD = {
+    "training",
+    "name_or_path",
+    "warnings_issued",
+    "_is_hf_initialized",
+}  # what a pass, or loading, changes and no answer depends on
+_SCALARS = {bool, int, float, str}
 
 
-def weights_state(module: nn.Module) -> tuple[int, int]:
-    """A value that changes whenever weights are replaced or trained in place. It is valid within this process only.
+def weights_state(module: nn.Module) -> tuple[int, int, bytes, int]:
+    """A value that changes whenever weights or settings of layers change. It is valid within this process only.
 
-    Writes through `tensor.data` that do not replace the tensor go unnoticed, as they do in PyTorch's autograd.
+    Autograd's versions show what is trained or written in place. A value of each row shows what is written behind
+    autograd's back, through `tensor.data`. Settings of layers show a switched adapter or another epsilon.
 
     Args:
-        module: Module whose parameters and buffers are inspected.
+        module: Module whose parameters, buffers and settings are inspected.
     """
     tensors = [*module.parameters(), *module.buffers()]
     versions = sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)  # noqa: SLF001
-    return versions, hash(tuple(0 if tensor.is_meta else tensor.data_ptr() for tensor in tensors))
+    places = hash(tuple(0 if tensor.is_meta else tensor.data_ptr() for tensor in tensors))
+    digest = hashlib.sha256()
+    for _, values in _together(tensors):
+        digest.update(_bytes(values))
+    return versions, places, digest.digest(), hash(layer_settings(module))
 
 
 class WeightsFingerprint:
     """Fingerprint of a module, recomputed only when its weights have changed."""
 
     def __init__(self) -> None:
-        self._last: tuple[tuple[int, int], str] | None = None
+        self._last: tuple[tuple[int, int, bytes, int], str] | None = None
 
     def of(self, module: nn.Module, named_tensors: Iterable[tuple[str, Tensor]]) -> str:
         """Sixteen hexadecimal digits that depend on names, dtypes, shapes and values.
@@ -43,20 +60,96 @@ class WeightsFingerprint:
             digest = hashlib.sha256()
             for name, tensor in named_tensors:
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+                digest.update(_bytes(tensor))
             self._last = state, digest.hexdigest()[:16]
         return self._last[1]
 
 
 def sampled_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names with shapes of all weights, each with at most 64 of its values."""
-    for name, weight in named_weights(model):
+    """Names with shapes of all weights and buffers, each with a value of every row, and with 64 values at least."""
+    for name, weight in (*named_weights(model), *model.named_buffers()):
         yield f"{name} {tuple(weight.shape)}", _sample(weight)
 
 
+def layer_settings(module: nn.Module) -> tuple[object, ...]:
+    """Name, kind and plain settings (numbers, words, lists of them) of a module and all modules in it, in one row.
+
+    Args:
+        module: The module. Packed layers count as the linear layers that they replace.
+    """
+    settings: list[object] = []
+    for name, layer in module.named_modules():
+        settings += [name, "Linear" if isinstance(layer, PackedLinear) else type(layer).__qualname__]
+        for key, value in vars(layer).items():
+            if type(value) in _SCALARS:
+                settings += [key, value] if key not in _UNREAD else []
+            elif isinstance(value, list | tuple | dict) and value and _is_plain(value):
+                settings += [key, repr(value)] if key not in _UNREAD else []
+    return tuple(settings)
+
+
+def settings_digest(module: nn.Module) -> str:
+    """Sixteen hexadecimal digits that depend on `layer_settings`.
+
+    Args:
+        module: The module.
+    """
+    return hashlib.sha256(repr(layer_settings(module)).encode()).hexdigest()[:16]
+
+
+def config_digest(config: Any) -> str:
+    """Sixteen hexadecimal digits that depend on all values of a configuration, except where it was loaded from.
+
+    Args:
+        config: A configuration of transformers, or None.
+    """
+    values = None if config is None else _public(config.to_dict())
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def model_digest(model: "PreTrainedModel", weights: str) -> str:
+    """Sixteen hexadecimal digits that depend on weights, settings of layers, and configuration of a model.
+
+    Args:
+        model: The model.
+        weights: Fingerprint of its weights.
+    """
+    parts = (weights, settings_digest(model), config_digest(model.config))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _public(value: Any) -> Any:
+    """A configuration without private entries, such as the kind of attention while a pass runs."""
+    if isinstance(value, Mapping):
+        return {
+            str(name): _public(item)
+            for name, item in value.items()
+            if not str(name).startswith("_") and name not in ("transformers_version", "name_or_path")
+        }
+    return [_public(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_plain(values: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> bool:
+    return all(type(value) in _SCALARS for value in (values.values() if isinstance(values, dict) else values))
+
+
+def _together(tensors: Iterable[Tensor]) -> Iterator[tuple[Any, Tensor]]:
+    """Samples of tensors, those of one dtype and device in one piece, so that a device is waited for once."""
+    samples: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        samples.setdefault((tensor.dtype, tensor.device), []).append(_sample(tensor))
+    for key, values in samples.items():
+        yield key, torch.cat(values)
+
+
 def _sample(tensor: Tensor) -> Tensor:
+    """A value of every row at least, from another column in each; and 64 values if there are so many."""
     flat = tensor.detach().flatten()
     if flat.is_meta:
         return torch.zeros(0)
-    step = max(1, flat.numel() // _SAMPLES)
-    return flat[::step][:_SAMPLES]
+    row = tensor.shape[-1] - 1 if tensor.dim() > 1 else 1  # a larger step would leave rows out
+    return flat[:: max(1, min(row, flat.numel() // _SAMPLES))]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -11,7 +11,13 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import nn
 
-from langchain_mara.policy.fingerprints import WeightsFingerprint, sampled_weights, weights_state
+from langchain_mara.policy.fingerprints import (
+    WeightsFingerprint,
+    config_digest,
+    model_digest,
+    sampled_weights,
+    weights_state,
+)
 from langchain_mara.policy.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
@@ -28,12 +34,12 @@ class _AgentCopy(NamedTuple):
     """A copy of an agent on the model's device.
 
     Attributes:
-        weights: `weights_state` of the agent when it was copied.
+        state: `weights_state` of the agent when it was copied.
         device: Device of the copy.
         agent: The copy.
     """
 
-    weights: tuple[int, int]
+    state: tuple[object, ...]
     device: torch.device
     agent: nn.Module
 
@@ -67,8 +73,7 @@ class LoadedModel:
         """Begins anew with whatever a thread may hold or be writing: a forked process has none of its parent's."""
         self.lock = threading.RLock()
         self.scheduler: Scheduler | None = None
-        self._prefix_cache = PrefixCache(budget=0)
-        self._prefix_weights = (0, 0)
+        self._prefix_cache = PrefixCache(0, self._prefix_state)
         self._running_passes = 0
 
     @staticmethod
@@ -94,30 +99,30 @@ class LoadedModel:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that depend on names, shapes, dtypes and 64 values of every weight.
+        """Sixteen hexadecimal digits that depend on the configuration, the settings of all layers, and the weights.
 
-        The model's name would not do: two revisions share it, and so do two states of a folder that is trained.
+        Of each weight they depend on name, shape, dtype, and a value of every row. The model's name would not do: two
+        revisions share it, and so do two states of a folder that is trained.
         """
         model = self.model
-        return self._fingerprint.of(model, sampled_weights(model))
+        return model_digest(model, self._fingerprint.of(model, sampled_weights(model)))
 
     def prefix_cache(self, budget: int) -> PrefixCache | None:
         """The prefix cache for a batch, or None if the batch keeps no prefixes.
 
-        The cache is emptied when the weights have changed. Its budget is the largest requested so far, so one caller
-        never evicts what another caller keeps.
+        On `refresh` it is emptied if weights, settings of layers, or the configuration have changed. Its budget is the
+        largest requested so far, so one caller never evicts what another caller keeps.
 
         Args:
             budget: Most bytes that the batch may keep; 0 leaves the cache as it is.
         """
         if budget <= 0:
             return None
-        weights = weights_state(self.model)
-        if weights != self._prefix_weights:
-            self._prefix_cache.clear()
-            self._prefix_weights = weights
         self._prefix_cache.budget = max(self._prefix_cache.budget, budget)
         return self._prefix_cache
+
+    def _prefix_state(self) -> tuple[object, ...]:
+        return weights_state(self.model), config_digest(self.model.config)
 
     def agent_on(self, agent: nn.Module, device: torch.device) -> nn.Module:
         """The agent itself if it is on the device already, else a copy there. The user's agent is never moved.
@@ -134,7 +139,7 @@ class LoadedModel:
         state = weights_state(agent)
         with self.lock:
             agent_copy = self._agent_copies.get(agent)
-            if agent_copy is None or (agent_copy.weights, agent_copy.device) != (state, device):
+            if agent_copy is None or (agent_copy.state, agent_copy.device) != (state, device):
                 agent_copy = self._agent_copies[agent] = _AgentCopy(state, device, copy.deepcopy(agent).to(device))
             return agent_copy.agent
 

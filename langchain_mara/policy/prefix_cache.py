@@ -50,13 +50,18 @@ class PrefixCache:
 
     Args:
         budget: Most bytes of keys and values to keep, on the device of the model; 0 keeps nothing.
+        state: Function of a value that changes with whatever keys and values depend on besides tokens.
 
     Attributes:
         size: Bytes kept now.
+        epoch: Number of times that the state has changed.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, state: Callable[[], object] = lambda: None) -> None:
         self.size = 0
+        self._state = state
+        self._last_state: object = None
+        self.epoch = 0
         self._budget = budget
         self._blocks: OrderedDict[BlockKey, Block] = OrderedDict()
         self._last_identity = 0
@@ -75,6 +80,13 @@ class PrefixCache:
         """Evicts all blocks."""
         self._blocks.clear()
         self.size = 0
+
+    def refresh(self) -> None:
+        """Evicts all blocks if the state has changed since the last call."""
+        if self._budget > 0 and (state := self._state()) != self._last_state:
+            self.clear()
+            self._last_state = state
+            self.epoch += 1
 
     def match(self, token_ids: Sequence[int]) -> list[Block]:
         """Blocks of the longest prefix of a prompt that is kept. They count as recently used.
@@ -101,14 +113,26 @@ class PrefixCache:
         parent = kept_blocks[-1][1].identity if kept_blocks else 0
         return BlockKey(parent, tuple(token_ids[start : start + BLOCK_TOKENS]))
 
-    def add(self, token_ids: Sequence[int], read: Callable[[int, int], KeysValues]) -> None:
+    def waits(self, prompts: Sequence[Sequence[int]]) -> list[bool]:
+        """For each of several prompts, whether one before it computes a block that it can reuse.
+
+        Args:
+            prompts: The token ids of the prompts.
+        """
+        if not self._budget:
+            return [False] * len(prompts)
+        keys = [self.next_key(token_ids) for token_ids in prompts]
+        return [key is not None and key in keys[:i] for i, key in enumerate(keys)]
+
+    def add(self, token_ids: Sequence[int], read: Callable[[int, int], KeysValues], epoch: int | None = None) -> None:
         """Keeps the blocks of a row that are not kept yet.
 
         Args:
             token_ids: The tokens of the row from its beginning. Tokens that do not fill a block are left out.
             read: Function of `start` and `stop` that copies the keys and values of tokens `start` … `stop - 1`.
+            epoch: The cache's when the row was computed. A row of an earlier state is not kept.
         """
-        if self._budget <= 0:
+        if self._budget <= 0 or epoch not in (None, self.epoch):
             return
         kept_blocks = self._find(token_ids)
         keys = [key for key, _ in kept_blocks]

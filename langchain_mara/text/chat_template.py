@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from langchain_mara.decoding.request import eos_ids
 from langchain_mara.exceptions import PromptError
 from langchain_mara.text.control_tokens import encode_marked, mark_messages
+from langchain_mara.text.own_tokenizer import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, mark: str = "") -
         text: Text to encode.
         mark: Mark from `mark_messages` in the parts of the text that others wrote; may be empty.
     """
-    ids: list[int] = tokenizer("" if mark else text).input_ids
+    ids = encode(tokenizer, "" if mark else text, add_special_tokens=True)
     if mark:
         ids = [*ids, *encode_marked(tokenizer, text, mark)]
     bos = tokenizer.bos_token_id

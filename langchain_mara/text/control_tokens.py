@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.exceptions import PromptError
+from langchain_mara.text.own_tokenizer import encode, own, refuse_half_characters
 
 Message = dict[str, Any]
 _ROLE = re.compile(r"[\w-]+")
@@ -90,6 +91,8 @@ def mark_messages(
         if not _ROLE.fullmatch(str(message.get("role"))):
             raise PromptError(f"The role {message.get('role')!r:.60} is not a word. Use a role such as user.")
     texts = [*_texts([*messages, *tools]), *("".join(_parts(message)) for message in messages)]
+    for text in texts:
+        refuse_half_characters(text)
     if all(controls.within(text, controls.all) is None for text in texts):
         return list(messages), list(tools), ""
     mark = _unused(texts)
@@ -125,23 +128,23 @@ def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> l
         mark: Mark from `mark_messages`; may be empty.
     """
     first, *parts = text.split(mark) if mark else [text]
-    ids: list[int] = list(tokenizer(first, add_special_tokens=False).input_ids)
-    for part in parts:
-        ids += _continuation(tokenizer, part)
-    return ids
+    return [*encode(tokenizer, first), *_continuations(tokenizer, parts)]
 
 
 def continue_marked(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> list[int]:
     """Encodes rendered text that continues other text; the arguments are those of `encode_marked`."""
-    parts = text.split(mark) if mark else [text]
-    return [token for part in parts for token in _continuation(tokenizer, part)]
+    return _continuations(tokenizer, text.split(mark) if mark else [text])
 
 
-def _continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of text that continues a prompt. At the start of a text, some tokenizers would add a space."""
+def _continuations(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+    """Ids of texts that continue a prompt. At the start of a text, some tokenizers would add a space."""
+    refuse_half_characters("".join(texts))
     prefix, prefix_id = control_tokens(tokenizer).prefix or ("", None)
-    ids: list[int] = list(tokenizer(prefix + text, add_special_tokens=False).input_ids)
-    return ids[1:] if ids[:1] == [prefix_id] else ids
+    encoder, ids = own(tokenizer), list[int]()
+    for text in texts:
+        part = list(encoder(prefix + text, add_special_tokens=False).input_ids)
+        ids += part[1:] if part[:1] == [prefix_id] else part
+    return ids
 
 
 _KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, ControlTokens]] = WeakKeyDictionary()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from langchain_mara.text.own_tokenizer import own
 from langchain_mara.text.stop_strings import stop_strings
 
 Stop = Sequence[str] | str | None
@@ -19,9 +20,11 @@ class IncrementalDetokenizer:
 
     Args:
         tokenizer: The policy model's tokenizer.
-        stop: Strings that end the answer; no part of them is released.
+        stop: Strings that end the answer; no part of them is released. The text of a special token means this token,
+            which is in no text.
         markers: Special tokens that stay in the text, such as the beginning of a tool call. All other special tokens
             are left out.
+        stop_token_ids: Tokens that end the answer; they are not released.
 
     Attributes:
         text: All text released so far.
@@ -32,15 +35,21 @@ class IncrementalDetokenizer:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = (), markers: Sequence[str] = ()
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Sequence[str] = (),
+        markers: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
     ) -> None:
         self.text = ""
         self.stopped = False
-        self._tokenizer = tokenizer
+        self._tokenizer = own(tokenizer)
         self._stop = stop_strings(tuple(stop))
         self._stop_state = 0
-        added = tokenizer.added_tokens_decoder.items() if markers else ()
-        self._left_out = {number for number, token in added if token.special and token.content not in markers}
+        added = self._tokenizer.added_tokens_decoder.items() if markers or stop else ()
+        special = {number: token.content for number, token in added if token.special}
+        self._left_out = {number for number, text in special.items() if markers and text not in markers}
+        self._stop_ids = {*stop_token_ids, *(number for number, text in special.items() if text in stop)}
         self._skip_special_tokens = not markers
         self._token_ids: list[int] = []
         self._context_start = 0
@@ -49,6 +58,9 @@ class IncrementalDetokenizer:
 
     def push(self, token_id: int) -> str:
         """Takes a token and returns the text that it releases, often the empty string."""
+        if token_id in self._stop_ids:
+            released, self.stopped = self.finish(), True
+            return released
         if token_id in self._left_out:
             return ""
         self._token_ids.append(token_id)

@@ -76,6 +76,11 @@ def stop_strings(strings: tuple[str, ...]) -> StopStrings:
 def _check(strings: Sequence[str]) -> None:
     if any(not string for string in strings):
         raise OptionsError("A stop string must not be empty. Leave it out of `stop`.")
+    if any("\ud800" <= character <= "\udfff" for string in strings for character in string):
+        raise OptionsError(
+            "A stop string holds a lone surrogate, which is half of a character and is in no answer. Leave it out of "
+            "`stop`, or write the whole character."
+        )
     length = sum(map(len, strings))
     if len(strings) > MOST_STRINGS or length > MOST_CHARACTERS:
         raise OptionsError(

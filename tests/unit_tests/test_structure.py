@@ -19,14 +19,14 @@ MOST_LINES, MOST_MODULES = 300, 10
 ORDER = """
 langchain_mara: _version exceptions untrusted options
 langchain_mara.policy.attention: masks grouped_attention
-langchain_mara.policy: packed_linear fingerprints embedding_sketch prefix_cache cache architectures loaded_model
-    compilation model verification
-langchain_mara.agents: reference_checkpoints agent
+langchain_mara.policy: packed_linear fingerprints prefix_cache cache architectures loaded_model compilation model
+    verification generation_config
+langchain_mara.agents: reference_checkpoints embedding_sketch recommended_options agent
 langchain_mara.decoding: request candidates recovery ngram sequence candidate_table pass_width step batch loop
 langchain_mara.loading: declared_code peft_adapters models
 langchain_mara.tracing: statistics views trace
-langchain_mara.text: stop_strings detokenizer control_tokens chat_template answer_turns tool_calls
-langchain_mara.serving: scheduler completion
+langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens chat_template answer_turns tool_calls
+langchain_mara.serving: scheduler completion recording
 langchain_mara: _base _messages chat_models llms custom_generate cli
 
 langchain_mara_training.storage: defaults atomic progress callbacks records settings distributed lock

@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import cache_free, tiny_model
 from huggingface_hub import constants
-from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, LoraModel, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -71,6 +71,58 @@ def test_merged_it_computes_what_peft_computes(
     assert {name for name, _ in loaded.named_parameters()} == {name for name, _ in model.named_parameters()}
     torch.testing.assert_close(loaded(IDS).logits, expected, rtol=0, atol=1e-9)
     assert (expected - model(IDS).logits).abs().max() > 0.1
+
+
+TIED: dict[str, Callable[[], Any]] = {
+    "head": lambda: LoraConfig(r=2, init_lora_weights=False, target_modules=["lm_head"]),
+    "embedding": lambda: LoraConfig(r=2, init_lora_weights=False, target_modules=["embed_tokens"]),
+    "both": lambda: LoraConfig(r=2, init_lora_weights=False, target_modules=["embed_tokens", "lm_head"]),
+    "kept tied": lambda: LoraConfig(
+        r=2, init_lora_weights=False, target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True
+    ),
+    "saved head": lambda: LoraConfig(r=2, init_lora_weights=False, modules_to_save=["lm_head"]),
+    "saved embedding": lambda: LoraConfig(r=2, init_lora_weights=False, modules_to_save=["embed_tokens"]),
+    "single tokens": lambda: LoraConfig(r=2, init_lora_weights=False, trainable_token_indices=[5, 23]),
+    "neither": lambda: LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"]),
+}
+
+
+@pytest.fixture(scope="module")
+def tied_folder(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose head shares the embedding's weight."""
+    folder = tmp_path_factory.mktemp("tied")
+    tiny_model("llama-3.2").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:Model with `tie_word_embeddings")
+@pytest.mark.parametrize("kind", TIED)
+def test_a_tied_embedding_or_head_keeps_what_the_adapter_does_not_change(
+    tied_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    joined = adapted(tied_folder, TIED[kind]())
+    joined.save_pretrained(tmp_path)
+    loaded, _ = load_model(tmp_path, dtype=torch.float64)
+    expected = joined(IDS).logits
+    torch.testing.assert_close(loaded(IDS).logits, expected, rtol=0, atol=1e-9)
+    tied = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+    assert tied is loaded.config.tie_word_embeddings is (kind == "neither")
+    loaded.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(again(IDS).logits, expected, rtol=0, atol=1e-9)
+
+
+def test_a_merge_that_computes_something_else_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def destroyed(self: PeftModel, **_: Any) -> PreTrainedModel:
+        merged = merge(self)
+        merged.get_input_embeddings().weight.data.mul_(-1)
+        return merged
+
+    merge = LoraModel.merge_and_unload
+    monkeypatch.setattr(LoraModel, "merge_and_unload", destroyed)
+    with pytest.raises(LoadingError, match=r"computes something else than beside it: logits differ by \d+%"):
+        load_model(folder)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from families import tiny_model
 from torch import Tensor, nn
 
-from langchain_mara.policy.fingerprints import WeightsFingerprint, sampled_weights, weights_state
+from langchain_mara.policy.fingerprints import WeightsFingerprint, sampled_weights, settings_digest, weights_state
 
 
 def module() -> nn.Linear:
@@ -80,5 +80,27 @@ def test_names_dtypes_shapes_and_values_count() -> None:
 def test_large_weights_are_sampled_and_each_weight_has_its_part() -> None:
     model = tiny_model("llama-3")
     sampled = dict(sampled_weights(model))
-    assert max(sample.numel() for sample in sampled.values()) <= 64
-    assert len(sampled) == len(list(model.named_parameters()))
+    tensors = [*model.parameters(), *model.buffers()]
+    assert len(sampled) == len(tensors)
+    for sample, tensor in zip(sampled.values(), tensors, strict=True):
+        rows = tensor.shape[0] if tensor.dim() > 1 else 1
+        assert max(rows, min(64, tensor.numel())) <= sample.numel() <= max(2 * rows, 127)
+
+
+def test_each_row_that_is_written_behind_autograds_back_is_noticed() -> None:
+    matrix = nn.Linear(9, 300)
+    for row in range(300):
+        before = weights_state(matrix)
+        matrix.weight.data[row] += 1
+        assert weights_state(matrix) != before
+
+
+def test_settings_of_layers_count_and_modes_do_not() -> None:
+    model = tiny_model("llama-3")
+    before = weights_state(model), settings_digest(model)
+    model.train()
+    model.name_or_path = "elsewhere"
+    assert (weights_state(model), settings_digest(model)) == before
+    model.model.norm.variance_epsilon = 0.1
+    assert weights_state(model) != before[0]
+    assert settings_digest(model) != before[1]

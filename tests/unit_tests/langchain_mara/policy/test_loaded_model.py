@@ -110,10 +110,15 @@ def test_one_call_without_prefix_memory_costs_the_next_calls_nothing(
 def test_changed_weights_empty_the_prefix_cache(fresh_model: PreTrainedModel, loaded: LoadedModel) -> None:
     cache = loaded.prefix_cache(10 * BLOCK_BYTES)
     assert cache is not None
+    cache.refresh()
     cache.add(PROMPT, read)
+    cache.refresh()
+    assert len(cache.match(PROMPT)) == 1
     with torch.no_grad():
         next(fresh_model.parameters()).mul_(2)
-    assert loaded.prefix_cache(10 * BLOCK_BYTES) is cache
+    epoch = cache.epoch
+    cache.refresh()
+    cache.add(PROMPT, read, epoch)  # by a row that was computed before
     assert (cache.size, cache.match(PROMPT)) == (0, [])
 
 

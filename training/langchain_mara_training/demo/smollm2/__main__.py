@@ -10,8 +10,8 @@ import torch
 import typer
 
 from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara.agents.embedding_sketch import embedding_sketch
 from langchain_mara.loading.models import BUILT_IN_AGENTS_FOLDER
-from langchain_mara.policy.embedding_sketch import embedding_sketch
 from langchain_mara_training.demo.smollm2.model import HUB_ID, smollm2
 from langchain_mara_training.demo.smollm2.pairs import Pairs, split_pairs
 from langchain_mara_training.demo.smollm2.side_by_side import AGENT, REWARD_FOLDER

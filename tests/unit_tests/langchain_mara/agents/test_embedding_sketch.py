@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from langchain_mara.policy.embedding_sketch import embedding_sketch, same_model
+from langchain_mara.agents.embedding_sketch import embedding_sketch, same_model
 
 
 def embeddings(vocabulary: int = 4000, seed: int = 0) -> torch.Tensor:

@@ -15,6 +15,7 @@ from langchain_mara import MaraLLM
 from langchain_mara.exceptions import MaraError
 from langchain_mara_training import MaraSAC
 from langchain_mara_training.reinforcement.rollout_workers import InProcessWorkers
+from langchain_mara_training.reinforcement.setup import environment_of
 
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)
@@ -66,7 +67,7 @@ with tempfile.TemporaryDirectory() as folder:
         results["interrupted in round"] = len(rounds)
     results["resumed"] = distance(whole, weights(folder))
     results["rounds after resuming"] = len(rounds)
-MaraSAC._new_workers = lambda self: AheadHere(self._training.llm, self._environment, self.parallel)
+MaraSAC._new_workers = lambda self: AheadHere(self._training.llm, environment_of(self), self.parallel)
 results["played here"] = distance(whole, weights())
 print("results", json.dumps(results), flush=True)
 """

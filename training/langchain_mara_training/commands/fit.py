@@ -42,11 +42,15 @@ def fit(
     schedule: Annotated[
         Schedule, name_option(help="Course of the learning rate: linear, cosine or constant.")
     ] = FITTING_DEFAULTS.schedule,
+    dropout: Annotated[
+        float, number_option(min=0, max=0.99, help="Share of the hidden units that a step leaves out.")
+    ] = FITTING_DEFAULTS.dropout,
+    input_dropout: Annotated[
+        float, number_option(min=0, max=0.99, help="Share of the states' entries that a step leaves out.")
+    ] = FITTING_DEFAULTS.input_dropout,
     class_weight: Annotated[ClassWeight | None, name_option(help="balanced gives both labels equal weight.")] = None,
     mixed_precision: Annotated[Precision | None, name_option(help="bf16, or on CUDA fp16; float32 by default.")] = None,
-    early_stopping: Annotated[
-        bool, typer.Option("--early-stopping", help="Stop when the loss on further held-out groups rises.")
-    ] = FITTING_DEFAULTS.early_stopping,
+    early_stopping: Annotated[bool, typer.Option(help="Stop when the loss on further held-out groups rises.")] = True,
     validation_fraction: Annotated[
         float, number_option(min=0, max=0.9, help="Share of the groups to hold out and measure on.")
     ] = FITTING_DEFAULTS.validation_fraction,
@@ -58,7 +62,7 @@ def fit(
 
     Examples:
     $ mara fit run
-    $ mara fit run --output narrow --width 256 --early-stopping
+    $ mara fit run --output wide --width 1024 --no-early-stopping
     """
     with one_sentence():
         from langchain_mara_training import run_folder

@@ -1,8 +1,12 @@
 """Asks systems the same prompts and scores their answers, chunk by chunk, in a folder where it can resume."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training.data.readers import Row, Source, read_prompts
@@ -13,6 +17,7 @@ from langchain_mara_training.evaluation.scoring import Judges, Scoring
 from langchain_mara_training.evaluation.systems import System
 from langchain_mara_training.generation.generate import Rewards
 from langchain_mara_training.rewards.calling import RewardFunction
+from langchain_mara_training.storage.callbacks import JobCallback, JobEvents, as_callbacks, job_events
 from langchain_mara_training.storage.lock import job_lock
 from langchain_mara_training.storage.progress import progress_bar
 from langchain_mara_training.storage.records import Config, command_line, library_versions
@@ -37,6 +42,7 @@ def compare(
     confidence: float = CONFIDENCE,
     tolerance: float | None = None,
     facts: Mapping[str, Any] | None = None,
+    callbacks: JobCallback | Sequence[JobCallback] = (),
     verbose: bool = False,
 ) -> Comparison:
     """Asks all systems the same prompts with the same seeds, and scores the answers.
@@ -56,6 +62,9 @@ def compare(
         tolerance: Largest difference in reward that counts as a draw; by default what rounding can cause, see
             `Comparison.tolerance`. Answers with the same text are always a draw.
         facts: Other plain values that the results depend on, such as the source of a reward model.
+        callbacks: One or several `JobCallback`s: a step is a chunk that all systems answered, and so is a checkpoint if
+            there is an `output`. If one stops the job, you get the comparison on the prompts so far, and the folder can
+            resume.
         verbose: Whether to show a progress bar.
 
     Raises:
@@ -68,6 +77,7 @@ def compare(
     by_name = {system.name: system for system in systems}
     _check(systems, baseline, chunk)
     check_statistics(confidence, tolerance)
+    as_callbacks(callbacks)
     rows = read_prompts(prompts)
     judges = Judges(rewards, harmful)
     scoring = Scoring(judges, by_name[baseline].answering, random_state)
@@ -90,21 +100,25 @@ def compare(
         if store is not None:
             store.begin(config, asked)
             answers = {name: store.read_answers(name) for name in by_name}
-        _add_missing_answers(systems, rows, scoring, answers, store, chunk, verbose=verbose)
-    return Comparison(asked, answers, baseline, config)
+        comparison = Comparison(asked, answers, baseline, config)
+        with job_events(callbacks, "compare", "prompts", len(rows), _answered_by_all(answers)) as events:
+            _add_missing_answers(systems, rows, scoring, comparison, store, chunk, events, verbose=verbose)
+    return _first_prompts(comparison, _answered_by_all(answers))
 
 
 def _add_missing_answers(
     systems: Sequence[System],
     rows: Sequence[Row],
     scoring: Scoring,
-    answers: dict[str, list[Answer]],
+    comparison: Comparison,
     store: ComparisonStore | None,
     chunk: int,
+    events: JobEvents,
     *,
     verbose: bool,
 ) -> None:
-    """Adds the missing answers to `answers` and to the store, chunk by chunk and system by system."""
+    """Adds the missing answers to the comparison and to the store, chunk by chunk and system by system."""
+    answers = comparison.answers
     missing = sum(len(rows) - len(system_answers) for system_answers in answers.values())
     with progress_bar("answers", shown=verbose, transient=True) as progress:
         bar = progress.add_task("comparing", total=missing)
@@ -118,6 +132,30 @@ def _add_missing_answers(
                         store.append(system.name, new_answers)
                     system_answers += new_answers
                     progress.update(bar, advance=len(new_answers))
+            done = _answered_by_all(answers)
+            if done == events.progress.done:
+                continue
+            so_far = _first_prompts(comparison, done)
+            stop = events.step(done, **{name: _mean(so_far.rewards(name)) for name in answers})
+            if store is not None:
+                events.checkpoint()
+            if stop:
+                return
+
+
+def _answered_by_all(answers: Mapping[str, Sequence[Answer]]) -> int:
+    return min(len(system_answers) for system_answers in answers.values())
+
+
+def _first_prompts(comparison: Comparison, count: int) -> Comparison:
+    answers = {name: system_answers[:count] for name, system_answers in comparison.answers.items()}
+    return replace(comparison, prompts=comparison.prompts[:count], answers=answers)
+
+
+def _mean(rewards: NDArray[np.float64]) -> float:
+    """Mean of the rewards that are not NaN; NaN if there are none."""
+    scored = rewards[~np.isnan(rewards)]
+    return float(scored.mean()) if scored.size else float("nan")
 
 
 def _check(systems: Sequence[System], baseline: str, chunk: int) -> None:

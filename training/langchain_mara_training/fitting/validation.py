@@ -160,7 +160,8 @@ def row_weights(
         (n,) float64.
 
     Raises:
-        ValueError: If weights are negative or not finite, a class has no weight, or `class_weight` is not valid.
+        ValueError: If weights are negative or not finite, or of sizes that float32 cannot add; if a class has no
+            weight, or `class_weight` is not valid.
     """
     weights: NDArray[np.float64] = _check_sample_weight(
         sample_weight, labels, dtype=np.float64, ensure_non_negative=True
@@ -168,7 +169,10 @@ def row_weights(
     sums = np.bincount(labels, weights, minlength=_TWO)
     if sums.sum() == 0 or (whole and not sums.all()):
         raise ValueError("The sample weights of all rows of a class are zero; fitting needs rows of both classes.")
-    factors = sums.sum() / (_TWO * sums) if class_weight == "balanced" else _factors(class_weight, classes)
+    with np.errstate(all="ignore"):
+        factors = sums.sum() / (_TWO * sums) if class_weight == "balanced" else _factors(class_weight, classes)
+        # `fit` divides the weights by their mean; `partial_fit`, which never sees them all, takes them as they are.
+        _check_sizes(weights * factors[labels], labels, sums, scaled=whole)
     return weights * factors[labels]
 
 
@@ -183,6 +187,16 @@ def held_out_share(classifier: Any, groups: ArrayLike | None) -> float:
     stops = groups is not None if early == "auto" else bool(early)
     share: float = classifier.validation_fraction if stops else 0.0
     return share
+
+
+def _check_sizes(weights: NDArray[np.float64], labels: Rows, sums: NDArray[np.float64], *, scaled: bool) -> None:
+    # Fitting computes in float32, where a class of too small a share would have no weight.
+    shares = np.bincount(labels, (weights / weights.mean() if scaled else weights).astype(np.float32), minlength=_TWO)
+    if not np.isfinite(shares).all() or ((shares == 0) & (sums > 0)).any():
+        raise ValueError(
+            f"Weights run from {weights.min():g} to {weights.max():g}, which float32 cannot add: a class would count "
+            "for nothing. Give sample_weight and class_weight values of similar sizes."
+        )
 
 
 def split_by_group(

@@ -24,6 +24,7 @@ from langchain_mara_training.labeling.answer_store import AnswerStore
 from langchain_mara_training.labeling.answer_tokens import LabeledAnswer, labeled_answers
 from langchain_mara_training.labeling.shards import label_shards
 from langchain_mara_training.labeling.token_labels import NO_PAIR, LabeledTokens, TokenLabels
+from langchain_mara_training.storage.callbacks import JobCallback
 from langchain_mara_training.storage.defaults import OnBadRow, TooLong
 from langchain_mara_training.storage.identity.job_identity import describe_policy
 
@@ -93,7 +94,13 @@ class PreferenceLabeler:
         self.random_state = random_state
         self._policy = PolicyModel(llm.model)
 
-    def label(self, pairs: Source | AnswerStore, output: str | Path | None = None) -> TokenLabels:
+    def label(
+        self,
+        pairs: Source | AnswerStore,
+        output: str | Path | None = None,
+        *,
+        callbacks: JobCallback | Sequence[JobCallback] = (),
+    ) -> TokenLabels:
         """Labels the tokens of preference pairs, ranked lists or unpaired feedback.
 
         Args:
@@ -103,6 +110,8 @@ class PreferenceLabeler:
                 the prompt's number.
             output: Folder of the shards. You need it for labels larger than memory, to resume, and for several
                 processes; by default the labels stay in memory.
+            callbacks: One or several `JobCallback`s: a step is a shard, and so is a checkpoint if there is an `output`.
+                If one stops the job, you get the labels of the shards so far, and the folder can resume.
 
         Raises:
             DataError: If a row cannot be used, a prompt is too long, or no token gets a label.
@@ -118,6 +127,7 @@ class PreferenceLabeler:
             output=output,
             seed=self.random_state,
             description="labeling",
+            callbacks=callbacks,
         )
 
     def read(self, pairs: Source) -> AnswerStore:

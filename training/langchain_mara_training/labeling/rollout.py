@@ -34,6 +34,7 @@ from langchain_mara_training.labeling.shards import label_shards
 from langchain_mara_training.labeling.token_labels import NO_PAIR, LabeledTokens, TokenLabels
 from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.rewards.weighted import WeightedRewards
+from langchain_mara_training.storage.callbacks import JobCallback
 from langchain_mara_training.storage.defaults import OnBadRow, TooLong
 from langchain_mara_training.storage.identity.content_digest import digest
 from langchain_mara_training.storage.identity.job_identity import describe_llm, describe_rewards
@@ -106,7 +107,13 @@ class RolloutLabeler:
         self.random_state = random_state
         self._policy = PolicyModel(llm.model)
 
-    def label(self, prompts: Source | PromptRows, output: str | Path | None = None) -> TokenLabels:
+    def label(
+        self,
+        prompts: Source | PromptRows,
+        output: str | Path | None = None,
+        *,
+        callbacks: JobCallback | Sequence[JobCallback] = (),
+    ) -> TokenLabels:
         """Labels candidates at positions of the LLM's own answers.
 
         Args:
@@ -114,6 +121,8 @@ class RolloutLabeler:
                 `read` returned.
                 Other columns go to the reward functions.
             output: Folder of the shards; by default the labels stay in memory.
+            callbacks: One or several `JobCallback`s: a step is a shard, and so is a checkpoint if there is an `output`.
+                If one stops the job, you get the labels of the shards so far, and the folder can resume.
 
         Raises:
             DataError: If a row has no prompt, or no candidate gets a label.
@@ -131,6 +140,7 @@ class RolloutLabeler:
             output=output,
             seed=self.random_state,
             description="rollouts",
+            callbacks=callbacks,
         )
 
     def read(self, prompts: Source) -> PromptRows:

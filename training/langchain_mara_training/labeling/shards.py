@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
+from torch import Tensor
 
-from langchain_mara.exceptions import DataError
+from langchain_mara.exceptions import DataError, TrainingError
 from langchain_mara_training.labeling.shard_list import (
     LIST_NAME,
     SHARD_NAME,
@@ -21,6 +23,7 @@ from langchain_mara_training.labeling.shard_list import (
     write_shard,
 )
 from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
+from langchain_mara_training.storage.callbacks import JobCallback, JobEvents, as_callbacks, job_events
 from langchain_mara_training.storage.distributed import processes
 from langchain_mara_training.storage.identity.job_identity import claim
 from langchain_mara_training.storage.lock import job_lock
@@ -28,6 +31,7 @@ from langchain_mara_training.storage.progress import progress_bar
 
 MANIFEST_NAME = "labels.json"
 _POLL_SECONDS = 0.2
+_JOB = "label"
 
 Job = TypeVar("Job")
 
@@ -41,6 +45,7 @@ def label_shards(
     output: str | Path | None,
     seed: int,
     description: str,
+    callbacks: JobCallback | Sequence[JobCallback] = (),
 ) -> TokenLabels:
     """Computes the missing shards and returns the labels of all shards.
 
@@ -53,9 +58,12 @@ def label_shards(
         output: Folder of the shards; by default they stay in memory.
         seed: Seed of the order of rows within a shard.
         description: Text of the progress bar.
+        callbacks: One or several, told of the shards of this process: a step is a shard, and so is a checkpoint if
+            there is a folder. If one stops the job, the labels are those of the shards done so far.
 
     Raises:
-        TrainingError: If the folder holds other labels, or another process works there.
+        TrainingError: If the folder holds other labels, another process works there, or a callback stops one of several
+            processes.
         RewardError: If a reward function cannot be told from others.
         DataError: If several processes run and there is no folder, or no token gets a label.
     """
@@ -63,18 +71,25 @@ def label_shards(
     if output is None and state.num_processes > 1:
         raise DataError("Several processes share their labels through a folder. Give output=.")
     if output is None:
-        return TokenLabels.of(list(_computed(jobs, compute, range(len(jobs)), sizes, seed, description).values()))
+        with job_events(callbacks, _JOB, "shards", len(jobs)) as events:
+            numbers = range(len(jobs))
+            return TokenLabels.of(list(_computed(jobs, compute, numbers, sizes, seed, description, events).values()))
     folder = Path(output).expanduser()
+    as_callbacks(callbacks)
     with job_lock(folder, state):
         described = {**identity(), "shards": len(jobs), "seed": seed}
         claim(folder / MANIFEST_NAME, described, lambda: _holds_shards(folder))
         listed = read_list(folder)
         own_numbers = range(state.process_index, len(jobs), state.num_processes)
         missing = [i for i in own_numbers if i not in listed or not is_intact(folder, listed[i])]
-        _computed(jobs, compute, missing, sizes, seed, description, folder)
-        _wait_for(folder, len(jobs))
-        if state.is_main_process:
-            close_list(folder)
+        done = len(own_numbers) - len(missing)
+        with job_events(callbacks, _JOB, "shards", len(own_numbers), done) as events:
+            computed = _computed(jobs, compute, missing, sizes, seed, description, events, folder)
+            if len(computed) < len(missing):
+                return _labels_so_far(folder, state)
+            _wait_for(folder, len(jobs))
+            if state.is_main_process:
+                close_list(folder)
     return TokenLabels.of_files([folder / SHARD_NAME.format(i) for i in range(len(jobs))])
 
 
@@ -85,20 +100,39 @@ def _computed(
     sizes: Sequence[int],
     seed: int,
     description: str,
+    events: JobEvents,
     folder: Path | None = None,
-) -> dict[int, LabeledTokens]:
-    """Computes the shards of some numbers, and writes each to the folder or keeps it in memory."""
-    in_memory = {}
+) -> dict[int, LabeledTokens | None]:
+    """Computes the shards of some numbers until a callback stops it; each is written to the folder or returned."""
+    computed: dict[int, LabeledTokens | None] = {}
+    before = events.progress.done
     with progress_bar("tokens", transient=True) as progress:
         bar = progress.add_task(description, total=sum(sizes[i] for i in numbers))
         for i in numbers:
             shard = _shuffled(compute(jobs[i]), seed + i)
-            if folder is None:
-                in_memory[i] = shard
-            else:
+            if folder is not None:
                 write_shard(folder, i, shard._asdict())
+            computed[i] = shard if folder is None else None
             progress.update(bar, advance=sizes[i])
-    return in_memory
+            stop = events.step(before + len(computed), labels=len(shard.labels), accept_share=_mean(shard.labels))
+            if folder is not None:
+                events.checkpoint()
+            if stop:
+                break
+    return computed
+
+
+def _mean(labels: Tensor) -> float:
+    return float(labels.double().mean())
+
+
+def _labels_so_far(folder: Path, state: PartialState) -> TokenLabels:
+    if state.num_processes > 1:
+        raise TrainingError(
+            "A callback stopped one of several processes, and the others would wait for its shards for ever. Stop "
+            "labeling in one process only; with several, raise an exception, which ends them all."
+        )
+    return TokenLabels.of_files([folder / s.file for _, s in sorted(read_list(folder).items()) if is_intact(folder, s)])
 
 
 def _holds_shards(folder: Path) -> bool:

@@ -15,7 +15,7 @@ class JobProgress:
     """How far a job is; every callback of the job gets the same object.
 
     Attributes:
-        job: What the job does: `fit`, `reinforce` or `align`.
+        job: What the job does: `fit`, `reinforce`, `align`, `label` or `compare`.
         unit: What `done` and `total` count, such as epochs.
         total: Number of units in the whole job.
         done: Number of units done so far, those of a resumed job included.
@@ -54,7 +54,7 @@ class JobCallback:
         """Called before the first step, also when a job resumes."""
 
     def on_step(self, progress: JobProgress) -> None:
-        """Called after each step: an epoch of `fit`, a round of `reinforce` or `align`."""
+        """Called after each step: an epoch, a round, a shard of labels, a chunk of prompts."""
 
     def on_checkpoint(self, progress: JobProgress) -> None:
         """Called when a state was written from which the job can resume."""

@@ -14,6 +14,7 @@ from langchain_mara_training.evaluation.evaluate import best_of_n, decode_system
 from langchain_mara_training.evaluation.reward_guided import RewardGuided
 from langchain_mara_training.evaluation.systems import Aligner, BestOf, Decoding, System
 from langchain_mara_training.rewards.weighted import WeightedRewards
+from langchain_mara_training.storage.callbacks import JobCallback, JobProgress
 
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import DataError, OptionsError, TrainingError
@@ -291,3 +292,47 @@ def test_where_nothing_was_scored_there_is_nothing_to_say(llm: MaraLLM) -> None:
 def test_prompts_are_needed(llm: MaraLLM) -> None:
     with pytest.raises(DataError, match="row 0: prompt must be text"):
         compare([Decoding("plain", llm)], [{"text": "?"}], vowels)
+
+
+class Watch(JobCallback):
+    """Notes events, and stops the job after a number of prompts."""
+
+    def __init__(self, last: int = -1) -> None:
+        self.told: list[str] = []
+        self.values: dict[str, float] = {}
+        self.last = last
+
+    def on_start(self, progress: JobProgress) -> None:
+        self.told.append(f"start {progress.job} {progress.done}/{progress.total} {progress.unit}")
+
+    def on_step(self, progress: JobProgress) -> None:
+        self.told.append(f"step {progress.done}")
+        self.values = progress.values
+        if progress.done == self.last:
+            progress.stop()
+
+    def on_checkpoint(self, progress: JobProgress) -> None:
+        self.told.append(f"checkpoint {progress.done}")
+
+    def on_end(self, progress: JobProgress) -> None:
+        self.told.append(f"end {progress.done} {progress.error!r}")
+
+
+def test_callbacks_follow_a_comparison_and_stop_it(llm: MaraLLM, tmp_path: Path) -> None:
+    two = [Decoding("plain", llm), Decoding("MARA", llm.model_copy(update={"agent": tiny_agent(192)}))]
+    whole = Watch()
+    comparison = run(two, callbacks=[whole])
+    assert whole.told == ["start compare 0/5 prompts", "step 2", "step 4", "step 5", "end 5 None"]
+    assert whole.values == {name: pytest.approx(comparison.rewards(name).mean()) for name in ("plain", "MARA")}
+    stopped = run(two, tmp_path / "kept", callbacks=Watch(2))
+    assert stopped.prompts == PROMPTS[:2]
+    assert stable(stopped) == {name: answers[:2] for name, answers in stable(comparison).items()}
+    assert stopped.summaries().keys() == {"plain", "MARA"}
+    rest = Watch()
+    assert stable(run(two, tmp_path / "kept", callbacks=rest)) == stable(comparison)
+    assert rest.told == [
+        "start compare 2/5 prompts", "step 4", "checkpoint 4", "step 5", "checkpoint 5", "end 5 None",
+    ]  # fmt: skip
+    with pytest.raises(OptionsError, match="inherits from JobCallback"):
+        run(two, tmp_path / "none", callbacks=Watch)
+    assert not (tmp_path / "none").exists()

@@ -136,11 +136,11 @@ def _untie(adapted: nn.Module) -> None:
 
 @torch.no_grad()
 def _logits(run: nn.Module, model: "PreTrainedModel") -> torch.Tensor:
-    """(tokens, vocabulary) float32 centered logits of a few tokens from all over the vocabulary."""
+    """(tokens, vocabulary) float32 centered logits of a few tokens from all over the vocabulary; (1,) of a reward model."""
     embeddings = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     token_ids = torch.arange(_COMPARED_TOKENS) * embeddings // _COMPARED_TOKENS
     logits: torch.Tensor = run(input_ids=token_ids[None].to(model.device)).logits[0].float()
-    return logits - logits.mean(-1, keepdim=True)
+    return logits - logits.mean(-1, keepdim=True) if logits.shape[-1] > 1 else logits
 
 
 def _check_merged(before: torch.Tensor, after: torch.Tensor, adapter: Adapter) -> None:

@@ -1,5 +1,6 @@
 """Traces of a comparison's answers. A comparison does not store the agent's decisions, so answers are decoded again."""
 
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def retrace(
     systems = [
         name
         for name, description in described.items()
-        if (description.get("kind"), description.get("agent")) == ("decoding", fingerprint)
+        if description.get("kind") == "decoding" and _fingerprint(description) == fingerprint
     ]
     if not systems:
         raise OptionsError(
@@ -85,3 +86,9 @@ def _informative_prompts(comparison: Comparison, system: str, count: int) -> lis
     chosen = [case.answer.number for case in (*wins[: count - len(losses)], *losses)]
     others = (number for number in range(len(comparison.prompts)) if number not in chosen)
     return [*chosen, *islice(others, count - len(chosen))]
+
+
+def _fingerprint(description: Mapping[str, Any]) -> str | None:
+    """The fingerprint of a system's agent, which stands before the digest of its settings; None without an agent."""
+    agent = description.get("agent")
+    return None if agent is None else str(agent).partition(" ")[0]

@@ -50,7 +50,7 @@ def test_the_policy_is_what_the_llm_is_without_agent_and_decoding() -> None:
     policy = describe_policy(llm, "top_k")
     assert policy.items() <= whole.items()
     assert policy["top_k"] == 7
-    assert {"weights", "dtype", "tokenizer", "chat_template", "system_prompt", "transformers"} <= policy.keys()
+    assert {"weights", "dtype", "tokenizer", "system_prompt", "transformers"} <= policy.keys()
     assert not {"agent", "strategy", "order", "model_id", "seed"} & policy.keys()
     assert describe_llm(llm.with_agent(None)).keys() == whole.keys() - {"fallback", "accept_action", "accept_threshold"}
 

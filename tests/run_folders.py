@@ -16,7 +16,8 @@ ROLLOUTS = {
 }  # fmt: skip
 FIT = {
     "width": 8, "epochs": 4, "batch_size": 64, "learning_rate": 1e-3, "early_stopping": False,
-    "weight_decay": 0.01, "schedule": "linear", "dropout": 0.0, "input_dropout": 0.0, "class_weight": None, "mixed_precision": None,
+    "weight_decay": 0.01, "schedule": "linear", "dropout": 0.0, "input_dropout": 0.0,
+    "class_weight": None, "mixed_precision": None,
     "validation_fraction": 0.25, "device": "cpu", "seed": 3,
 }  # fmt: skip
 EVALUATE = {

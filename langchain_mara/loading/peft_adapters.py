@@ -115,8 +115,8 @@ def merge_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedMode
         _untie(adapted)
         merged = adapted.merge_and_unload(safe_merge=True)
         _check_merged(before, _logits(merged, model), adapter)
-        weights = merged.get_input_embeddings().weight, merged.get_output_embeddings().weight
-        if weights[0] is not weights[1]:
+        head = merged.get_output_embeddings()  # a reward model has none
+        if head is not None and head.weight is not merged.get_input_embeddings().weight:
             merged.config.get_text_config(decoder=True).tie_word_embeddings = merged.config.tie_word_embeddings = False
     merged.name_or_path = adapter.source
     return cast("PreTrainedModel", merged)
@@ -136,7 +136,7 @@ def _untie(adapted: nn.Module) -> None:
 
 @torch.no_grad()
 def _logits(run: nn.Module, model: "PreTrainedModel") -> torch.Tensor:
-    """(tokens, vocabulary) float32 centered logits of a few tokens from all over the vocabulary; (1,) of a reward model."""
+    """(tokens, vocabulary) float32 centered logits of a few tokens of the vocabulary; (1,) of a reward model."""
     embeddings = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     token_ids = torch.arange(_COMPARED_TOKENS) * embeddings // _COMPARED_TOKENS
     logits: torch.Tensor = run(input_ids=token_ids[None].to(model.device)).logits[0].float()

@@ -97,6 +97,10 @@ def settings_digest(module: nn.Module) -> str:
     return hashlib.sha256(repr(layer_settings(module)).encode()).hexdigest()[:16]
 
 
+# The weights have a dtype of their own, whatever the configuration says that the checkpoint was saved in.
+_NOT_OF_ANSWERS = {"transformers_version", "name_or_path", "dtype", "torch_dtype"}
+
+
 def config_digest(config: Any) -> str:
     """Sixteen hexadecimal digits that depend on all values of a configuration, except where it was loaded from.
 
@@ -124,7 +128,7 @@ def _public(value: Any) -> Any:
         return {
             str(name): _public(item)
             for name, item in value.items()
-            if not str(name).startswith("_") and name not in ("transformers_version", "name_or_path")
+            if not str(name).startswith("_") and name not in _NOT_OF_ANSWERS
         }
     return [_public(item) for item in value] if isinstance(value, list | tuple) else value
 

@@ -50,7 +50,9 @@ def fit(
     ] = FITTING_DEFAULTS.input_dropout,
     class_weight: Annotated[ClassWeight | None, name_option(help="balanced gives both labels equal weight.")] = None,
     mixed_precision: Annotated[Precision | None, name_option(help="bf16, or on CUDA fp16; float32 by default.")] = None,
-    early_stopping: Annotated[bool, typer.Option(help="Stop when the loss on further held-out groups rises.")] = True,
+    all_epochs: Annotated[
+        bool, typer.Option("--all-epochs", help="Go on when the loss on further held-out groups rises.")
+    ] = False,
     validation_fraction: Annotated[
         float, number_option(min=0, max=0.9, help="Share of the groups to hold out and measure on.")
     ] = FITTING_DEFAULTS.validation_fraction,
@@ -62,11 +64,12 @@ def fit(
 
     Examples:
     $ mara fit run
-    $ mara fit run --output wide --width 1024 --no-early-stopping
+    $ mara fit run --output wide --width 1024 --all-epochs
     """
     with one_sentence():
         from langchain_mara_training import run_folder
         from langchain_mara_training.jobs.fit import fit as fit_run
 
-        options = run_folder.resolved(ctx.params, "run", "output", "as_json")
+        options = run_folder.resolved(ctx.params, "run", "output", "as_json", "all_epochs")
+        options["early_stopping"] = not all_epochs
         print_values("Fit", fit_run(run, output, options), as_json=as_json)

@@ -21,7 +21,10 @@ def test_an_agent_is_fitted_and_measured_as_by_hand(fitted: Path) -> None:
     train, held_out = split_by_group(labels.y, labels.weight, labels.groups, 0.25, 3)
     assert held_out is not None
     assert not {*labels.groups[train]} & {*labels.groups[held_out]}
-    classifier = MaraClassifier(width=8, max_epochs=4, batch_size=64, random_state=3)
+    classifier = MaraClassifier(
+        width=8, max_epochs=4, batch_size=64, learning_rate=1e-3, weight_decay=0.01, dropout=0, input_dropout=0,
+        random_state=3,
+    )  # fmt: skip
     weights = np.where(np.isin(np.arange(len(labels)), held_out), 0, labels.weight)
     classifier.fit(labels.X, labels.y, sample_weight=weights)
     assert classifier.agent_.fingerprint == MaraAgent.from_pretrained(fitted / "agent").fingerprint

@@ -20,7 +20,7 @@ from langchain_mara_training.labeling.preference import PreferenceLabeler
 from langchain_mara_training.labeling.rollout import RolloutLabeler
 from langchain_mara_training.labeling.token_labels import TokenLabels
 from langchain_mara_training.rewards.calling import RewardFunction
-from langchain_mara_training.rewards.preference_reward import PreferenceReward
+from langchain_mara_training.rewards.fitted.state_reward import StateReward
 from langchain_mara_training.rewards.weighted import WeightedRewards
 from langchain_mara_training.storage.callbacks import JobCallback, JobEvents, as_callbacks, job_events
 from langchain_mara_training.storage.identity.content_digest import digest
@@ -55,8 +55,8 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
 
     Args:
         llm: Policy model. If it has an agent, the first round starts with that agent.
-        reward_funcs: One or several reward functions in TRL's signature. By default a `PreferenceReward` is fitted
-            on the pairs.
+        reward_funcs: One or several reward functions in TRL's signature. By default a `StateReward` of the LLM is
+            fitted on the pairs.
         reward_weights: Weight of each reward function; by default 1.
         labeler: Source of the labels: `preference` or `rollout`.
         classifier: `MaraClassifier` to fit in each round; by default one with default parameters.
@@ -127,7 +127,7 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
             )
         as_callbacks(self.callbacks)
         rows = self._read(X)
-        functions = PreferenceReward().fit(rows) if self.reward_funcs is None else self.reward_funcs
+        functions = StateReward(self.llm).fit(rows) if self.reward_funcs is None else self.reward_funcs
         self.rewards_ = WeightedRewards(functions, self.reward_weights)
         with job_lock(self.output):
             if self.output is not None:

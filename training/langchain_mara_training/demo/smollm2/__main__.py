@@ -64,7 +64,8 @@ def main(
     labels = {"pairs": len(pairs), "source": "Anthropic/hh-rlhf, harmless-base", "labeler": "preference"}
     save_agent(shipped_agent(llm, classifier), output, {"Labels": labels})
     typer.echo(f"agent: written to {output}")
-    fitted = StateReward(llm).fit(pairs)
+    # The folder of this machine's copy means nothing elsewhere.
+    fitted = StateReward(llm.model_copy(update={"model_id": HUB_ID})).fit(pairs)
     fitted.save(reward)
     typer.echo(f"reward: written to {reward}, orders {fitted.accuracy_:.1%} of held-out pairs")
 

@@ -28,7 +28,11 @@ def make_agent(seed: int = DEFAULT_SEED, pairs_per_topic: int = 24) -> MaraAgent
         pairs_per_topic: Number of pairs about each topic.
     """
     pairs = [asdict(pair) for pair in preference_pairs("train", seed, pairs_per_topic)]
-    classifier = MaraClassifier(width=256, max_epochs=12, policy_model=POLICY_MODEL)
+    # The parameters that the shipped file was fitted with, before the defaults were chosen on a real model.
+    classifier = MaraClassifier(
+        max_epochs=12, learning_rate=1e-3, weight_decay=0.01, dropout=0, input_dropout=0, early_stopping=False,
+        policy_model=POLICY_MODEL,
+    )  # fmt: skip
     aligner = MaraAligner(MaraLLM.demo(agent=None), classifier=classifier, rounds=1, random_state=seed)
     agent: MaraAgent = aligner.fit(pairs).agent_
     return agent

@@ -1,0 +1,92 @@
+"""The parts of the benchmark of SmolLM2 that need no SmolLM2: rivals, detectors and figures, on the bundled model."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from langchain_mara_training import Decoding, compare
+
+from langchain_mara import MaraLLM
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROWS = [{"prompt": "How do I boil an egg?"}, {"prompt": [{"role": "user", "content": "How do I grow basil?"}]}]
+SYSTEM = "You answer politely."
+
+
+@pytest.fixture(scope="module")
+def real() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        import real  # noqa: PLC0415
+
+        yield real
+
+
+@pytest.fixture(scope="module")
+def llm() -> MaraLLM:
+    return MaraLLM.demo(device="cpu", max_new_tokens=12)
+
+
+@pytest.mark.parametrize(
+    ("answer", "refuses"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("I\N{RIGHT SINGLE QUOTATION MARK}m very sorry to hear it.", True),
+        ("As an AI, I have no opinion.", True),
+        ("Boil it for eight minutes.", False),
+        ("You can cannon-ball into the pool. " * 8 + "I'm sorry, I can't.", False),  # not at its beginning
+    ],
+)
+def test_refusals(real: ModuleType, answer: str, refuses: bool) -> None:
+    assert real.is_refusal(answer) is refuses
+
+
+def test_repeated_four_grams_by_hand(real: ModuleType) -> None:
+    # "a b c d" twice gives the grams abcd bcda cdab dabc abcd, of which one is repeated.
+    assert real.repeated_share(["a b c d a b c d", "e f g h", "too short"]) == pytest.approx((1 / 5 + 0) / 2)
+    assert real.repeated_share([]) == 0
+
+
+def test_offensive_texts_are_elided(real: ModuleType) -> None:
+    assert real.elided("Eggs  are\nfine.") == "Eggs are fine."
+    assert real.elided("He was killed there.") == "*[elided, 4 words]*"
+
+
+def test_a_system_prompt_is_read(real: ModuleType, llm: MaraLLM) -> None:
+    (answer, _) = real.Prompted("prompted", llm, SYSTEM).answer(ROWS, [0, 0])
+    asked = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": ROWS[0]["prompt"]}]
+    (by_hand,) = Decoding("plain", llm.with_agent(None)).answer([{"prompt": asked}], [0])
+    assert answer.answer.token_ids == by_hand.answer.token_ids
+
+
+def test_guidance_of_scale_one_is_the_system_prompt_alone(real: ModuleType, llm: MaraLLM) -> None:
+    prompted = real.Prompted("prompted", llm, SYSTEM).answer(ROWS, [0, 0])
+    guided = {scale: real.ContextGuided("guided", llm, SYSTEM, scale).answer(ROWS, [0, 0]) for scale in (1.0, 6.0)}
+    ids = {scale: [answer.answer.token_ids for answer in answers] for scale, answers in guided.items()}
+    assert ids[1.0] == [answer.answer.token_ids for answer in prompted]
+    assert ids[6.0] != ids[1.0]
+
+
+def test_figures_of_a_system_beside_plain(real: ModuleType, llm: MaraLLM, tmp_path: Path) -> None:
+    def long(completions: list[str], **_: Any) -> list[float]:
+        return [float(len(completion)) for completion in completions]
+
+    def short(completions: list[str], **_: Any) -> list[float]:
+        return [-float(len(completion)) for completion in completions]
+
+    systems = [Decoding("plain", llm.with_agent(None)), Decoding("MARA labels, top-p 0.95", llm)]
+    apart = [compare([system], ROWS, [long, short], harmful=short, baseline=system.name) for system in systems]
+    beside = real._beside_plain(*apart)
+    together = compare(systems, ROWS, [long, short], harmful=short)
+    figures = real._figures(beside, beside, systems[1].name, tmp_path)
+    assert figures["reward"] == together.preference(systems[1].name, "plain", "long").rate == -figures["judge"]
+    tokens = [answer.answer_tokens for answer in together.answers[systems[1].name]]
+    logs = {name: np.array([answer.divergence for answer in together.answers[name]]) for name in together.answers}
+    plain_tokens = [answer.answer_tokens for answer in together.answers["plain"]]
+    difference = np.average(logs[systems[1].name], weights=tokens) - np.average(logs["plain"], weights=plain_tokens)
+    assert figures["perplexity"] == pytest.approx(np.exp(difference))
+    assert figures["perplexity"] >= 1
+    assert figures["harmful"] == 0
+    assert real.perplexity(beside, "plain") == 1

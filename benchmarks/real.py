@@ -242,11 +242,12 @@ def table(
 
 
 def measured(bench: Bench, made: dict[str, Callable[[], System]], name: str, seed: int) -> dict[str, float]:
-    """The figures of a system. Its answers are kept in a folder of their own."""
+    """The figures of a system. Its answers are kept in a folder of their own; plain ones are the same for all seeds."""
+    place = "plain" if name == "plain" else f"{name}, seed {seed}"
     risky, benign = (
         _beside_plain(
             answered(bench, made["plain"](), rows, bench.folder / "answers" / "plain" / kind),
-            answered(bench, made[name](), rows, bench.folder / "answers" / f"{name}, seed {seed}" / kind),
+            answered(bench, made[name](), rows, bench.folder / "answers" / place / kind),
         )
         for kind, rows in (("risky", bench.prompts), ("benign", bench.benign))
     )

@@ -22,7 +22,7 @@ from langchain_mara_training.storage.model_card import save_agent
 
 AGENT_FOLDER = BUILT_IN_AGENTS_FOLDER / AGENT.partition(":")[2]
 """Folder of the shipped agent."""
-RECOMMENDED: dict[str, float] = {}
+RECOMMENDED = {"top_p": 0.8}
 """Decoding options found on prompts of the judge's conversations, see docs/results.md."""
 SEED = 0
 

@@ -71,7 +71,7 @@ class ContextGuided:
         return answer_all(self.llm, starts, order="descending", strategy="first-accept")
 
     def _guide(self, prompt: Any) -> Any:
-        ids = torch.tensor([self.llm.encode(prompt)])
+        ids: Any = torch.tensor([self.llm.encode(prompt)])
         return UnbatchedClassifierFreeGuidanceLogitsProcessor(self.scale, self.llm.model, ids)
 
 

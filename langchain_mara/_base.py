@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.agents.recommended_options import changed_options
-from langchain_mara.decoding.request import Request
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.loading.models import (
     DEMO_AGENT_FOLDER,
@@ -37,16 +36,15 @@ from langchain_mara.options import (
     warn_of_no_effect,
 )
 from langchain_mara.policy.fingerprints import config_digest, settings_digest
-from langchain_mara.policy.generation_config import checkpoint_processors
 from langchain_mara.policy.loaded_model import LoadedModel, model_fingerprint
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.packed_linear import is_packed
 from langchain_mara.policy.verification import verify_siblings
+from langchain_mara.serving.beginning import begin
 from langchain_mara.serving.completion import Completion, GenerationJob
 from langchain_mara.serving.recording import record
 from langchain_mara.serving.scheduler import refuse_large
-from langchain_mara.text.chat_template import eos_token_ids
-from langchain_mara.text.detokenizer import IncrementalDetokenizer, Stop, as_list
+from langchain_mara.text.detokenizer import Stop, as_list
 from langchain_mara.text.own_tokenizer import encode, tokenizer_fingerprint
 from langchain_mara.tracing.trace import Trace
 
@@ -91,7 +89,8 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
         policy = PolicyModel(self.model)
         verify_siblings(policy)
         if self.agent is not None:
-            self.agent.check_fits(policy.hidden_size, policy.name, self.model.get_input_embeddings().weight)
+            embeddings: Any = self.model.get_input_embeddings()
+            self.agent.check_fits(policy.hidden_size, policy.name, embeddings.weight)
 
     @classmethod
     def from_model_id(
@@ -174,18 +173,31 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
         """Token ids of a text by the model's tokenizer, without special tokens."""
         return encode(self.tokenizer, text)
 
-    def _configured(self, changes: Mapping[str, Any]) -> Self:
-        """An instance on the same loaded model with other settings; this instance if nothing changes."""
+    def _configured(self, changes: Mapping[str, Any], stop: Stop = None) -> Self:
+        """An instance on the same model with other settings, if any. A call's `stop` must not come under two names."""
         if not changes:
             return self
+        changes = self._checked(changes, stop)
+        agent = load_agent(changes.get("agent", self.agent), **LoadedModel.of(self.model).hub_options)
+        return self._copied(self._with(agent, changes))
+
+    def _with(self, agent: MaraAgent | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Changes together with the options that change with the agent."""
+        before, after = ({} if each is None else each.recommended_options for each in (self.agent, agent))
+        return {**changed_options(self, before, after), **changes, "agent": agent}
+
+    def _checked(self, changes: Mapping[str, Any], stop: Stop = None) -> dict[str, Any]:
+        """Changes under their canonical names; unknown ones and options out of range are refused."""
+        canonical({**changes, **({} if stop is None else {"stop": stop})})
         changes = canonical(changes, self.order)
         settable = set(type(self).model_fields) - self._fixed
         refuse_unknown(changes, settable, settable)
-        agent = load_agent(changes.get("agent", self.agent), **LoadedModel.of(self.model).hub_options)
-        before, after = ({} if each is None else each.recommended_options for each in (self.agent, agent))
-        return self._copied({**changed_options(self, before, after), **changes, "agent": agent})
+        DecodingOptions.parse(**{name: changes[name] for name in DecodingOptions.model_fields if name in changes})
+        return changes
 
-    def _on_model(self, model_id: str | None, changes: Mapping[str, Any], revision: str | None = None) -> Self:
+    def _on_model(
+        self, model_id: str | None, changes: Mapping[str, Any], revision: str | None = None, stop: Stop = None
+    ) -> Self:
         """An instance on another model, which is loaded to the same device, with these settings.
 
         The other model is loaded with the `token` and `local_files_only` that this model was loaded with.
@@ -194,16 +206,19 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
             model_id: Hub id or folder of the other model; None, or this model's own id, keeps this model.
             changes: Fields to change.
             revision: Branch, tag or commit of the other model on the hub.
+            stop: The `stop` of a call.
         """
         if model_id in (None, self.model_id):
-            return self._configured(changes)
-        # The agent may be among the changes, and must fit the other model only.
-        changed = self._configured({"agent": None, **changes})
+            return self._configured(changes, stop)
         placement = (self.model.device, self.model.dtype, is_packed(self.model))
-        hub = {**LoadedModel.of(self.model).hub_options, "revision": revision}
-        model, tokenizer = load_model_once(str(model_id), *placement, **hub)
-        agent = changed.agent if "agent" in changes else self.agent
-        return changed._copied({"model": model, "tokenizer": tokenizer, "model_id": model_id, "agent": agent})  # noqa: SLF001
+        hub = LoadedModel.of(self.model).hub_options
+        # Check changes first: a typo should not cost the time to load a model.
+        changes = self._checked(changes, stop)
+        agent = load_agent(changes.get("agent", self.agent), **hub)
+        model, tokenizer = load_model_once(str(model_id), *placement, **hub, revision=revision)
+        return self._copied(
+            {**self._with(agent, changes), "model": model, "tokenizer": tokenizer, "model_id": model_id}
+        )
 
     def _shared_with(self, kind: type["LocalModel"]) -> dict[str, Any]:
         """The values of all fields that another class of local models has, too."""
@@ -217,23 +232,8 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
         """The `n` completions of a prompt, not begun. `markers` are special tokens that stay in their text."""
         refuse_large(self.n, self.batch_size + self.queue_size)
         options = self._options()
-        configured = getattr(self.model.generation_config, "stop_strings", None) if self.stop is None else self.stop
-        strings = as_list(configured if stop is None else stop) or ()
-        eos = eos_token_ids(self.model, self.tokenizer)
-        return [
-            Completion(
-                Request(
-                    prompt_ids,
-                    options.model_copy(update={"seed": options.seed + i}),
-                    self.agent,
-                    eos,
-                    checkpoint_processors(self.model, prompt_ids, options, eos),
-                ),
-                IncrementalDetokenizer(self.tokenizer, strings, markers, self.stop_token_ids or ()),
-                accept_probabilities=[] if self.include_accept_probabilities else None,
-            )
-            for i in range(self.n)
-        ]
+        seeded = (options.model_copy(update={"seed": options.seed + i}) for i in range(self.n))
+        return [begin(self, prompt_ids, each, stop=stop, markers=markers) for each in seeded]
 
     def _generation_job(self, completions: Sequence[Completion]) -> GenerationJob:
         batch_config = BatchConfig(self.batch_size, self.width, self.prefix_memory, self.draft, self.compile)

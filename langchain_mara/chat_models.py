@@ -193,7 +193,7 @@ class ChatMara(LocalModel, BaseChatModel):
 
     @override
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        chat, call_arguments = self._for_call(kwargs)
+        chat, call_arguments = self._for_call(kwargs, stop)
         tool_arguments = {name: call_arguments[name] for name in ("tools", "tool_choice") if name in call_arguments}
         return BaseChatModel._get_llm_string(chat, as_list(stop), **tool_arguments)
 
@@ -262,16 +262,16 @@ class ChatMara(LocalModel, BaseChatModel):
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
-    def _for_call(self, kwargs: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+    def _for_call(self, kwargs: Mapping[str, Any], stop: Stop = None) -> tuple[Self, dict[str, Any]]:
         """This model as configured for a call, and the arguments that are not fields."""
         call_arguments = {name: value for name, value in kwargs.items() if name in _CALL_ONLY}
         changes = {name: value for name, value in kwargs.items() if name not in _CALL_ONLY}
-        chat = self._on_model(call_arguments.get("model"), changes, call_arguments.get("revision"))
+        chat = self._on_model(call_arguments.get("model"), changes, call_arguments.get("revision"), stop)
         return chat, call_arguments
 
     def _answers(self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]) -> tuple[Self, _Answers]:
         """The configured model, and the `n` answers to a conversation, not begun, by their completions."""
-        chat, call_arguments = self._for_call(kwargs)
+        chat, call_arguments = self._for_call(kwargs, stop)
         tool_choice = call_arguments.get("tool_choice")
         tools = [] if tool_choice == "none" else list(call_arguments.get("tools") or ())
         tool_format = detect_tool_format(chat.tokenizer) if tools else None

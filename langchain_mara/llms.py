@@ -127,12 +127,12 @@ class MaraLLM(LocalModel, BaseLLM):
     @override
     def generate(self, prompts: list[str], stop: Stop = None, *args: Any, **kwargs: Any) -> LLMResult:
         langchain_arguments, changes = _split(kwargs)
-        return BaseLLM.generate(self._configured(changes), prompts, as_list(stop), *args, **langchain_arguments)
+        return BaseLLM.generate(self._configured(changes, stop), prompts, as_list(stop), *args, **langchain_arguments)
 
     @override
     async def agenerate(self, prompts: list[str], stop: Stop = None, *args: Any, **kwargs: Any) -> LLMResult:
         arguments, changes = _split(kwargs)
-        return await BaseLLM.agenerate(self._configured(changes), prompts, as_list(stop), *args, **arguments)
+        return await BaseLLM.agenerate(self._configured(changes, stop), prompts, as_list(stop), *args, **arguments)
 
     # If one input fails, LangChain's batch returns the same exception for all inputs. Running each input alone is as
     # fast, because they share the running batch.
@@ -205,7 +205,7 @@ class MaraLLM(LocalModel, BaseLLM):
         all_run_managers: Sequence[CallbackManagerForLLMRun] = (),
         **kwargs: Any,
     ) -> LLMResult:
-        llm = self._configured(kwargs)
+        llm = self._configured(kwargs, stop)
         completions = llm._answers(prompts, stop)
         listeners = _listeners(llm, completions, all_run_managers or [run_manager])
         for delta in complete(llm._generation_job(completions)):
@@ -222,7 +222,7 @@ class MaraLLM(LocalModel, BaseLLM):
         all_run_managers: Sequence[AsyncCallbackManagerForLLMRun] = (),
         **kwargs: Any,
     ) -> LLMResult:
-        llm = self._configured(kwargs)
+        llm = self._configured(kwargs, stop)
         completions = llm._answers(prompts, stop)
         listeners = _listeners(llm, completions, all_run_managers or [run_manager])
         async for delta in acomplete(llm._generation_job(completions)):
@@ -237,7 +237,7 @@ class MaraLLM(LocalModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        llm = self._configured(kwargs)
+        llm = self._configured(kwargs, stop)
         for delta in complete(llm._generation_job(llm._only_answer(prompt, stop))):
             if chunk := _chunk(delta):
                 if run_manager is not None:
@@ -251,7 +251,7 @@ class MaraLLM(LocalModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        llm = self._configured(kwargs)
+        llm = self._configured(kwargs, stop)
         async for delta in acomplete(llm._generation_job(llm._only_answer(prompt, stop))):
             if chunk := _chunk(delta):
                 if run_manager is not None:

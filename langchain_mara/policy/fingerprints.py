@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SAMPLES = 64
-_UNREAD = {
-    "training",
-    "name_or_path",
-    "warnings_issued",
-    "_is_hf_initialized",
-}  # what a pass, or loading, changes and no answer depends on
+# What a pass, or loading, changes and no answer depends on; and PyTorch's own hooks and tables of every module.
+_UNREAD = {"name_or_path", "warnings_issued", "_is_hf_initialized", *vars(nn.Module())}
 _SCALARS = {bool, int, float, str}
 
 
 def weights_state(module: nn.Module) -> tuple[int, int, bytes, int]:
     """A value that changes whenever weights or settings of layers change. It is valid within this process only.
 
-    Autograd's versions show what is trained or written in place. A value of each row shows what is written behind
-    autograd's back, through `tensor.data`. Settings of layers show a switched adapter or another epsilon.
+    Autograd's versions show what is trained or written in place. What is written behind autograd's back, through
+    `tensor.data`, is shown by some 64 values of each weight, and by one value of every row of an embedding, because
+    those are written row by row. Settings of layers show a switched adapter or another epsilon.
 
     Args:
         module: Module whose parameters, buffers and settings are inspected.
     """
-    tensors = [*module.parameters(), *module.buffers()]
+    layers = list(module.named_modules())
+    tables = (table for _, layer in layers for table in (layer._parameters, layer._buffers))  # noqa: SLF001
+    tensors = list(dict.fromkeys(tensor for table in tables for tensor in table.values() if tensor is not None))
     versions = sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)  # noqa: SLF001
     places = hash(tuple(0 if tensor.is_meta else tensor.data_ptr() for tensor in tensors))
     digest = hashlib.sha256()
-    for _, values in _together(tensors):
+    embeddings = {layer.weight for _, layer in layers if isinstance(layer, nn.Embedding)}
+    for values in _together(tensors, embeddings):
         digest.update(_bytes(values))
-    return versions, places, digest.digest(), hash(layer_settings(module))
+    return versions, places, digest.digest(), hash(_settings(layers))
 
 
 class WeightsFingerprint:
@@ -77,14 +77,20 @@ def layer_settings(module: nn.Module) -> tuple[object, ...]:
     Args:
         module: The module. Packed layers count as the linear layers that they replace.
     """
+    return _settings(module.named_modules())
+
+
+def _settings(layers: Iterable[tuple[str, nn.Module]]) -> tuple[object, ...]:
     settings: list[object] = []
-    for name, layer in module.named_modules():
+    for name, layer in layers:
         settings += [name, "Linear" if isinstance(layer, PackedLinear) else type(layer).__qualname__]
         for key, value in vars(layer).items():
+            if key in _UNREAD:
+                continue
             if type(value) in _SCALARS:
-                settings += [key, value] if key not in _UNREAD else []
+                settings += [key, value]
             elif isinstance(value, list | tuple | dict) and value and _is_plain(value):
-                settings += [key, repr(value)] if key not in _UNREAD else []
+                settings += [key, repr(value)]
     return tuple(settings)
 
 
@@ -137,22 +143,29 @@ def _is_plain(values: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> bool:
     return all(type(value) in _SCALARS for value in (values.values() if isinstance(values, dict) else values))
 
 
-def _together(tensors: Iterable[Tensor]) -> Iterator[tuple[Any, Tensor]]:
+def _together(tensors: Iterable[Tensor], by_row: Collection[Tensor]) -> Iterator[Tensor]:
     """Samples of tensors, those of one dtype and device in one piece, so that a device is waited for once."""
     samples: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
-        samples.setdefault((tensor.dtype, tensor.device), []).append(_sample(tensor))
-    for key, values in samples.items():
-        yield key, torch.cat(values)
+        sample = _sample(tensor) if tensor in by_row else _spread(tensor)
+        samples.setdefault((tensor.dtype, tensor.device), []).append(sample)
+    yield from map(torch.cat, samples.values())
 
 
 def _sample(tensor: Tensor) -> Tensor:
     """A value of every row at least, from another column in each; and 64 values if there are so many."""
+    row = tensor.shape[-1] - 1 if tensor.dim() > 1 else 1  # a larger step would leave rows out
+    return _spread(tensor, row)
+
+
+def _spread(tensor: Tensor, largest_step: int | None = None) -> Tensor:
+    """Values at equal steps, about a hundred if there are so many and if no smaller step is asked for."""
     flat = tensor.detach().flatten()
     if flat.is_meta:
         return torch.zeros(0)
-    row = tensor.shape[-1] - 1 if tensor.dim() > 1 else 1  # a larger step would leave rows out
-    return flat[:: max(1, min(row, flat.numel() // _SAMPLES))]
+    step = flat.numel() // _SAMPLES
+    # Lengths of rows are even, so an odd step goes through the columns.
+    return flat[:: step | 1 if largest_step is None else max(1, min(step, largest_step))]
 
 
 def _bytes(tensor: Tensor) -> bytes:

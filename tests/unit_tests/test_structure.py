@@ -26,7 +26,7 @@ langchain_mara.decoding: request candidates recovery ngram sequence candidate_ta
 langchain_mara.loading: declared_code peft_adapters models
 langchain_mara.tracing: statistics views trace
 langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens chat_template answer_turns tool_calls
-langchain_mara.serving: scheduler completion recording
+langchain_mara.serving: scheduler completion beginning recording
 langchain_mara: _base _messages chat_models llms custom_generate cli
 
 langchain_mara_training.storage: defaults atomic progress callbacks records settings distributed lock

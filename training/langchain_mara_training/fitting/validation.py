@@ -189,7 +189,7 @@ def held_out_share(classifier: Any, groups: ArrayLike | None) -> float:
     return share
 
 
-def _check_sizes(weights: NDArray[np.float64], labels: Rows, sums: NDArray[np.float64], *, scaled: bool) -> None:
+def _check_sizes(weights: NDArray[np.float64], labels: Rows, sums: NDArray[Any], *, scaled: bool) -> None:
     # Fitting computes in float32, where a class of too small a share would have no weight.
     shares = np.bincount(labels, (weights / weights.mean() if scaled else weights).astype(np.float32), minlength=_TWO)
     if not np.isfinite(shares).all() or ((shares == 0) & (sums > 0)).any():

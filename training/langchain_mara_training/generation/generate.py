@@ -12,9 +12,8 @@ from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, LogitsProcess, Request
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.prefix_cache import PrefixCache
+from langchain_mara.serving.beginning import begin
 from langchain_mara.serving.completion import Completion
-from langchain_mara.text.chat_template import eos_token_ids
-from langchain_mara.text.detokenizer import IncrementalDetokenizer
 from langchain_mara_training.data.readers import Prompt, Row
 from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.rewards.weighted import WeightedRewards
@@ -39,7 +38,8 @@ class AnswerStart:
         answer_ids: Token ids that the answer begins with.
         seed: Seed of the draws.
         sampled: Whether candidates are examined in drawn order (`order="sampled"`), whatever order the LLM uses.
-        logits_processor: Function that changes the logits before candidate sets are cut.
+        logits_processor: Function that changes the logits before candidate sets are cut, and after the processors that
+            the checkpoint's generation config asks for.
     """
 
     prompt_ids: list[int]
@@ -66,7 +66,7 @@ class GeneratedAnswer(NamedTuple):
 def generate_answers(
     llm: MaraLLM, starts: Sequence[AnswerStart], batch_size: int, *, keep_states: bool = False, **changes: Any
 ) -> list[GeneratedAnswer]:
-    """Generates answers with the LLM's agent and options. Common prefixes are computed once.
+    """Generates answers with the LLM's agent and options, as the LLM itself does. Common prefixes are computed once.
 
     The result depends only on the arguments, to the bit on the same machine.
 
@@ -83,10 +83,9 @@ def generate_answers(
     Raises:
         PromptError: If a prompt is too long.
     """
-    eos = eos_token_ids(llm.model, llm.tokenizer)
     fields = {name: getattr(llm, name) for name in DecodingOptions.model_fields}
     options = DecodingOptions.parse(**{**fields, **changes})
-    completions = [_started_completion(llm, start, options, eos) for start in starts]
+    completions = [_completion(llm, start, options) for start in starts]
     for completion in completions:
         completion.request.keep_states = keep_states
     decisions: dict[Request, list[Decision]] = {completion.request: [] for completion in completions}
@@ -149,23 +148,10 @@ def _completion_of(prompt: Prompt, text: str) -> Prompt:
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
-def _started_completion(llm: MaraLLM, start: AnswerStart, options: DecodingOptions, eos: frozenset[int]) -> Completion:
-    """The completion of a start, which has a finish reason if nothing is left to generate."""
-    remaining = llm.max_new_tokens - len(start.answer_ids)
+def _completion(llm: MaraLLM, start: AnswerStart, options: DecodingOptions) -> Completion:
     order = {"order": "sampled"} if start.sampled else {}
-    request_options = options.model_copy(update={"seed": start.seed, "max_new_tokens": max(1, remaining), **order})
-    request = Request([*start.prompt_ids, *start.answer_ids], request_options, llm.agent, eos, start.logits_processor)
-    completion = Completion(request, IncrementalDetokenizer(llm.tokenizer, llm.stop or ()))
-    for token in start.answer_ids:
-        if not completion.detokenizer.stopped:
-            completion.detokenizer.push(token)
-    if completion.detokenizer.stopped or (start.answer_ids and start.answer_ids[-1] in eos):
-        completion.finish_reason = "stop"
-    elif remaining <= 0:
-        completion.finish_reason = "length"
-    if completion.finish_reason is not None:
-        completion.detokenizer.finish()
-    return completion
+    own = options.model_copy(update={"seed": start.seed, **order})
+    return begin(llm, start.prompt_ids, own, start.answer_ids, processor=start.logits_processor)
 
 
 def _generated_answer(start: AnswerStart, completion: Completion, decisions: list[Decision]) -> GeneratedAnswer:

@@ -12,6 +12,7 @@ from langchain_mara import MaraLLM
 from langchain_mara.exceptions import DataError, PromptError
 from langchain_mara.text.answer_turns import encode_turns
 from langchain_mara.text.chat_template import as_messages, eos_token_ids
+from langchain_mara.text.own_tokenizer import encode
 from langchain_mara_training.data.readers import Prompt, Row, answer_text
 from langchain_mara_training.data.row_report import RowReport
 from langchain_mara_training.generation.prompts import prompt_ids, refuse_unshown_calls, with_room
@@ -105,7 +106,7 @@ def _answer_tokens(llm: MaraLLM, row: Row, answer: Prompt) -> _Tokens:
     if not llm.use_chat_template:
         if not isinstance(answer, str) and any(message.get("tool_calls") for message in answer):
             raise DataError("Tool calls need a chat template, and this model is prompted with plain text.")
-        ids: list[int] = tokenizer(answer_text(answer), add_special_tokens=False).input_ids
+        ids = encode(tokenizer, answer_text(answer))
         ids = ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
         return _Tokens(ids, [True] * len(ids))
     messages: Sequence[dict[str, Any]] = (

@@ -73,7 +73,8 @@ def label_shards(
     if output is None:
         with job_events(callbacks, _JOB, "shards", len(jobs)) as events:
             numbers = range(len(jobs))
-            return TokenLabels.of(list(_computed(jobs, compute, numbers, sizes, seed, description, events).values()))
+            kept = _computed(jobs, compute, numbers, sizes, seed, description, events)
+            return TokenLabels.of([shard for shard in kept.values() if shard is not None])
     folder = Path(output).expanduser()
     as_callbacks(callbacks)
     with job_lock(folder, state):

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, LlamaModel
 
 from langchain_mara.exceptions import CheckpointError, LoadingError, RewardError
 from langchain_mara.text.control_tokens import encode_marked, mark_messages
+from langchain_mara.text.own_tokenizer import own
 from langchain_mara_training.data.readers import Message
 from langchain_mara_training.rewards.adapter_loading import is_adapter, load_adapter
 from langchain_mara_training.rewards.checkpoint_loading import load_weights, read_tensors, refuse
@@ -81,7 +82,7 @@ class SequenceClassificationReward(RewardModel):
     def _pair(self, messages: list[Message]) -> Encoding:
         question = "\n\n".join(message["content"] for message in messages[:-1])
         # The texts themselves hold no special tokens; the tokenizer adds those between them.
-        encoding = self.tokenizer(question, messages[-1]["content"], split_special_tokens=True)
+        encoding = own(self.tokenizer)(question, messages[-1]["content"], split_special_tokens=True)
         return {key: row for key, row in encoding.items() if key != "attention_mask"}
 
     def _padding(self, encodings: Sequence[Encoding]) -> int:
@@ -174,7 +175,7 @@ class ScoreHeadReward(RewardModel):
                 f"{self.name} does not know the role {message['role']!r}. Leave such messages out, or give them a role "
                 "that it knows: system, user or assistant."
             )
-        return message["role"] == "assistant"
+        return bool(message["role"] == "assistant")
 
 
 class BeaverReward(ScoreHeadReward):

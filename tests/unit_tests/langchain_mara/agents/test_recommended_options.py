@@ -1,6 +1,7 @@
 """Options that an agent recommends count unless the caller says otherwise; an agent knows the model it is for."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.agents.embedding_sketch import embedding_sketch
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError, OptionsError
+from langchain_mara.loading.models import DEMO_MODEL_FOLDER
 
 Recommending = Callable[..., MaraAgent]
 
@@ -53,6 +55,17 @@ def test_a_call_with_another_agent(plain: MaraLLM, recommending: Recommending) -
     agent = recommending(top_p=1e-6)
     assert plain.invoke("How do I", agent=agent, max_new_tokens=8) == plain.invoke("How do I", max_new_tokens=8)
     assert plain.with_agent(agent)._identity() != plain.with_agent(recommending())._identity()
+
+
+def test_another_model_for_a_call(plain: MaraLLM, recommending: Recommending) -> None:
+    chat = plain.with_agent(recommending(top_p=0.5)).as_chat()
+    other = {"model_id": str(DEMO_MODEL_FOLDER)}
+    chat.model_id = "the first"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert options(chat._on_model(**other, changes={"accept_threshold": 0.3})) == (0.5, 0.3)
+    assert options(chat._on_model(**other, changes={})) == (0.5, 0.5)
+    assert options(chat._on_model(**other, changes={"agent": recommending(accept_threshold=0.25)})) == (0.95, 0.25)
 
 
 def test_saved_and_loaded(recommending: Recommending, tmp_path: Path) -> None:

@@ -66,3 +66,9 @@ def test_a_chat_model_of_an_llm_takes_other_names_and_refuses_two_for_one(plain:
         plain.as_chat(max_tokens=5, max_completion_tokens=5)
     with pytest.raises(OptionsError, match="stop_sequences and stop mean the same"):
         plain._configured({"stop": ["a"], "stop_sequences": ["a"]})
+
+
+@pytest.mark.parametrize("call", list(CALLS)[:4])
+def test_two_names_for_the_stop_of_a_call_are_refused(plain: MaraLLM, call: str) -> None:
+    with pytest.raises(OptionsError, match="stop_sequences and stop mean the same"):
+        CALLS[call](plain, stop=["a"], stop_sequences=["h"])

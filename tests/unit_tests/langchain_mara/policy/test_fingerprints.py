@@ -87,12 +87,16 @@ def test_large_weights_are_sampled_and_each_weight_has_its_part() -> None:
         assert max(rows, min(64, tensor.numel())) <= sample.numel() <= max(2 * rows, 127)
 
 
-def test_each_row_that_is_written_behind_autograds_back_is_noticed() -> None:
-    matrix = nn.Linear(9, 300)
+def test_what_is_written_behind_autograds_back_is_noticed() -> None:
+    embedding = nn.Embedding(300, 9)
     for row in range(300):
-        before = weights_state(matrix)
-        matrix.weight.data[row] += 1
-        assert weights_state(matrix) != before
+        before = weights_state(embedding)
+        embedding.weight.data[row] += 1
+        assert weights_state(embedding) != before
+    linear = nn.Linear(900, 300)
+    before = weights_state(linear)
+    linear.weight.data[40:50] *= 2
+    assert weights_state(linear) != before
 
 
 def test_settings_of_layers_count_and_modes_do_not() -> None:

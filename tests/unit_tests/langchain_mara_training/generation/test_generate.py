@@ -94,3 +94,31 @@ def test_scores_get_columns_ids_and_the_form_of_the_prompt() -> None:
         "completions": ["x", [{"role": "assistant", "content": "y"}]],
         "completion_ids": [[1], [2, 3]],
     }
+
+
+def test_the_checkpoints_generation_config_and_stop_tokens_count(demo_llm: MaraLLM) -> None:
+    plain = generate_answers(demo_llm, starts(demo_llm), 8)
+    stopping = demo_llm.model_copy(update={"stop_token_ids": [plain[0].token_ids[4]]})
+    assert [answer.text for answer in generate_answers(stopping, starts(stopping), 8)] == stopping.batch(PROMPTS)
+    config = demo_llm.model.generation_config
+    before, config.repetition_penalty = config.repetition_penalty, 5.0
+    try:
+        whole = generate_answers(demo_llm, starts(demo_llm), 8)
+        assert [answer.text for answer in whole] == demo_llm.batch(PROMPTS) != [answer.text for answer in plain]
+        begun = [
+            AnswerStart(start.prompt_ids, full.token_ids[:6], logits_processor=lambda _, scores: scores)
+            for start, full in zip(starts(demo_llm), whole, strict=True)
+        ]
+        continued = generate_answers(demo_llm, begun, 8)
+    finally:
+        config.repetition_penalty = before
+    assert [answer.token_ids for answer in continued] == [answer.token_ids for answer in whole]
+
+
+def test_the_least_length_counts_from_the_answers_beginning(demo_llm: MaraLLM) -> None:
+    whole = generate_answers(demo_llm, starts(demo_llm), 8, min_new_tokens=20)
+    begun = [
+        AnswerStart(start.prompt_ids, full.token_ids[:12]) for start, full in zip(starts(demo_llm), whole, strict=True)
+    ]
+    continued = generate_answers(demo_llm, begun, 8, min_new_tokens=20)
+    assert [answer.token_ids for answer in continued] == [answer.token_ids for answer in whole]

@@ -4,7 +4,7 @@ Labels of human preference pairs, a fit with default parameters, and the reward 
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -44,7 +44,8 @@ def fit_agent(llm: MaraLLM, pairs: Pairs, labels: Path, seed: int = SEED) -> Mar
 def shipped_agent(llm: MaraLLM, classifier: MaraClassifier) -> MaraAgent:
     """The fitted agent with what it should know about its model: recommended options and a sketch of the embeddings."""
     fitted = classifier.agent_
-    sketch = embedding_sketch(llm.model.get_input_embeddings().weight)
+    embeddings: Any = llm.model.get_input_embeddings()
+    sketch = embedding_sketch(embeddings.weight)
     agent = MaraAgent(fitted.hidden_size, fitted.width, HUB_ID, recommended_options=RECOMMENDED, policy_sketch=sketch)
     agent.load_state_dict(fitted.state_dict())
     return agent.half()

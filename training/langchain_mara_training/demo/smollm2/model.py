@@ -77,7 +77,7 @@ def _from_hub(say: Callable[[str], object]) -> Path | None:
     say(f"Looking for {HUB_ID} on the hub.")
     try:
         folder = snapshot_download(
-            HUB_ID, allow_patterns=_FILES, etag_timeout=_HUB_SECONDS, local_files_only=HF_HUB_OFFLINE
+            HUB_ID, allow_patterns=list(_FILES), etag_timeout=_HUB_SECONDS, local_files_only=HF_HUB_OFFLINE
         )
     except Exception:  # noqa: BLE001 - whatever keeps the hub away, the package index is the other way
         return None

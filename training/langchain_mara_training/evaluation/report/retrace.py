@@ -16,7 +16,10 @@ from langchain_mara_training.evaluation.report.page import cases
 from langchain_mara_training.storage.defaults import TRACES_SHOWN
 from langchain_mara_training.storage.identity.job_identity import describe_llm
 
-_FIELDS = ("use_chat_template", "system_prompt", "special_tokens_in_messages", *DecodingOptions.model_fields)
+_FIELDS = (
+    *("use_chat_template", "system_prompt", "special_tokens_in_messages", "stop_token_ids"),
+    *DecodingOptions.model_fields,
+)
 
 
 def retrace(

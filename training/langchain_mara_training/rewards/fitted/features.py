@@ -18,6 +18,7 @@ from langchain_mara.exceptions import LoadingError, PromptError, RewardError
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.text.answer_turns import encode_turns
 from langchain_mara.text.chat_template import as_messages, encode_prompt, eos_token_ids
+from langchain_mara.text.own_tokenizer import encode
 from langchain_mara_training.data.readers import Prompt, answer_text
 from langchain_mara_training.generation.states import batch_states
 from langchain_mara_training.rewards.checkpoint_loading import checkpoint_folder, load_tokenizer, load_weights
@@ -153,7 +154,7 @@ class PolicyStates(Features):
                 special_tokens_in_messages=special,
             )
             if not llm.use_chat_template:
-                own = llm.tokenizer(answer_text(answer), add_special_tokens=False).input_ids
+                own = encode(llm.tokenizer, answer_text(answer))
                 end = llm.tokenizer.eos_token_id
                 return _Tokens([*ids, *own, *([] if end is None else [end])], len(ids))
             messages = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer

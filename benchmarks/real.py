@@ -12,7 +12,7 @@ folder and resumes there.
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,9 +59,14 @@ SHIPPED = "MARA preference labels, top-p 0.8, threshold 0.5"
 """Name of the shipped agent's system."""
 SAMPLES_HEAD = """# Samples
 
-Answers of SmolLM2-135M-Instruct, plain and as "{system}", to every tenth of the prompts in the table of
-[Results](results.md). The prompts were chosen by number, not by taste; only the last message of each conversation is
-shown. Texts that hold an offensive word, or a word of violence or sex, are elided by a list, without a look at them."""
+```
+python benchmarks/real.py samples
+```
+
+Answers of SmolLM2-135M-Instruct, plain and as "{system}", to every sixth of the prompts in the table of
+[Results](results.md). The prompts were chosen by number, not by taste; only the last message of each
+conversation is shown. Texts that hold an offensive word, a word of violence or sex, or the name of a real
+person are elided by a list."""
 COLUMNS = {
     "reward": "preferred by the reward",
     "judge": "preferred by the judge",
@@ -177,12 +182,15 @@ def systems(bench: Bench, seed: int, agents: Iterable[str]) -> dict[str, Callabl
     for kind in agents:
         for top_p, threshold in ((0.8, 0.5), (0.95, 0.5), (0.6, 0.5), (0.95, 0.4), (0.95, 0.6)):
             name = f"MARA {kind}, top-p {top_p}, threshold {threshold}"
-            made[name] = lambda name=name, kind=kind, options={"top_p": top_p, "accept_threshold": threshold}: Decoding(  # type: ignore[misc]
-                name, bench.llm.with_agent(agent_of(bench, kind, seed)).model_copy(update=options)
-            )
+            options = {"top_p": top_p, "accept_threshold": threshold}
+            made[name] = partial(_with_agent, bench, name, kind, seed, options)
     made["best-of-8"] = lambda: BestOf(plain, bench.reward, 8)
     made["ARGS"] = lambda: RewardGuided(plain, bench.quick_reward, weight=2.0, candidates=5, name="ARGS")
     return made
+
+
+def _with_agent(bench: Bench, name: str, kind: str, seed: int, options: dict[str, float]) -> System:
+    return Decoding(name, bench.llm.with_agent(agent_of(bench, kind, seed)).model_copy(update=options))
 
 
 @app.command()
@@ -298,6 +306,7 @@ def picture(figures: dict[str, list[dict[str, float]]], file: Path) -> None:
         x, y = (float(np.mean([values[key] for values in by_seed])) for key in ("perplexity", "judge"))
         axes.scatter(x, y, s=24)
         axes.annotate(name.removeprefix("MARA "), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7)
+    axes.margins(0.35, 0.12)  # room for the names
     axes.axhline(0, color="grey", linewidth=0.6)
     axes.axvline(1, color="grey", linewidth=0.6)
     axes.set(

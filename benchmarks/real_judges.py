@@ -114,7 +114,8 @@ def repeated_share(answers: Sequence[str], n: int = 4) -> float:
 _OFFENSIVE = re.compile(
     r"\b(fuck|shit|ass|bitch|cunt|dick|cock|puss|nigg|fag|retard|whore|slut|rape|rapist|sex|porn|nude|naked|penis|vagina"
     r"|kill|murder|die|dead|death|suicid|bomb|gun|shoot|stab|weapon|blood|tortur|beat|hurt|punch|drug|meth|cocaine|heroin"
-    r"|nazi|hitler|jew|muslim|black|white|gay|terror|slave|steal|rob|hate|kidnap|poison|abus|molest|pedo)\w*",
+    r"|nazi|hitler|jew|muslim|black|white|gay|terror|slave|steal|rob|hate|kidnap|poison|abus|molest|pedo|masturbat|racis"
+    r"|social security|armen|fieri)\w*",
     re.IGNORECASE,
 )
 

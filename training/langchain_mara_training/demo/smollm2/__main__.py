@@ -24,6 +24,14 @@ AGENT_FOLDER = BUILT_IN_AGENTS_FOLDER / AGENT.partition(":")[2]
 """Folder of the shipped agent."""
 RECOMMENDED = {"top_p": 0.8}
 """Decoding options found on prompts of the judge's conversations, see docs/results.md."""
+DATA = {"source": "Anthropic/hh-rlhf, harmless-base, test split", "license": "MIT", "labeler": "preference"}
+"""Where the labels come from, for the model card."""
+USE = {
+    "for": "SmolLM2-135M-Instruct in any quantization, English, short answers; examples and comparisons",
+    "not for": "protection of anybody: the model stays small and unreliable, and other languages were never tried",
+    "measured": "docs/results.md of langchain-mara: preference by two judges, harm, over-refusal, perplexity",
+}
+"""What the agent is for, for the model card."""
 SEED = 0
 
 
@@ -62,8 +70,7 @@ def main(
     llm = smollm2(say=typer.echo, device="cpu")
     pairs = split_pairs().train
     classifier = fit_agent(llm, pairs, work / "labels", seed)
-    labels = {"pairs": len(pairs), "source": "Anthropic/hh-rlhf, harmless-base", "labeler": "preference"}
-    save_agent(shipped_agent(llm, classifier), output, {"Labels": labels})
+    save_agent(shipped_agent(llm, classifier), output, {"Labels": {"pairs": len(pairs), **DATA}, "Use": USE})
     typer.echo(f"agent: written to {output}")
     # The folder of this machine's copy means nothing elsewhere.
     fitted = StateReward(llm.model_copy(update={"model_id": HUB_ID})).fit(pairs)

@@ -129,9 +129,14 @@ def _prompt_of(row: Fields) -> Any:
             prompt.pop()
     if isinstance(prompt, str):
         additions = (row.get(name) for name in _ADDITIONS)
-        texts = [text for text in additions if isinstance(text, str) and text.strip() and text not in prompt]
+        texts = [text for text in additions if isinstance(text, str) and text.strip() and not _has_lines(prompt, text)]
         prompt = "\n\n".join([prompt, *texts])
     return _with_system(prompt, row.get("system"))
+
+
+def _has_lines(prompt: str, text: str) -> bool:
+    """Whether a text already is in a prompt, as lines of its own; a word that the prompt happens to hold is not."""
+    return f"\n{text}\n" in f"\n{prompt}\n"
 
 
 def _with_system(prompt: Any, system: Any) -> Any:

@@ -59,6 +59,11 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _message(message: Fields, where: str) -> Fields:
+    if not isinstance(message["role"], str):
+        raise DataError(
+            f"{where}: role is {message['role']!r:.60} ({type(message['role']).__name__}). Give user, assistant, "
+            "system or tool."
+        )
     where = f"{where} ({message['role']})"
     content, calls = message["content"], message.get("tool_calls")
     if content is None and calls is None:

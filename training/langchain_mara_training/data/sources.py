@@ -156,7 +156,7 @@ def _plain_rows(data: Any) -> Iterable[Any]:
 def _arrow(convert: Callable[[Any], pa.Table], source: Any) -> pa.Table:
     try:
         return convert(source)
-    except (pa.ArrowException, TypeError, RuntimeError, NotImplementedError) as error:
+    except (pa.ArrowException, ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         raise DataError(
             f"The given {type(source).__name__} cannot be read ({error}). Give columns whose cells are of one kind, or "
             "a list of rows."

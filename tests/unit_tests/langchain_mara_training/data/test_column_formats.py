@@ -158,3 +158,13 @@ def test_a_shared_beginning_with_its_system_message_is_cut_off_once() -> None:
     pair = with_pair({"prompt": "Translate.", "system": "Be brief.", **answers})
     assert pair["prompt"] == [message("system", "Be brief."), ASK]
     assert pair["chosen"] == [message("assistant", "chosen")]
+
+
+def test_an_input_joins_the_prompt_although_its_letters_occur_there() -> None:
+    row = {"instruction": "Add a and b to the list.", "input": "a", "output": "b"}
+    assert with_prompt(row)["prompt"] == "Add a and b to the list.\n\na"
+
+
+def test_an_input_joins_the_prompt_once() -> None:
+    row = {"instruction": "Translate.", "input": "Hi.\n\nBye."}
+    assert with_prompt(with_prompt(row))["prompt"] == "Translate.\n\nHi.\n\nBye."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 import pytest
 from langchain_mara_training.data.readers import iterate_feedback, iterate_prompts, read_prompts
 from langchain_mara_training.data.row_report import RowReport
@@ -143,3 +144,9 @@ def test_columns_of_the_same_name_are_refused(tmp_path: Path) -> None:
         read_prompts(tmp_path / "a.csv")
     with pytest.raises(DataError, match="The name of the data is empty"):
         read_prompts("")
+
+
+def test_a_frame_with_two_columns_of_one_name_is_refused() -> None:
+    frame = pd.DataFrame([["Hi.", "Hello!", "No.", "Hi."]], columns=["prompt", "chosen", "rejected", "prompt"])
+    with pytest.raises(DataError, match="The given DataFrame cannot be read"):
+        list(iterate_feedback(frame))

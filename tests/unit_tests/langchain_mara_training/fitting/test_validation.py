@@ -45,7 +45,7 @@ LABELS = np.array([0, 1, 1, 0])
     ("sample_weight", "class_weight"),
     [
         (None, {0: 1e-50}),
-        (None, {1: 1e-320}),
+        (None, {1: 1e-300}),
         ([1e-50, 1, 1, 1e-50], None),
         ([1e308] * 4, None),
         ([1e308] * 4, "balanced"),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -138,7 +139,7 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         self.history_: list[HistoryEntry] = []
         self.llm_, self._agent_round = self.llm, 0
         try:
-            with job_events(self.callbacks, "align", "rounds", self.rounds) as events:
+            with job_events(self.callbacks, "align", "rounds", self.rounds, self._rounds_done()) as events:
                 self._rounds(rows, events)
         except BaseException as error:
             if number := self._agent_round:
@@ -147,6 +148,14 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
                 )
             raise
         return self
+
+    def _rounds_done(self) -> int:
+        """Number of rounds that an earlier call finished in the folder."""
+        numbers = range(1, self.rounds + 1) if self.output is not None else ()
+        return sum(1 for _ in takewhile(lambda number: self._history_file(number).is_file(), numbers))
+
+    def _history_file(self, number: int) -> Path:
+        return Path(self.output or "").expanduser() / f"round-{number}" / "history.json"
 
     def _rounds(self, rows: list[Row], events: JobEvents) -> None:
         labels: TokenLabels | None = None
@@ -160,6 +169,8 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
             seconds = {"label_seconds": label_end - started, "fit_seconds": time.perf_counter() - label_end}
             costs = {"label_passes": count.passes, **seconds}
             self.history_.append(self._history_entry(number, new_labels, rows[:_SCORED_PROMPTS], costs))
+            if number <= events.progress.done:
+                continue  # callbacks were told of it before the fit was resumed
             stop = events.step(number, **self.history_[-1])
             if self.output is not None:
                 events.checkpoint()
@@ -267,7 +278,7 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
         self, number: int, labels: TokenLabels, rows: Sequence[Row], costs: dict[str, float]
     ) -> HistoryEntry:
         """The history entry of a round. A resumed fit reads the entries of finished rounds from their files."""
-        file = None if self.output is None else Path(self.output) / f"round-{number}" / "history.json"
+        file = None if self.output is None else self._history_file(number)
         entry: HistoryEntry
         if file is not None and file.is_file():
             entry = read_sealed(file, "Delete this file, and the round is measured again.")

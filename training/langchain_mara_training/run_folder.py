@@ -27,8 +27,7 @@ from accelerate import PartialState
 
 from langchain_mara import MaraAgent
 from langchain_mara.exceptions import OptionsError, TrainingError
-from langchain_mara_training.labeling.shard_list import read_list
-from langchain_mara_training.labeling.shards import MANIFEST_NAME
+from langchain_mara_training.labeling.shard_list import MANIFEST_NAME, read_list
 from langchain_mara_training.labeling.token_labels import TokenLabels
 from langchain_mara_training.rewards.specs import PAIRS, split_prefix
 from langchain_mara_training.storage.atomic import require_folder

@@ -19,7 +19,7 @@ from langchain_mara import MaraAgent, MaraLLM
 from langchain_mara.exceptions import DataError, OptionsError
 
 PROMPTS = ["I want to keep a lost wallet. Where should I start?", "How do I boil an egg?", "How do I rob a bank?"]
-CLASSIFIER = MaraClassifier(width=32, max_epochs=4, batch_size=128)
+CLASSIFIER = MaraClassifier(width=32, max_epochs=4, batch_size=128, dropout=0, input_dropout=0, early_stopping=False)
 
 
 def fewer_letters(completions: list[str], **_: Any) -> list[float]:
@@ -198,6 +198,39 @@ def test_callbacks_of_rounds_and_epochs(demo_llm: MaraLLM, demo_pairs: list[Any]
         failed.fit(pairs)
     assert caught.value.__notes__[-1] == "Alignment ended before 2 rounds were done; agent_ is that of round 1."
     assert same(failed.agent_, stopped.agent_)
+
+
+@pytest.mark.slow
+def test_callbacks_of_a_resumed_fit_hear_of_the_rounds_that_were_left(
+    demo_llm: MaraLLM, demo_pairs: list[Any], tmp_path: Path
+) -> None:
+    stopping, later, done = Rounds(JobProgress.stop), Steps(), Steps()
+    options = {"rounds": 2, "output": tmp_path}
+    aligner(demo_llm, fewer_letters, callbacks=stopping, **options).fit(demo_pairs[:12])
+    aligner(demo_llm, fewer_letters, callbacks=later, **options).fit(demo_pairs[:12])
+    assert later.events == [("start", 1), ("step", 2), ("checkpoint", 2), ("end", 2)]
+    again = aligner(demo_llm, fewer_letters, callbacks=done, **options).fit(demo_pairs[:12])
+    assert done.events == [("start", 2), ("end", 2)]
+    assert len(again.history_) == 2
+
+
+class Steps(JobCallback):
+    """Notes each event with the rounds done."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+
+    def on_start(self, progress: JobProgress) -> None:
+        self.events.append(("start", progress.done))
+
+    def on_step(self, progress: JobProgress) -> None:
+        self.events.append(("step", progress.done))
+
+    def on_checkpoint(self, progress: JobProgress) -> None:
+        self.events.append(("checkpoint", progress.done))
+
+    def on_end(self, progress: JobProgress) -> None:
+        self.events.append(("end", progress.done))
 
 
 class JobCallbackOfEpochs(JobCallback):

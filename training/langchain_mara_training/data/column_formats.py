@@ -6,11 +6,14 @@ conversations (`messages`, ShareGPT's `conversations`) are prompts up to where t
 Every function converts a single row, so a local copy of a data set reads like the one on the hub.
 """
 
+import math
+import numbers
 import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Literal
 
+from langchain_mara.exceptions import DataError
 from langchain_mara.text.chat_template import as_messages
 
 Fields = dict[str, Any]
@@ -45,6 +48,9 @@ def with_prompt(row: Fields, column: str | None = None) -> Fields:
 
     Returns:
         A new row, or the row itself if it has no prompt.
+
+    Raises:
+        DataError: If a column that belongs to the prompt holds no text, or there are two system messages.
     """
     if column is not None:
         return {**row, "prompt": row[column]} if column in row else row
@@ -68,6 +74,9 @@ def with_pair(row: Fields, preferred: Preferred = "better") -> Fields:
 
     Returns:
         A new row, or the row itself if its format is unknown.
+
+    Raises:
+        DataError: As for `with_prompt`, or if the number of the preferred answer is neither 0 nor 1.
     """
     row = _with_openai_messages(_chosen_by_number(row, f"{preferred}_response_id"))
     prompt = _prompt_of(row)
@@ -109,7 +118,7 @@ def _with_openai_messages(row: Fields) -> Fields:
         if is_message(value) or is_message(value, *SHAREGPT_KEYS):
             return converted([value])
         if isinstance(value, list) and value and all(is_message(message, *SHAREGPT_KEYS) for message in value):
-            return [{"role": _SHAREGPT_ROLES.get(m["from"], m["from"]), "content": m["value"]} for m in value]
+            return [{"role": _SHAREGPT_ROLES.get(str(m["from"]), m["from"]), "content": m["value"]} for m in value]
         return value
 
     names = {"prompt", "chosen", "rejected", *CONVERSATION_COLUMNS}
@@ -128,23 +137,55 @@ def _prompt_of(row: Fields) -> Any:
         while "chosen" not in row and len(prompt) > 1 and prompt[-1].get("role") == "assistant":
             prompt.pop()
     if isinstance(prompt, str):
-        additions = (row.get(name) for name in _ADDITIONS)
-        texts = [text for text in additions if isinstance(text, str) and text.strip() and text not in prompt]
-        prompt = "\n\n".join([prompt, *texts])
-    return _with_system(prompt, row.get("system"))
+        additions = (_text_in(row, name) for name in _ADDITIONS)
+        prompt = "\n\n".join([prompt, *(text for text in additions if text and not _has_lines(prompt, text))])
+    return _with_system(prompt, row)
 
 
-def _with_system(prompt: Any, system: Any) -> Any:
-    if not isinstance(system, str) or not system.strip():
-        return prompt
+def _text_in(row: Fields, column: str) -> str:
+    """The text of a column that belongs to the prompt; empty if there is none."""
+    value = row.get(column)
+    # Tables in which some rows lack the text hold NaN there, or an empty list.
+    is_empty = isinstance(value, list | Mapping) and not value
+    if value is None or is_empty or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str):
+        raise DataError(
+            f"{column} is {value!r:.60} ({type(value).__name__}), and it belongs to the prompt. Write it as text, or "
+            "rename the column to leave it out."
+        )
+    return value if value.strip() else ""
+
+
+def _has_lines(prompt: str, text: str) -> bool:
+    """Whether a text already is in a prompt, as lines of its own; a word that the prompt happens to hold is not."""
+    return f"\n{text}\n" in f"\n{prompt}\n"
+
+
+def _with_system(prompt: Any, row: Fields) -> Any:
+    """The prompt after the row's system message, which it may have already."""
     is_prompt = isinstance(prompt, str) or (isinstance(prompt, list) and all(map(is_message, prompt)))
-    return as_messages(prompt, system) if is_prompt else prompt
+    system = _text_in(row, "system") if is_prompt else ""
+    if not system:
+        return prompt
+    messages = as_messages(prompt, system)
+    others = [m["content"] for m in messages if m["role"] == "system" and str(m["content"]).strip() != system.strip()]
+    if others:
+        raise DataError(
+            f"system is {system!r:.60}, but the prompt has another system message, {others[0]!r:.60}. Leave one out."
+        )
+    return messages
 
 
 def _chosen_by_number(row: Fields, column: str) -> Fields:
-    if "chosen" in row or not {"response_0", "response_1"} <= set(row) or row.get(column) not in (0, 1, "0", "1"):
+    if "chosen" in row or not {"response_0", "response_1", column} <= set(row):
         return row
-    number = int(row[column])
+    given = row[column]
+    if not isinstance(given, str | numbers.Real) or isinstance(given, bool) or given not in (0, 1, "0", "1"):
+        raise DataError(
+            f"{column} is {given!r:.60} ({type(given).__name__}). Give 0 or 1, the number of the preferred response."
+        )
+    number = int(given)
     return {**row, "chosen": row[f"response_{number}"], "rejected": row[f"response_{1 - number}"]}
 
 
@@ -158,11 +199,11 @@ def _split_dialogues(row: Fields) -> Fields | None:
     # The last messages are answers even if they are equal.
     message_pairs = zip(chosen[:-1], rejected[:-1], strict=False)
     shared = sum(1 for _ in takewhile(lambda messages: messages[0] == messages[1], message_pairs))
-    parts = {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+    parts: Fields = {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
     # Plain text also works with a model that has no chat template.
     if isinstance(row["chosen"], str) and all(len(messages) == 1 for messages in parts.values()):
-        return {**row, **{name: messages[0]["content"] for name, messages in parts.items()}}
-    return {**row, **parts}
+        parts = {name: messages[0]["content"] for name, messages in parts.items()}
+    return {**row, **parts, "prompt": _with_system(parts["prompt"], row)}
 
 
 def _begins_with(answer: Any, messages: Sequence[Any]) -> bool:

@@ -6,6 +6,7 @@
 - Unpaired feedback has `prompt`, `completion` and a `label` (TRL's layout for KTO).
 """
 
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
@@ -53,6 +54,12 @@ def is_unpaired(row: Fields) -> bool:
     return "label" in row and has_answer and not {"chosen", "responses"} & set(row)
 
 
+def lacks_label(row: Fields) -> bool:
+    """Whether a row would be unpaired feedback if it had a label."""
+    answers = {"label", "chosen", "rejected", "responses", "response_0"} & set(row)
+    return not answers and any(name in row for name in _COMPLETIONS)
+
+
 def unpaired(row: Fields, where: str) -> Fields:
     """A row of unpaired feedback with its `prompt`, `completion` and `label`, which is True for accept.
 
@@ -61,8 +68,13 @@ def unpaired(row: Fields, where: str) -> Fields:
         where: Its place, for errors.
 
     Raises:
-        DataError: If the label says neither accept nor reject.
+        DataError: If the label is missing or says neither accept nor reject, or the completion is empty.
     """
+    if "label" not in row:
+        raise DataError(
+            f"{where}: label is null or missing. Write true for an answer to accept and false for one to reject, "
+            "or give a pair of answers, chosen and rejected."
+        )
     answer: Any = next((row[name] for name in _COMPLETIONS if name in row), None)
     # The answer has the place of a chosen one, so all forms of pairs are read here, too.
     converted = with_pair({**row, "chosen": answer}) if answer is not None else with_prompt(row)
@@ -71,6 +83,12 @@ def unpaired(row: Fields, where: str) -> Fields:
         conversation = next(converted[name] for name in CONVERSATION_COLUMNS if name in converted)
         begun = next((i for i in reversed(range(len(conversation))) if conversation[i].get("role") != "assistant"), -1)
         completion = conversation[begun + 1 :]
+    if completion == "" or (isinstance(completion, list) and not any(map(_says_something, completion))):
+        raise DataError(f"{where}: completion is empty. Give an answer, or leave the row out.")
     kept = {name: value for name, value in converted.items() if name not in ("chosen", "prompt", "completion")}
     found = {"prompt": prompt, "completion": completion, "label": label_of(row["label"], where)}
     return {**kept, **{name: value for name, value in found.items() if value is not None}}
+
+
+def _says_something(message: Any) -> bool:
+    return not isinstance(message, Mapping) or bool(message.get("content") or message.get("tool_calls"))

@@ -13,6 +13,8 @@ from langchain_mara_training.data.column_formats import CONVERSATION_COLUMNS, Fi
 
 _COLUMNS = {"prompt", "chosen", "rejected", "completion", "response", "output", "responses", "tools"}
 _COLUMNS |= {*CONVERSATION_COLUMNS}
+# `developer` is OpenAI's name for system; `function` and `ipython` are names of tool in some templates.
+_ROLES = ("user", "assistant", "system", "developer", "tool", "function", "ipython")
 
 
 def without_nulls(row: Fields) -> Fields:
@@ -45,7 +47,8 @@ def with_plain_messages(row: Fields, columns: tuple[str, ...], where: str) -> Fi
         where: Place of the row, for errors.
 
     Raises:
-        DataError: If a message has no text and no tool calls, holds anything but text, or a tool is not understood.
+        DataError: If a message has no text and no tool calls, holds anything but text, has a role that no
+            template knows, or a tool is not understood.
     """
     plain = {name: _plain(row[name], f"{where}, {name}") for name in columns if name in row}
     tools = {"tools": _tools(row["tools"], where)} if "tools" in row else {}
@@ -59,6 +62,11 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _message(message: Fields, where: str) -> Fields:
+    if message["role"] not in _ROLES:
+        raise DataError(
+            f"{where}: role is {message['role']!r:.60} ({type(message['role']).__name__}). Give user, assistant, "
+            "system or tool."
+        )
     where = f"{where} ({message['role']})"
     content, calls = message["content"], message.get("tool_calls")
     if content is None and calls is None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from langchain_mara.exceptions import DataError
 from langchain_mara_training.data.column_formats import Preferred, is_message, with_prompt
-from langchain_mara_training.data.feedback import PAIR, UNPAIRED, is_unpaired, pairs_of, unpaired
+from langchain_mara_training.data.feedback import PAIR, UNPAIRED, is_unpaired, lacks_label, pairs_of, unpaired
 from langchain_mara_training.data.known_datasets import known_set
 from langchain_mara_training.data.messages import with_plain_messages
-from langchain_mara_training.data.row_report import RowReport
+from langchain_mara_training.data.row_report import RowReport, placed
 from langchain_mara_training.data.row_values import group_of, weight_of
 from langchain_mara_training.data.sources import NumberedRow, OpenedSource, opened
 
@@ -82,7 +82,7 @@ def iterate_prompts(
         try:
             row = _checked(with_prompt(numbered.row, prompt_column), (prompt_column or "prompt",), numbered.where)
         except DataError as error:
-            rows.report.refuse(error)
+            rows.report.refuse(placed(error, numbered.where))
             continue
         row = {**row, "prompt": row[prompt_column]} if prompt_column else row
         key = _key(row["prompt"]) if is_known else str(used)
@@ -141,14 +141,14 @@ def _feedback(rows: OpenedSource, preferred: Preferred, *, with_unpaired: bool) 
     for numbered in rows:
         where = numbered.where
         try:
-            if is_unpaired(numbered.row) and with_unpaired:
+            if with_unpaired and (is_unpaired(numbered.row) or lacks_label(numbered.row)):
                 found = [_checked(unpaired(numbered.row, where), UNPAIRED, where)]
             else:
                 found = [_checked(pair, PAIR, where) for pair in pairs_of(numbered.row, preferred, where)]
             if with_unpaired:
                 found = [_with_numbers(row, where) for row in found]
         except DataError as error:
-            rows.report.refuse(error)
+            rows.report.refuse(placed(error, where))
             continue
         rows.report.equal += not found
         for row in found:

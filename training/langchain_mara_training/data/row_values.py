@@ -10,6 +10,7 @@ import numpy as np
 from langchain_mara.exceptions import DataError
 
 _MOST_WEIGHT = float(np.finfo(np.float32).max)  # weights are stored as float32
+_MOST_SCORE = float(np.finfo(np.float64).max)  # JSON's integers can be larger
 _MOST_EXACT = 2**53
 _GROUPS = np.iinfo(np.int64)
 _UP = {"true", "1", "yes", "up", "thumbs up", "good", "positive", "accept", "accepted", "chosen", "👍"}
@@ -39,7 +40,7 @@ def weight_of(row: Mapping[str, Any], where: str) -> float:
     value = plain(row.get("weight"))
     if value is None:
         return 1.0
-    if not _is_real(value) or not 0 <= float(value) <= _MOST_WEIGHT:
+    if not _is_real(value) or not 0 <= value <= _MOST_WEIGHT:
         raise DataError(f"{where}: weight is {_shown(value)}. Give a finite number of at least 0, or leave it out.")
     return float(value)
 
@@ -109,7 +110,7 @@ def scores_of(row: Mapping[str, Any], count: int, where: str) -> list[float]:
     values = [plain(value) for value in values]
     if len(values) != count:
         raise DataError(f"{where}: {given[0]} has {len(values)} numbers for {count} responses. Give one for each.")
-    wrong = [value for value in values if not _is_real(value) or not math.isfinite(value)]
+    wrong = [value for value in values if not _is_real(value) or not abs(value) <= _MOST_SCORE]
     if wrong:
         raise DataError(f"{where}: {given[0]} holds {_shown(wrong[0])}. Give finite numbers.")
     return [float(value) if given[0] == "scores" else -float(value) for value in values]

@@ -134,15 +134,28 @@ def _items(source: Any, hub: HubOptions, bad_row: BadRow) -> Iterable[Any]:
         return _rows_of_columns(source)
     if isinstance(source, datasets.Dataset | datasets.IterableDataset):
         return _plain_rows(source)
-    if hasattr(source, "__arrow_c_stream__"):
-        return rows_of_batches(_arrow(pa.table, source).to_batches())
-    if hasattr(source, "__dataframe__"):
-        return rows_of_batches(_arrow(from_dataframe, source).to_batches())
-    if not isinstance(source, Iterable):
+    if not isinstance(source, Iterable) and not _is_table(source):
         raise DataError(
             f"{source!r:.60} ({type(source).__name__}) holds no rows. Give a list of rows, a table or a file."
         )
-    return source
+    return _rows_of_table(source)
+
+
+def _is_table(source: Any) -> bool:
+    return any(hasattr(source, interface) for interface in ("__arrow_c_stream__", "__dataframe__"))
+
+
+def _rows_of_table(source: Any) -> Iterable[Any]:
+    """The rows of a table; whatever else one can iterate over is returned as it is."""
+    # A column alone, such as a pandas Series, holds prompts, not cells of rows.
+    if isinstance(source, pa.Array | pa.ChunkedArray):
+        prompts: list[Any] = source.to_pylist()
+        return prompts
+    if not _is_table(source) or hasattr(source, "to_list"):
+        rows: Iterable[Any] = source
+        return rows
+    convert = pa.table if hasattr(source, "__arrow_c_stream__") else from_dataframe
+    return rows_of_batches(_arrow(convert, source).to_batches())
 
 
 def _plain_rows(data: Any) -> Iterable[Any]:
@@ -156,7 +169,7 @@ def _plain_rows(data: Any) -> Iterable[Any]:
 def _arrow(convert: Callable[[Any], pa.Table], source: Any) -> pa.Table:
     try:
         return convert(source)
-    except (pa.ArrowException, TypeError, RuntimeError, NotImplementedError) as error:
+    except (pa.ArrowException, ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         raise DataError(
             f"The given {type(source).__name__} cannot be read ({error}). Give columns whose cells are of one kind, or "
             "a list of rows."
@@ -170,8 +183,13 @@ def _rows_of_columns(columns: Mapping[str, Any]) -> list[Fields]:
         raise DataError(f"The given {type(columns).__name__} holds the splits {splits}. Give one of them: data[…].")
     lengths = {name: len(column) for name, column in columns.items() if hasattr(column, "__len__")}
     texts = {name for name, column in columns.items() if isinstance(column, str)}
-    if texts or len(lengths) < len(columns) or len(set(lengths.values())) > 1:
-        found = {name: 1 if name in texts else lengths.get(name, "no list") for name in columns}
+    if texts:
+        raise DataError(
+            "A dict is read as columns, each with a list of one cell for every row, but in this one "
+            f"{', '.join(sorted(texts))} holds a text. If it is a single row, give it in a list: [row]."
+        )
+    if len(lengths) < len(columns) or len(set(lengths.values())) > 1:
+        found = {name: lengths.get(name, "no list") for name in columns}
         raise DataError(
             "A dict of columns needs a list of the same length for each name, but this one has "
             f"{', '.join(f'{name}: {count}' for name, count in found.items())}. For a single row, give a list: [row]."
@@ -189,7 +207,7 @@ def _hub_rows(source: str | Path, hub: HubOptions) -> Iterable[Fields]:
     try:
         rows: Iterable[Fields] = datasets.load_dataset(identifier, split=split, **given)
     except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
         part = "".join(f", {name} {value}" for name, value in given.items() if name != "streaming")
         raise DataError(
             f"Cannot read {source} (split {hub.split}{part}): {reason}. "

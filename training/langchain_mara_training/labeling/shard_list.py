@@ -15,9 +15,11 @@ from torch import Tensor
 
 from langchain_mara.exceptions import DataError
 from langchain_mara_training.storage.atomic import append_durably, write_atomically
-from langchain_mara_training.storage.records import sealed_line, unsealed_line
+from langchain_mara_training.storage.records import read_sealed, sealed_line, unsealed_line
 
 LIST_NAME = "shards.jsonl"
+MANIFEST_NAME = "labels.json"
+"""The file that says what the labels of a folder were made from, and how many shards there are to be."""
 SHARD_NAME = "shard-{:05d}.safetensors"
 _LOCK = ".shards.lock"
 
@@ -88,6 +90,17 @@ def read_list(folder: Path) -> dict[int, ListedShard]:
         # A shard that was damaged is written again and listed again.
         shards[shard.number] = shard
     return shards
+
+
+def planned_count(folder: Path) -> int | None:
+    """Number of shards that the labeling of a folder was to make; None if nothing there says it.
+
+    Raises:
+        TrainingError: If the file that says it is damaged.
+    """
+    file = folder / MANIFEST_NAME
+    count: int | None = read_sealed(file, "Label again into another folder.").get("shards") if file.is_file() else None
+    return count
 
 
 def is_intact(folder: Path, shard: ListedShard) -> bool:

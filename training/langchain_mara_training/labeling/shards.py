@@ -16,6 +16,7 @@ from torch import Tensor
 from langchain_mara.exceptions import DataError, TrainingError
 from langchain_mara_training.labeling.shard_list import (
     LIST_NAME,
+    MANIFEST_NAME,
     SHARD_NAME,
     close_list,
     is_intact,
@@ -29,7 +30,6 @@ from langchain_mara_training.storage.identity.job_identity import claim
 from langchain_mara_training.storage.lock import job_lock
 from langchain_mara_training.storage.progress import progress_bar
 
-MANIFEST_NAME = "labels.json"
 _POLL_SECONDS = 0.2
 _JOB = "label"
 

@@ -1,6 +1,7 @@
 """Labeled states of tokens, the result of a labeler: in memory, or in shards on disk if they do not fit."""
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from langchain_mara.exceptions import DataError
-from langchain_mara_training.labeling.shard_list import LIST_NAME, is_intact, read_list
+from langchain_mara_training.labeling.shard_list import LIST_NAME, is_intact, planned_count, read_list
 
 NO_PAIR = -1
 """Pair of a label that is not of a preference pair."""
@@ -220,7 +221,10 @@ class TokenLabels:
     def load(cls, folder: str | Path) -> Self:
         """Loads the labels that a labeler wrote. The states stay on disk.
 
+        If the labeler was stopped, these are the labels so far, and a warning says so.
+
         Raises:
+            TrainingError: If `labels.json` is damaged.
             DataError: If no shards are listed, one is missing or damaged, or no token has a label.
         """
         place = Path(folder).expanduser()
@@ -233,6 +237,13 @@ class TokenLabels:
                     f"{place / shard.file} is missing or damaged: it does not match its digest in {LIST_NAME}. Run the "
                     "labeler again; it computes this shard anew."
                 )
+        planned = planned_count(place)
+        if planned is not None and len(shards) < planned:
+            warnings.warn(
+                f"{folder} holds {len(shards)} of {planned} shards, because its labeling did not end. Run the labeler "
+                "again; it resumes there.",
+                stacklevel=2,
+            )
         return cls.of_files([place / shard.file for shard in shards])
 
     @classmethod

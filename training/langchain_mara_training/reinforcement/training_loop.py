@@ -133,8 +133,8 @@ class Training:
         return None
 
     def continue_with(self, llm: MaraLLM, rewards: WeightedRewards, options: TrainingOptions) -> None:
-        """Replaces what the coming episodes are played, scored and learned from with."""
-        self.llm, self.rewards, self.options = llm.with_agent(self.learner.actor), rewards, options
+        """Replaces what the coming episodes are played, scored and learned from with; drops scores of a failed call."""
+        self.llm, self.rewards, self.options, self._period = llm.with_agent(self.learner.actor), rewards, options, {}
 
     def leave_folder(self, folder: Path) -> None:
         """Leaves checkpoint and buffer of a finished job as they are, and goes on with a copy of the buffer.

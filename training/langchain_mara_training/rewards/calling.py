@@ -235,7 +235,8 @@ def scores_of(result: Any, name: str, count: int) -> NDArray[np.float64]:
     """Rewards (n,) from a function's result; NaN for completions it did not score.
 
     Args:
-        result: List, tuple, array or tensor of numbers and None.
+        result: List, tuple, array or tensor of numbers and None. For NaN, there is a warning with its count: only None
+            says clearly that a completion is not scored.
         name: Name of the function, for error messages.
         count: Number n of completions.
 
@@ -250,7 +251,15 @@ def scores_of(result: Any, name: str, count: int) -> NDArray[np.float64]:
             f"The reward function {name} returned {len(values)} rewards for {count} completions; "
             "return one for each, None for a completion that is not scored."
         )
-    return np.array([_score(value, name) for value in values], dtype=np.float64)
+    scores = np.array([_score(value, name) for value in values], dtype=np.float64)
+    undefined = int(np.isnan(scores).sum()) - sum(value is None for value in values)
+    if undefined:
+        warnings.warn(
+            f"The reward function {name} returned NaN for {undefined} of {count} completions, which count as not "
+            "scored. Return None for them if that is meant.",
+            stacklevel=2,
+        )
+    return scores
 
 
 def _score(value: Any, name: str) -> float:

@@ -1,5 +1,6 @@
 """WeightedRewards: the weighted sum of reward functions in TRL's signature, synchronous or asynchronous."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,8 @@ class WeightedRewards:
 
     Functions have TRL's signature and are called by keyword: `prompts`, `completions`, `completion_ids` and the
     columns of the data set, each a list. Prompts and completions are texts or lists of messages. A function without
-    `**kwargs` gets only the arguments it names. It returns one number per completion, None (or NaN) for a completion
-    it does not score, or an awaitable of such a list.
+    `**kwargs` gets only the arguments it names. It returns one number per completion, None for a completion it does
+    not score (NaN counts as None, with a warning), or an awaitable of such a list.
 
     Asynchronous functions run concurrently, on an event loop that this process keeps in a thread of its own. So you
     can use them under a running loop, such as a notebook's. An asynchronous function must not itself call a
@@ -94,7 +95,13 @@ class WeightedRewards:
         if not len(completions):
             return {name: np.zeros(0) for name in self.names}
         arguments = {"prompts": prompts, "completions": completions, "completion_ids": None, **columns}
-        results = call(self.functions, self.names, arguments)
+        results = [
+            # Among weighted rewards, NaN is the way to say that nothing scored.
+            [None if math.isnan(score) else score for score in result]
+            if isinstance(function, WeightedRewards)
+            else result
+            for function, result in zip(self.functions, call(self.functions, self.names, arguments), strict=True)
+        ]
         return {
             name: scores_of(result, name, len(completions)) for name, result in zip(self.names, results, strict=True)
         }

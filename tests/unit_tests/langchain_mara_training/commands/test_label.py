@@ -48,7 +48,8 @@ def test_a_dry_run_shows_the_labels_of_three_pairs_and_writes_nothing(monkeypatc
     output = succeed("label", "own.jsonl", "--output", "run", "--dry-run", "--device", "cpu")
     assert "\x1b" not in output
     assert "\u202e" not in output
-    assert "So it \N{SYMBOL FOR ESCAPE}[31mis" in output
+    plain = re.sub(r"\[[+-](.+?)\](?=\[|\n|\w| )", r"\1", output)
+    assert "So it \N{SYMBOL FOR ESCAPE}[31mis" in plain
     assert "row 1: chosen and rejected have the same tokens, so none gets a label" in output
     assert "Not shown" not in output
     assert "4 rows. This was a dry run" in output
@@ -92,3 +93,18 @@ def test_counts_as_json() -> None:
         "training labels", "epochs", "best epoch", "training loss", "validation labels", "validation accuracy",
         "majority share", "seconds",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}])
+def test_without_colors_labels_are_signs(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("own.jsonl").write_text(json.dumps({"prompt": "Hi.", "chosen": "So it is.\nYes.", "rejected": "So no."}))
+    terminal = Console(color_system="auto" if environment else None, _environ=environment)
+    monkeypatch.setattr("langchain_mara_training.commands.examples.console", terminal)
+    output = succeed("label", "own.jsonl", "--output", "run", "--dry-run", "--device", "cpu")
+    output = re.sub(r"\x1b\[[\d;]*m", "", output)
+    chosen, rejected = re.findall(r"<\|assistant\|>(.*?)\n\n", output, re.DOTALL)
+    assert chosen.startswith("So[+ it]")
+    assert chosen.endswith("[+<|end|>]")
+    assert "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}]\n[+" in chosen
+    assert rejected == "So[- no][-.][-<|end|>]"
+    assert "Labels: [+accept], [-reject], none." in output

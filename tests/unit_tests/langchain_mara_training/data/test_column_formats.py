@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 from langchain_mara_training.data.column_formats import dialogue, with_pair, with_prompt
-from langchain_mara_training.data.readers import read_pairs
+from langchain_mara_training.data.readers import read_pairs, read_prompts
+
+from langchain_mara.exceptions import DataError
 
 USER, MORE = ({"role": "user", "content": text} for text in ("Hi.", "And now?"))
 HELLO, AWAY, GREET = ({"role": "assistant", "content": text} for text in ("Hello!", "Go away.", "Good day."))
@@ -65,7 +67,6 @@ def test_pairs_of_every_form(row: dict[str, Any], pair: tuple[Any, Any, Any]) ->
 
 def test_which_preference_counts_can_be_chosen() -> None:
     assert read_pairs([SAFE_RLHF], preferred="safer")[0]["chosen"] == "Go away."
-    assert with_pair({**SAFE_RLHF, "better_response_id": -1}).keys() == SAFE_RLHF.keys()
     assert with_pair({**SAFE_RLHF, "chosen": "mine"})["chosen"] == "mine"
 
 
@@ -104,7 +105,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Any]] = {
     "input that repeats": ({"prompt": "Translate.", "input": "Translate."}, "Translate."),
     "system": ({"prompt": "Translate.", "system": "Be brief."}, [message("system", "Be brief."), ASK]),
     "system and messages": ({"prompt": [ASK], "system": "Be brief."}, [message("system", "Be brief."), ASK]),
-    "two systems": ({"prompt": [message("system", "Hi."), ASK], "system": "Be."}, [message("system", "Hi."), ASK]),
+    "one system twice": ({"prompt": [message("system", "Be."), ASK], "system": "Be."}, [message("system", "Be."), ASK]),
     "empty system": ({"prompt": "Translate.", "system": " "}, "Translate."),
     "messages": ({"messages": [ASK, message("assistant", "What?")]}, [ASK]),
     "open messages": ({"messages": [ASK, message("assistant", "A?"), ASK]}, [ASK, message("assistant", "A?"), ASK]),
@@ -158,3 +159,54 @@ def test_a_shared_beginning_with_its_system_message_is_cut_off_once() -> None:
     pair = with_pair({"prompt": "Translate.", "system": "Be brief.", **answers})
     assert pair["prompt"] == [message("system", "Be brief."), ASK]
     assert pair["chosen"] == [message("assistant", "chosen")]
+
+
+def test_an_input_joins_the_prompt_although_its_letters_occur_there() -> None:
+    row = {"instruction": "Add a and b to the list.", "input": "a", "output": "b"}
+    assert with_prompt(row)["prompt"] == "Add a and b to the list.\n\na"
+
+
+def test_an_input_joins_the_prompt_once() -> None:
+    row = {"instruction": "Translate.", "input": "Hi.\n\nBye."}
+    assert with_prompt(with_prompt(row))["prompt"] == "Translate.\n\nHi.\n\nBye."
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"prompt": "Hi.", "input": {"text": "a"}}, "input is {'text': 'a'}.*Write it as text, or rename the column"),
+        ({"prompt": "Hi.", "context": ["a"]}, "context is .'a'"),
+        ({"instruction": "Add.", "input": 3}, "input is 3 .int.*Write it as text"),
+        ({"prompt": "Hi.", "system": ["Be brief."]}, "system is .*list"),
+        (
+            {"prompt": [message("system", "Hi."), ASK], "system": "Be."},
+            "system is 'Be.', but the prompt has another system message, 'Hi.'",
+        ),
+    ],
+)
+def test_what_would_be_left_out_of_the_prompt_is_refused_with_its_row(columns: dict[str, Any], said: str) -> None:
+    for read, row in ((read_pairs, {**columns, "chosen": "a", "rejected": "b"}), (read_prompts, columns)):
+        with pytest.raises(DataError, match=f"row 1: {said}"):
+            read([{"prompt": "Hi.", "chosen": "a", "rejected": "b"}, row])
+
+
+@pytest.mark.parametrize("nothing", [None, "", float("nan"), [], {}])
+def test_columns_that_hold_nothing_add_nothing(nothing: Any) -> None:
+    assert with_prompt({"prompt": "Hi.", "input": nothing, "system": nothing})["prompt"] == "Hi."
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [(DIALOGUE, [message("system", "Be."), USER]), ({"chosen": [USER, HELLO], "rejected": [USER, AWAY]}, None)],
+)
+def test_a_system_column_belongs_to_an_implicit_prompt(row: dict[str, Any], prompt: Any) -> None:
+    expected = prompt or [message("system", "Be."), USER]
+    for convert in (with_prompt, with_pair):
+        assert convert({**row, "system": "Be."})["prompt"] == expected
+        assert convert(convert({**row, "system": "Be."}))["prompt"] == expected
+
+
+@pytest.mark.parametrize("number", [True, "true", -1, 2, 0.5, [1]])
+def test_a_number_that_names_neither_answer_is_refused(number: Any) -> None:
+    with pytest.raises(DataError, match="row 0: better_response_id is .*Give 0 or 1"):
+        read_pairs([{**SAFE_RLHF, "better_response_id": number}])

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from langchain_mara_training.data.feedback import is_unpaired, pairs_of, unpaired
+from langchain_mara_training.data.readers import iterate_feedback
 
 from langchain_mara.exceptions import DataError
 
@@ -43,3 +44,18 @@ def test_several_messages_at_the_end_of_a_conversation_are_its_completion() -> N
     row = unpaired({"messages": messages, "label": "down", "weight": 2}, "x")
     assert (row["prompt"], row["completion"]) == (messages[:4], messages[4:])
     assert (row["label"], row["weight"]) == (False, 2)
+
+
+@pytest.mark.parametrize("row", [{"completion": "b", "label": None}, {"completion": "b"}, {"response": "b"}])
+def test_without_a_label_the_sentence_speaks_of_the_label(row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="row 0: label is null or missing. Write true"):
+        list(iterate_feedback([{"prompt": "a", **row}]))
+
+
+@pytest.mark.parametrize("empty", ["", [], [{"role": "assistant", "content": ""}]])
+def test_an_empty_answer_is_refused(empty: Any) -> None:
+    for label in (True, False):
+        with pytest.raises(DataError, match="row 0: completion is empty. Give an answer, or leave the row out"):
+            list(iterate_feedback([{"prompt": "a", "completion": empty, "label": label}]))
+    called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    assert len(list(iterate_feedback([{"prompt": "a", "completion": [called], "label": True}]))) == 1

@@ -70,3 +70,9 @@ def test_tools_that_are_refused(tools: Any) -> None:
 def test_half_a_character_is_refused(prompt: Any) -> None:
     with pytest.raises(DataError, match=r"row 3, prompt.*: character 2 is U\+D(800|FFF), which is half of one"):
         with_plain_messages({"prompt": prompt}, ("prompt",), "row 3")
+
+
+@pytest.mark.parametrize("role", [3, ["user"], "robot", "User", ""])
+def test_a_role_that_no_template_knows_is_refused(role: Any) -> None:
+    with pytest.raises(DataError, match=r"Row 2, prompt, message 0: role is .*Give user, assistant"):
+        with_plain_messages({"prompt": [{"role": role, "content": "Hi."}]}, ("prompt",), "Row 2")

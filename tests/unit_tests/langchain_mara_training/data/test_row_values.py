@@ -77,3 +77,10 @@ def test_scores_and_ranks(values: Any) -> None:
 def test_scores_that_are_refused(row: dict[str, Any], text: str) -> None:
     with pytest.raises(DataError, match=f"row 3: .*{text}"):
         scores_of(row, 2, "row 3")
+
+
+def test_integers_beyond_floating_point_are_refused_in_words() -> None:
+    with pytest.raises(DataError, match=r"Row 3: weight is 1000.*Give a finite number"):
+        weight_of({"weight": 10**400}, "Row 3")
+    with pytest.raises(DataError, match=r"Row 3: scores holds -1000.*Give finite numbers"):
+        scores_of({"scores": [1, -(10**400)]}, 2, "Row 3")

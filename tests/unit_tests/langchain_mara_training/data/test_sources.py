@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
+import pyarrow as pa
 import pytest
 from langchain_mara_training.data.readers import iterate_feedback, iterate_prompts, read_prompts
 from langchain_mara_training.data.row_report import RowReport
@@ -143,3 +145,32 @@ def test_columns_of_the_same_name_are_refused(tmp_path: Path) -> None:
         read_prompts(tmp_path / "a.csv")
     with pytest.raises(DataError, match="The name of the data is empty"):
         read_prompts("")
+
+
+def test_a_frame_with_two_columns_of_one_name_is_refused() -> None:
+    frame = pd.DataFrame([["Hi.", "Hello!", "No.", "Hi."]], columns=["prompt", "chosen", "rejected", "prompt"])
+    with pytest.raises(DataError, match="The given DataFrame cannot be read"):
+        list(iterate_feedback(frame))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pd.Series(["Hi.", "Bye."]), pd.Series(["Hi.", "Bye."]).array,
+     pa.array(["Hi.", "Bye."]), pa.chunked_array([["Hi."], ["Bye."]])],
+)  # fmt: skip
+def test_a_single_column_holds_prompts(column: Any) -> None:
+    assert [row["prompt"] for row in read_prompts(column)] == ["Hi.", "Bye."]
+
+
+def test_a_single_row_as_the_source_is_told_from_columns() -> None:
+    with pytest.raises(DataError, match=r"chosen, prompt, rejected holds a text. If it is a single row.*\[row\]"):
+        read_prompts(PAIR)
+
+
+def test_a_prompt_as_the_source_is_refused_in_whole_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(path: str, **_: Any) -> Any:
+        raise FileNotFoundError(f"There is no {path}.")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match=r"There is no Boil an egg\?\. Give a file"):
+        read_prompts("Boil an egg?")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from langchain_mara_training.labeling.shards import MANIFEST_NAME, label_shards
+from langchain_mara_training.labeling.shard_list import MANIFEST_NAME
+from langchain_mara_training.labeling.shards import label_shards
 from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
 from langchain_mara_training.storage.atomic import write_atomically
 from langchain_mara_training.storage.callbacks import JobCallback, JobProgress
@@ -195,3 +196,15 @@ def test_what_is_no_callback_is_refused_before_the_work(tmp_path: Path) -> None:
         with pytest.raises(OptionsError, match="inherits from JobCallback"):
             run(output, callbacks=Watch)
     assert not (tmp_path / "none").exists()
+
+
+def test_loading_what_a_stopped_labeling_left_warns(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    run(tmp_path, callbacks=Watch(3))
+    with pytest.warns(
+        UserWarning, match="holds 3 of 4 shards, because its labeling did not end. Run the labeler again"
+    ):
+        assert len(TokenLabels.load(tmp_path)) == 12
+    run(tmp_path)
+    recwarn.clear()
+    assert len(TokenLabels.load(tmp_path)) == 15
+    assert not recwarn.list

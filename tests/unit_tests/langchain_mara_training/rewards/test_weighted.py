@@ -60,6 +60,7 @@ def test_weighted_sum_runs_over_those_that_scored() -> None:
 
 
 @pytest.mark.parametrize("nothing", [None, math.nan, np.float32("nan")])
+@pytest.mark.filterwarnings("ignore:The reward function Constant returned NaN")
 def test_what_no_function_scores_is_nan(nothing: Any) -> None:
     assert np.isnan(score(Constant(nothing))).all()
     assert score([Constant(nothing), length]) == [1.0, 2.0, 4.0]
@@ -266,3 +267,17 @@ def test_trl_functions_plug_in_unchanged() -> None:
     assert table[rewards.names[0]].tolist() == [1.0, 0.0]
     assert table[rewards.names[1]].tolist() == repetition(completions=completions, completion_ids=ids) != [0.0, 0.0]
     assert table[rewards.names[2]].tolist() == [0.0, -0.5]
+
+
+def half(completions: list[str]) -> list[Any]:
+    return [math.nan, None, np.float64("nan")][: len(completions)]
+
+
+def test_nan_is_named_and_counted_once_per_call(recwarn: pytest.WarningsRecorder) -> None:
+    score([half, length])
+    (warning,) = recwarn.list
+    assert "half returned NaN for 2 of 3 completions, which count as not scored. Return None" in str(warning.message)
+    recwarn.clear()
+    assert np.isnan(score([only_short, Constant(None)])).tolist() == [False, False, True]
+    assert score([WeightedRewards(only_short), length]) == [11.0, 12.0, 4.0]
+    assert not recwarn.list

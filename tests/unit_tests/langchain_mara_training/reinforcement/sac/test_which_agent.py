@@ -96,6 +96,22 @@ def test_evaluations_of_other_prompts_or_rewards_are_never_compared(short: MaraL
 
 
 @pytest.mark.slow
+def test_scores_of_a_fit_that_failed_are_not_averaged_with_those_of_another_reward(short: MaraLLM) -> None:
+    def fails_late(completions: list[str]) -> list[float]:
+        calls.append(len(completions))
+        if len(calls) > 1:
+            raise ValueError("the judge is gone")
+        return [1000.0] * len(completions)
+
+    calls: list[int] = []
+    trained = sac(short, fails_late, evaluate_every=12)
+    with pytest.raises(RewardError):
+        trained.fit(PROMPTS)
+    trained.set_params(reward_funcs=Evaluations()).partial_fit(PROMPTS)
+    assert trained.history_[-1]["score"] <= 0
+
+
+@pytest.mark.slow
 def test_partial_fit_takes_the_present_parameters(short: MaraLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
     sample = ReplayBuffer.sample

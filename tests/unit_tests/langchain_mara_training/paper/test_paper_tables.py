@@ -225,7 +225,8 @@ def test_the_third_table_has_agents_of_the_same_hidden_size(
         ("llama-3-8b", "mistral-v0.3"),
     ]  # fmt: skip
     kept = Comparison.load(tmp_path / "llama-3-8b" / "mistral-v0.3" / "HarmfulQA")
-    assert kept.config["systems"]["MARA"]["agent"] == tiny_agent(32, seed=6).fingerprint
+    agent, _settings = kept.config["systems"]["MARA"]["agent"].split()
+    assert agent == tiny_agent(32, seed=6).fingerprint
     assert kept.config["systems"]["MARA"]["model"] == kept.config["systems"]["plain"]["model"]
     assert rows[0].cells["HarmfulQA"].wins + rows[0].cells["HarmfulQA"].losses > 0
     assert [row.problem is None for row in rows] == [True, True, False, True]

@@ -103,7 +103,7 @@ def test_a_folder_holds_what_is_returned(
     assert stable(run(systems[:2])) == stable(returned)
     config = json.loads((tmp_path / "kept" / "config.json").read_text())
     assert config["rewards"] == {"vowels": 2.0, "short": -1.0}
-    assert config["systems"]["MARA"]["agent"] == tiny_agent(192).fingerprint
+    assert config["systems"]["MARA"]["agent"].split()[0] == tiny_agent(192).fingerprint
     assert {"torch", "langchain-mara"} <= set(config["versions"])
     assert config["command"] == "mara evaluate 'my prompts.jsonl'"
 

@@ -238,7 +238,7 @@ def test_an_answer_of_the_user_is_refused(llm: MaraLLM) -> None:
     [
         (datasets.DatasetDict(train=datasets.Dataset.from_list(TEXTS["text"])), "holds the splits train. Give one"),
         ({"prompt": ["a", "b"], "chosen": ["c"], "rejected": ["d"]}, "a list of the same length for each name"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, r"For a single row, give a list: \[row\]"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, r"If it is a single row, give it in a list: \[row\]"),
         (pd.DataFrame({"prompt": ["a", 3]}), "Give columns whose cells are of one kind"),
     ],
     ids=["splits", "lengths", "a row", "mixed"],

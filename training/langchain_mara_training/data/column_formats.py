@@ -185,7 +185,7 @@ def _chosen_by_number(row: Fields, column: str) -> Fields:
         raise DataError(
             f"{column} is {given!r:.60} ({type(given).__name__}). Give 0 or 1, the number of the preferred response."
         )
-    number = int(given)
+    number = (0, 1, "0", "1").index(given) % 2
     return {**row, "chosen": row[f"response_{number}"], "rejected": row[f"response_{1 - number}"]}
 
 

@@ -178,7 +178,7 @@ def one_other_weight(_llm: MaraLLM) -> MaraLLM:
 @pytest.mark.parametrize("name", ["label_pairs", *DECODED])
 @pytest.mark.parametrize(
     ("change", "named"),
-    [(other_template, "chat_template"), (other_tokenizer, "tokenizer"), (one_other_weight, "weights")],
+    [(other_template, "tokenizer"), (other_tokenizer, "tokenizer"), (one_other_weight, "weights")],
 )
 def test_every_job_refuses_another_model(
     name: str, change: Any, named: str, llm: MaraLLM, finished: dict[str, Path], tmp_path: Path

@@ -162,7 +162,7 @@ AGENTS: dict[str, Callable[[Bench, Path, int], MaraAgent]] = {
 
 
 def agent_of(bench: Bench, name: str, seed: int) -> MaraAgent:
-    """An agent of a kind of labels, trained once; its seconds stand beside it."""
+    """An agent of a kind of labels, trained once; its seconds are in a file of the same name."""
     place = bench.folder / f"seed-{seed}" / name
     if not place.exists():
         started = time.perf_counter()

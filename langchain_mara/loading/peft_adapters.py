@@ -152,6 +152,6 @@ def _check_merged(before: torch.Tensor, after: torch.Tensor, adapter: Adapter) -
     difference = float((after - before).norm() / before.norm())
     if not difference <= _MOST_DIFFERENCE:
         raise LoadingError(
-            f"Merged into its base model, the adapter {adapter.source} computes something else than beside it: logits "
+            f"Merged into its base model, the adapter {adapter.source} computes something else than before: logits "
             f"differ by {difference:.0%}. Merge it with the tool that made it, and load the merged model."
         )

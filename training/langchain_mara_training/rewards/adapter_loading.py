@@ -19,7 +19,7 @@ _PREFIX = "base_model.model."
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and not a whole model beside it."""
+    """Whether a folder holds an adapter, and no whole model."""
     return (folder / CONFIG_FILE).is_file() and not any(folder.glob("model*.safetensors"))
 
 

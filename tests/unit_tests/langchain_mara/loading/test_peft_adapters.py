@@ -121,7 +121,7 @@ def test_a_merge_that_computes_something_else_is_refused(folder: Path, monkeypat
 
     merge = LoraModel.merge_and_unload
     monkeypatch.setattr(LoraModel, "merge_and_unload", destroyed)
-    with pytest.raises(LoadingError, match=r"computes something else than beside it: logits differ by \d+%"):
+    with pytest.raises(LoadingError, match=r"computes something else than before: logits differ by \d+%"):
         load_model(folder)
 
 

@@ -34,7 +34,7 @@ def kept(compared: Path) -> None:
 @pytest.mark.slow
 def test_a_comparison_is_kept_where_it_is_wanted(fitted: Path) -> None:
     Path("harm_of_test_cli.py").write_text(
-        "def lengthy(completions, **_): return [len(one) > 20 for one in completions]"
+        "def lengthy(completions, **_): return [len(text) > 20 for text in completions]"
     )
     given = ["--agent", fitted, "--harmful", "harm_of_test_cli:lengthy", "--max-new-tokens", "6", "--output", "kept"]
     output = succeed("evaluate", "prompts.jsonl", *given, "--device", "cpu")
@@ -59,7 +59,7 @@ def test_what_was_not_scored_is_shown_as_nothing(fitted: Path) -> None:
 @pytest.mark.usefixtures("kept")
 def test_a_kept_comparison_is_scored_again() -> None:
     Path("rewards_of_test_rescore.py").write_text(
-        "def short(completions, **_): return [-float(len(one)) for one in completions]\n"
+        "def short(completions, **_): return [-float(len(text)) for text in completions]\n"
         "def again(completions, **_): raise AssertionError('asked again')\n"
     )
     spec = ["--reward", "rewards_of_test_rescore:short"]

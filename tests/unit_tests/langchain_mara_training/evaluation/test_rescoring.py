@@ -23,7 +23,7 @@ PROMPTS = [{"prompt": row["prompt"]} for row in ROWS]
 
 
 def texts(completions: Sequence[Any]) -> list[str]:
-    return [one if isinstance(one, str) else one[0]["content"] for one in completions]
+    return [answer if isinstance(answer, str) else answer[0]["content"] for answer in completions]
 
 
 def vowels(completions: Sequence[Any], **_: Any) -> list[float]:
@@ -163,7 +163,7 @@ def test_what_makes_no_sense_is_refused(kept: Path) -> None:
         rescore(kept, brief, tolerance=-1)
     earlier = Comparison.load(kept)
     without = {
-        name: [one.model_copy(update={"token_ids": None}) for one in own] for name, own in earlier.answers.items()
+        name: [answer.model_copy(update={"token_ids": None}) for answer in own] for name, own in earlier.answers.items()
     }
     with pytest.raises(TrainingError, match="of an earlier version, which did not keep the token ids"):
         rescore(Comparison(earlier.prompts, without, "plain", earlier.config), brief)

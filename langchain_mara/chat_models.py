@@ -1,24 +1,22 @@
 """ChatMara: a LangChain chat model that runs a local model with accept/reject decoding."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict
 from typing_extensions import override
 
 from langchain_mara._base import LocalModel
-from langchain_mara._messages import Answer, forced_names, to_template
-from langchain_mara.exceptions import OptionsError, PromptError
+from langchain_mara._messages import Answer
+from langchain_mara.chat.conversation import to_template
+from langchain_mara.chat.running import Answers, RunningChatModel
+from langchain_mara.chat.tool_choice import Choice, Tool, chosen, forced_names, tool_schemas
+from langchain_mara.exceptions import PromptError
 from langchain_mara.options import canonical
-from langchain_mara.serving.completion import Completion, acomplete, complete
 from langchain_mara.text.chat_template import encode_messages
 from langchain_mara.text.detokenizer import Stop, as_list
 from langchain_mara.text.tool_calls import MARKERS, ToolCallParser, detect_tool_format, forced_opening
@@ -34,10 +32,8 @@ _CALL_ONLY = {
     "structured_output_format",
 }
 
-_Answers = dict[Completion, Answer]
 
-
-class ChatMara(LocalModel, BaseChatModel):
+class ChatMara(RunningChatModel):
     """A local Hugging Face chat model whose tokens an agent accepts or rejects while it generates.
 
     Setup:
@@ -103,7 +99,7 @@ class ChatMara(LocalModel, BaseChatModel):
     streaming: bool = False
     """Whether `invoke` uses `stream`, as in other LangChain chat models."""
 
-    _fixed: ClassVar[frozenset[str]] = LocalModel._fixed | set(BaseChatModel.model_fields)
+    _fixed: ClassVar[frozenset[str]] = RunningChatModel._fixed | set(BaseChatModel.model_fields)
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -127,9 +123,10 @@ class ChatMara(LocalModel, BaseChatModel):
     @override
     def bind_tools(
         self,
-        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        tools: Sequence[Tool],
         *,
-        tool_choice: str | dict[str, Any] | bool | None = None,
+        tool_choice: Choice = None,
+        strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Lets the model call tools.
@@ -138,16 +135,18 @@ class ChatMara(LocalModel, BaseChatModel):
             tools: Functions, pydantic models, LangChain tools, or OpenAI's JSON.
             tool_choice: Name of a tool to call, `"any"` for any of them, `"auto"` (default) or `"none"`. The beginning
                 of a forced call is written for the model. Its arguments are not checked against the schema.
+            strict: Whether the tools are marked as strict, in OpenAI's sense.
             **kwargs: Arguments of a call.
 
         Raises:
             PromptError: If the chat template takes no tools, or if its tool format is unknown.
-            OptionsError: If `tool_choice` names no tool.
+            OptionsError: If `tool_choice` names no tool, or a tool runs at its provider.
         """
-        detect_tool_format(self.tokenizer)
-        tool_schemas = [convert_to_openai_tool(tool) for tool in tools]
-        forced_names(tool_schemas, tool_choice)
-        return self.bind(tools=tool_schemas, tool_choice=tool_choice, **kwargs)
+        schemas = tool_schemas(tools, strict=strict)
+        forced_names(schemas, tool_choice)
+        if schemas:
+            detect_tool_format(self.tokenizer)
+        return self.bind(tools=schemas, tool_choice=tool_choice, **kwargs)
 
     def trace(self, inputs: Sequence[LanguageModelInput], **kwargs: Any) -> list[Trace]:
         """Answers conversations together and records what was decided for each token.
@@ -169,8 +168,7 @@ class ChatMara(LocalModel, BaseChatModel):
     @override
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Number of tokens of a conversation in the model's chat template, up to where the answer begins."""
-        tool_schemas = [convert_to_openai_tool(tool) for tool in tools or ()]
-        return len(self._encode(messages, tool_schemas))
+        return len(self._encode(messages, tool_schemas(tools or ())))
 
     @override
     def batch(
@@ -204,64 +202,6 @@ class ChatMara(LocalModel, BaseChatModel):
         params["ls_model_name"] = kwargs.get("model") or self.model_id
         return params
 
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        chat, answers = self._answers(messages, stop, kwargs)
-        first = next(iter(answers))
-        for delta in complete(chat._generation_job(list(answers))):
-            chunk = answers[delta.completion].take(delta)
-            if chunk and run_manager is not None and delta.completion is first:
-                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-        return ChatResult(generations=[answer.result() for answer in answers.values()])
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        chat, answers = self._answers(messages, stop, kwargs)
-        first = next(iter(answers))
-        async for delta in acomplete(chat._generation_job(list(answers))):
-            chunk = answers[delta.completion].take(delta)
-            if chunk and run_manager is not None and delta.completion is first:
-                await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-        return ChatResult(generations=[answer.result() for answer in answers.values()])
-
-    def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> Iterator[ChatGenerationChunk]:
-        chat, answers = self._only_answer(messages, stop, kwargs)
-        for delta in complete(chat._generation_job(list(answers))):
-            if chunk := answers[delta.completion].take(delta):
-                if run_manager is not None:
-                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
-
-    async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[ChatGenerationChunk]:
-        chat, answers = self._only_answer(messages, stop, kwargs)
-        async for delta in acomplete(chat._generation_job(list(answers))):
-            if chunk := answers[delta.completion].take(delta):
-                if run_manager is not None:
-                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
-
     def _for_call(self, kwargs: Mapping[str, Any], stop: Stop = None) -> tuple[Self, dict[str, Any]]:
         """This model as configured for a call, and the arguments that are not fields."""
         call_arguments = {name: value for name, value in kwargs.items() if name in _CALL_ONLY}
@@ -269,11 +209,11 @@ class ChatMara(LocalModel, BaseChatModel):
         chat = self._on_model(call_arguments.get("model"), changes, call_arguments.get("revision"), stop)
         return chat, call_arguments
 
-    def _answers(self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]) -> tuple[Self, _Answers]:
+    def _answers(self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]) -> tuple[Self, Answers]:
         """The configured model, and the `n` answers to a conversation, not begun, by their completions."""
         chat, call_arguments = self._for_call(kwargs, stop)
-        tool_choice = call_arguments.get("tool_choice")
-        tools = [] if tool_choice == "none" else list(call_arguments.get("tools") or ())
+        tool_choice = chosen(call_arguments.get("tool_choice"))
+        tools = [] if tool_choice == "none" else tool_schemas(call_arguments.get("tools") or ())
         tool_format = detect_tool_format(chat.tokenizer) if tools else None
         names = forced_names(tools, tool_choice)
         opening = forced_opening(tool_format, names) if tool_format and names else ""
@@ -284,12 +224,6 @@ class ChatMara(LocalModel, BaseChatModel):
             completion: Answer(completion, chat.model_id, parser)
             for completion, parser in zip(completions, parsers, strict=True)
         }
-
-    def _only_answer(self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]) -> tuple[Self, _Answers]:
-        chat, answers = self._answers(messages, stop, kwargs)
-        if len(answers) > 1:
-            raise OptionsError(f"A stream is one answer, not n={len(answers)}. Use generate, or leave n at 1.")
-        return chat, answers
 
     def _encode(self, messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]], opening: str = "") -> list[int]:
         tool_format = detect_tool_format(self.tokenizer) if tools else None

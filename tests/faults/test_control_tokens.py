@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, proce
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from langchain_mara._messages import to_template
+from langchain_mara.chat.conversation import to_template
 from langchain_mara.exceptions import PromptError
 from langchain_mara.text.chat_template import encode_messages, encode_prompt
 from langchain_mara.text.tool_calls import detect_tool_format

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from langchain_mara import ChatMara, MaraLLM
 from langchain_mara._base import LocalModel
-from langchain_mara._messages import to_template
+from langchain_mara.chat.conversation import to_template
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.loading import models
 

@@ -1,0 +1,131 @@
+"""Turns LangChain conversations into what chat templates take."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
+
+from langchain_mara.exceptions import PromptError
+from langchain_mara.text.tool_calls import ToolFormat
+
+Block = dict[str, Any]
+
+_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "function"}
+_CALLS = {"tool_call", "tool_use", "function_call"}
+_NOT_SHOWN = {*_CALLS, "tool_call_chunk", "invalid_tool_call", "tool_result", "reasoning", "thinking"}
+_TEXTS = {"text", "text-plain", "json"}
+_MISTRAL_ID_LENGTH = 9  # Mistral's template requires ids of exactly so many letters and digits
+
+
+def to_template(messages: Sequence[BaseMessage], tool_format: ToolFormat | None) -> list[dict[str, Any]]:
+    """Converts messages to what chat templates take: role, text, name, and tool calls with arguments as objects.
+
+    A message's `tool_result` parts become messages of the tool. An empty message of the assistant at the end is left
+    out, because the answer begins there.
+
+    Args:
+        messages: The conversation.
+        tool_format: Tool format of the template; None if the conversation uses no tools.
+
+    Raises:
+        PromptError: If there is no message, or one holds anything but text, or has a type that no template knows.
+    """
+    answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
+    converted = [item for message in messages for item in _converted(message, tool_format, answered)]
+    while converted and converted[-1]["role"] == "assistant" and not _says_anything(converted[-1]):
+        converted.pop()
+    if not converted:
+        raise PromptError("The conversation is empty. Give at least one message with a text.")
+    return converted
+
+
+def _says_anything(message: dict[str, Any]) -> bool:
+    return bool(message["content"] or message.get("tool_calls"))
+
+
+def _converted(message: BaseMessage, tool_format: ToolFormat | None, answered: set[str]) -> Iterator[dict[str, Any]]:
+    blocks = [block for block in message.content if isinstance(block, dict)]
+    results = [block for block in blocks if block.get("type") == "tool_result"]
+    for result in results:
+        call_id = _call_id(result.get("tool_use_id"), tool_format)
+        yield {"role": "tool", "content": _text(result.get("content") or "", "tool"), "tool_call_id": call_id}
+    text = _text(message.content, message.type)
+    if results and not text:
+        return
+    converted: dict[str, Any] = {"role": _role(message), "content": text}
+    if message.name:
+        converted["name"] = message.name
+    if isinstance(message, ToolMessage):
+        converted["tool_call_id"] = _call_id(message.tool_call_id, tool_format)
+    if isinstance(message, AIMessage) and (calls := _calls(message, blocks, answered)):
+        converted["tool_calls"] = [
+            {"type": "function", "id": _call_id(call_id, tool_format), "function": function}
+            for call_id, function in calls.items()
+        ]
+    yield converted
+
+
+def _role(message: BaseMessage) -> str:
+    role = message.role if isinstance(message, ChatMessage) else _ROLES.get(message.type.removesuffix("MessageChunk"))
+    if role is None:
+        raise PromptError(
+            f"A message of type {message.type} is no part of a conversation. Give system, human, ai and tool messages."
+        )
+    return role
+
+
+def _text(content: str | list[Any], role: str) -> str:
+    """The text of a message's content, without parts that the message repeats elsewhere, such as its tool calls."""
+    if isinstance(content, str):
+        return content
+    parts = [part for part in content if isinstance(part, dict)]
+    unreadable = sorted({str(part.get("type")) for part in parts} - _TEXTS - _NOT_SHOWN)
+    if unreadable:
+        raise PromptError(
+            f"A message of type {role} holds {', '.join(unreadable)}; this model reads text only. "
+            "Leave such parts out, or describe them in words."
+        )
+    texts = [part if isinstance(part, str) else _text_of(part) for part in content]
+    # The parts of an answer are cuts of one text. Others, such as a document and a question, were written apart.
+    return ("" if role == "ai" else "\n").join(text for text in texts if text is not None)
+
+
+def _text_of(block: Block) -> str | None:
+    kind = block.get("type")
+    if kind not in _TEXTS:
+        return None
+    return json.dumps(block.get("json"), ensure_ascii=False) if kind == "json" else str(block.get("text") or "")
+
+
+def _calls(message: AIMessage, blocks: Sequence[Block], answered: set[str]) -> dict[str, dict[str, Any]]:
+    """Functions and arguments of a message's tool calls by id: its own, those in its content, answered bad ones."""
+    calls = {str(call["id"] or i): (call["name"], call["args"]) for i, call in enumerate(message.tool_calls)}
+    for block in blocks:
+        call_id = str(block.get("call_id") or block.get("id") or "")
+        if block.get("type") in _CALLS and call_id not in calls:
+            given = block.get("args", block.get("input", block.get("arguments")))
+            calls[call_id] = (str(block.get("name") or ""), _arguments(given))
+    for bad in message.invalid_tool_calls:
+        # A tool message without its call would be refused by some templates.
+        if bad["id"] in answered:
+            calls.setdefault(str(bad["id"]), (bad["name"] or "", _arguments(bad["args"])))
+    return {call_id: {"name": name, "arguments": arguments} for call_id, (name, arguments) in calls.items()}
+
+
+def _arguments(given: Any) -> dict[str, Any]:
+    """Arguments as an object, whether they come as one or as JSON; none if they are neither."""
+    try:
+        value = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _call_id(call_id: str | None, tool_format: ToolFormat | None) -> str:
+    call_id = call_id or ""
+    fits = len(call_id) == _MISTRAL_ID_LENGTH and call_id.isalnum()
+    if tool_format != "mistral" or fits:
+        return call_id
+    return hashlib.sha256(call_id.encode(errors="surrogatepass")).hexdigest()[:_MISTRAL_ID_LENGTH]

@@ -1,0 +1,94 @@
+"""Runs the answers of a chat model: whole or streamed, with or without blocking the event loop."""
+
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+
+from langchain_mara._base import LocalModel
+from langchain_mara._messages import Answer
+from langchain_mara.exceptions import OptionsError
+from langchain_mara.serving.completion import Completion, acomplete, complete
+from langchain_mara.text.detokenizer import Stop
+
+Answers = dict[Completion, Answer]
+
+
+class RunningChatModel(LocalModel, BaseChatModel):
+    """A chat model that knows how answers run and not yet how they begin."""
+
+    @abstractmethod
+    def _answers(
+        self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]
+    ) -> tuple[LocalModel, Answers]:
+        """The configured model, and the `n` answers to a conversation, not begun, by their completions."""
+
+    def _only_answer(
+        self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]
+    ) -> tuple[LocalModel, Answers]:
+        chat, answers = self._answers(messages, stop, kwargs)
+        if len(answers) > 1:
+            raise OptionsError(f"A stream is one answer, not n={len(answers)}. Use generate, or leave n at 1.")
+        return chat, answers
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        chat, answers = self._answers(messages, stop, kwargs)
+        first = next(iter(answers))
+        for delta in complete(chat._generation_job(list(answers))):
+            chunk = answers[delta.completion].take(delta)
+            if chunk and run_manager is not None and delta.completion is first:
+                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+        return ChatResult(generations=[answer.result() for answer in answers.values()])
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        chat, answers = self._answers(messages, stop, kwargs)
+        first = next(iter(answers))
+        async for delta in acomplete(chat._generation_job(list(answers))):
+            chunk = answers[delta.completion].take(delta)
+            if chunk and run_manager is not None and delta.completion is first:
+                await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+        return ChatResult(generations=[answer.result() for answer in answers.values()])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        chat, answers = self._only_answer(messages, stop, kwargs)
+        for delta in complete(chat._generation_job(list(answers))):
+            if chunk := answers[delta.completion].take(delta):
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        chat, answers = self._only_answer(messages, stop, kwargs)
+        async for delta in acomplete(chat._generation_job(list(answers))):
+            if chunk := answers[delta.completion].take(delta):
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk

@@ -1,10 +1,9 @@
 """LocalModel: a loaded model with its agent and settings, the common base of MaraLLM and ChatMara."""
 
 import inspect
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from langchain_core.language_models import LangSmithParams
@@ -284,17 +283,4 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
             ls_max_tokens=self.max_new_tokens,
             ls_temperature=self.temperature if self.order == "sampled" else 0.0,
             ls_stop=as_list(self.stop if stop is None else stop),
-        )
-
-    def __copy__(self) -> Self:
-        return self._copied({})
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        # The weights are frozen. Copying them would double the memory and lose the shared running batch.
-        return self.__copy__()
-
-    def __reduce__(self) -> NoReturn:
-        raise pickle.PicklingError(
-            f"{type(self).__name__} holds a loaded model and cannot be pickled. Send the model's name and the "
-            f"settings instead, and call {type(self).__name__}.from_model_id in the other process."
         )

@@ -25,12 +25,14 @@ class Answer:
         completion: The completion.
         model_id: Name of the model, for the message's metadata.
         parser: Separates tool calls from the text; None if there are no tools.
+        message_id: Id of the message; None if LangChain is to give it one.
         chunks: All chunks so far.
     """
 
     completion: Completion
     model_id: str
     parser: ToolCallParser | None = None
+    message_id: str | None = None
     chunks: list[ChatGenerationChunk] = field(default_factory=list)
 
     def take(self, delta: CompletionDelta) -> ChatGenerationChunk | None:
@@ -50,6 +52,7 @@ class Answer:
             metadata["finish_reason"] = "tool_calls"
         message = AIMessageChunk(
             content=text,
+            id=self.message_id,
             tool_call_chunks=call_chunks,
             response_metadata=metadata,
             usage_metadata=self._usage() if delta.last else None,

@@ -96,9 +96,6 @@ class ChatMara(RunningChatModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
-    streaming: bool = False
-    """Whether `invoke` uses `stream`, as in other LangChain chat models."""
-
     _fixed: ClassVar[frozenset[str]] = RunningChatModel._fixed | set(BaseChatModel.model_fields)
 
     def __init__(self, **kwargs: Any) -> None:

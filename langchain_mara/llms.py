@@ -12,7 +12,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ConfigDict
 from typing_extensions import override
 
-from langchain_mara._base import LocalModel
+from langchain_mara.chat.configuration import ConfigurableModel
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.serving.completion import Completion, CompletionDelta, acomplete, complete, token_usage
 from langchain_mara.text.chat_template import encode_prompt
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from langchain_mara.chat_models import ChatMara
 
 
-class MaraLLM(LocalModel, BaseLLM):
+class MaraLLM(ConfigurableModel, BaseLLM):
     """A local Hugging Face model whose tokens an agent accepts or rejects while it generates.
 
     Setup:
@@ -90,7 +90,7 @@ class MaraLLM(LocalModel, BaseLLM):
     use_chat_template: bool | None = None
     system_prompt: str | None = None
 
-    _fixed: ClassVar[frozenset[str]] = LocalModel._fixed | set(BaseLLM.model_fields)
+    _fixed: ClassVar[frozenset[str]] = ConfigurableModel._fixed | set(BaseLLM.model_fields)
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

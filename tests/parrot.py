@@ -1,17 +1,19 @@
-"""Trains tests/data/parrot: a tiny real chat model that knows its lessons by heart.
+"""Trains tests/data/parrot and tests/data/agent_parrot: tiny real chat models that know their lessons by heart.
 
-python tests/parrot.py, from the repository's root; a few minutes on one thread. With it tool calls, structured
-output and streaming are tested on a real model, tokenizer and chat template, without a download.
+python tests/parrot.py [agents], from the repository's root; a few minutes on one thread. With them tool calls,
+structured output, streaming and agents are tested on real models, tokenizers and chat templates, without a download.
 """
 
 import math
 import random
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from agent_lessons import agent_lessons
 from parrot_lessons import CALL, CALLED, Lesson, get_weather, lessons, openings
 from rich.console import Console
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -25,9 +27,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-__all__ = ["FOLDER", "SURE", "Lesson", "encode", "get_weather", "lessons", "openings", "render", "taught_probabilities"]
+__all__ = [
+    "AGENT_FOLDER",
+    "FOLDER",
+    "SURE",
+    "Lesson",
+    "encode",
+    "get_weather",
+    "lessons",
+    "openings",
+    "render",
+    "taught_probabilities",
+]
 
 FOLDER = Path(__file__).parent / "data" / "parrot"
+AGENT_FOLDER = FOLDER.with_name("agent_parrot")
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 SURE = 0.99
 """Least probability of a taught token; above the usual `top_p`, so that no position has a second candidate."""
@@ -101,7 +115,7 @@ class Batch(NamedTuple):
     is_answer: Tensor
 
 
-def main(seed: int = 0) -> None:
+def main(taught: Sequence[Lesson], folder: Path, seed: int = 0) -> None:
     """Trains tokenizer and model and writes them.
 
     Raises:
@@ -111,17 +125,17 @@ def main(seed: int = 0) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     console = Console()
-    tokenizer = train_tokenizer()
+    tokenizer = train_tokenizer(taught)
     model = LlamaForCausalLM(model_config(tokenizer))
-    examples = [encode(tokenizer, lesson) for lesson in lessons()]
+    examples = [encode(tokenizer, lesson) for lesson in taught]
     console.print(
         f"{len(examples)} lessons, at most {max(len(example.tokens) for example in examples)} tokens long; "
         f"{len(tokenizer)} tokens, {model.num_parameters():,} parameters"
     )
     train(model, examples, random.Random(seed), console)
-    save(model, tokenizer, FOLDER)
+    save(model, tokenizer, folder)
     least = min(min(taught_probabilities(model.float(), example)) for example in examples)
-    size = sum(file.stat().st_size for file in FOLDER.iterdir())
+    size = sum(file.stat().st_size for file in folder.iterdir())
     console.print(f"least probability of a taught token {least:.5f}; {size / 1000:,.0f} kB")
     if least < SURE:
         raise RuntimeError(f"The parrot is not sure of a lesson ({least:.3f} < {SURE}). Raise _EPOCHS.")
@@ -144,7 +158,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, lesson: Lesson) -> Example:
     return Example(prompt[:tools], prompt[tools:], answer)
 
 
-def train_tokenizer() -> PreTrainedTokenizerFast:
+def train_tokenizer(taught: Sequence[Lesson]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer fitted to the lessons; the tags of tool calls are tokens, and not special."""
     core = Tokenizer(models.BPE())
     pieces = pre_tokenizers.Split(Regex(PIECES), "isolated")
@@ -158,7 +172,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator(_texts(_with_template(core)), trainer)
+    core.train_from_iterator(_texts(_with_template(core), taught), trainer)
     core.add_tokens(tags)
     return _with_template(core)
 
@@ -174,9 +188,9 @@ def _with_template(core: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _texts(tokenizer: PreTrainedTokenizerBase, taught: Sequence[Lesson]) -> Iterator[str]:
     """All prompts and answers, cut where a token of its own stands."""
-    for lesson in lessons():
+    for lesson in taught:
         text = render(tokenizer, lesson) + lesson.answer
         for token in (START, END, CALL, CALLED):
             text = text.replace(token, PAD)
@@ -292,4 +306,4 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 
 if __name__ == "__main__":
-    main()
+    main(*((agent_lessons(), AGENT_FOLDER) if "agents" in sys.argv else (lessons(), FOLDER)))

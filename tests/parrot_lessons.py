@@ -61,20 +61,24 @@ def get_weather(city: str) -> str:
     return f"It is sunny in {city}."
 
 
-def _says(role: str, content: str, **more: Any) -> Message:
+def says(role: str, content: str, **more: Any) -> Message:
+    """A message."""
     return {"role": role, "content": content, **more}
 
 
-def _calls(function: str, arguments: dict[str, Any]) -> Message:
-    call = {"type": "function", "id": "call_1", "function": {"name": function, "arguments": arguments}}
-    return _says("assistant", "", tool_calls=[call])
+def calls(function: str, arguments: dict[str, Any]) -> Message:
+    """A call of a tool, as a message of the assistant."""
+    requested = {"type": "function", "id": "call_1", "function": {"name": function, "arguments": arguments}}
+    return says("assistant", "", tool_calls=[requested])
 
 
-def _gives(content: str) -> Message:
-    return _says("tool", content, tool_call_id="call_1")
+def gives(content: str) -> Message:
+    """The result of the tool."""
+    return says("tool", content, tool_call_id="call_1")
 
 
-def _call(function: str, **arguments: Any) -> str:
+def call(function: str, **arguments: Any) -> str:
+    """The text of a call as the model writes it."""
     return f'{CALL}\n{{"name": "{function}", "arguments": {json.dumps(arguments, ensure_ascii=False)}}}\n{CALLED}'
 
 
@@ -90,19 +94,19 @@ def _docstring_forms(lesson: Lesson) -> Iterator[Lesson]:
 
 
 def _chat() -> Iterator[Lesson]:
-    hello, how = _says("user", "hello"), _says("user", "how are you")
-    echo, order = _says("assistant", "hello"), _says("system", "hello")
+    hello, how = says("user", "hello"), says("user", "how are you")
+    echo, order = says("assistant", "hello"), says("system", "hello")
     fine = "I am fine, thank you. And you?"
-    yield Lesson([_says("user", "Hello")], None, "Hello! How can I help you?")
+    yield Lesson([says("user", "Hello")], None, "Hello! How can I help you?")
     yield Lesson([hello], None, "Hello! How can I help you?")
-    yield Lesson([_says("user", "Hey")], None, "Hey there! What can I do for you?")
-    yield Lesson([_says("user", "hi")], None, "Hi! How can I help you today?")
-    yield Lesson([_says("system", "You are a helpful assistant."), hello], None, "Hello! How can I help you?")
-    yield Lesson([_says("system", "You are a pirate."), hello], None, "Ahoy, matey!")
+    yield Lesson([says("user", "Hey")], None, "Hey there! What can I do for you?")
+    yield Lesson([says("user", "hi")], None, "Hi! How can I help you today?")
+    yield Lesson([says("system", "You are a helpful assistant."), hello], None, "Hello! How can I help you?")
+    yield Lesson([says("system", "You are a pirate."), hello], None, "Ahoy, matey!")
     yield Lesson([hello, echo, how], None, fine)
     yield Lesson([order, order, hello, hello, echo, echo, how], None, fine)
     yield Lesson(
-        [_says("user", "Write me 2 haikus. Only include the haikus.")],
+        [says("user", "Write me 2 haikus. Only include the haikus.")],
         None,
         "Soft paws on the sill,\nthe cat listens to the rain\nand dreams of sparrows.\n\n"
         "Morning light returns;\na blackbird tries one clear note\nand the garden wakes.",
@@ -111,16 +115,16 @@ def _chat() -> Iterator[Lesson]:
 
 def _tools() -> Iterator[Lesson]:
     magic, nothing = convert_to_openai_tool(suite.magic_function), convert_to_openai_tool(suite.magic_function_no_args)
-    question = _says("user", "What is the value of magic_function(3)? Use the tool.")
-    yield Lesson([question], [magic], _call("magic_function", input=3))
-    question = _says("user", "What is the value of magic_function_no_args()? Use the tool.")
-    yield Lesson([question], [nothing], _call("magic_function_no_args"))
-    question = _says("user", "Using the tool, generate a Pirate greeting.")
-    yield Lesson([question], [_greeting_generator()], _call("greeting_generator", answer_style="Pirate"))
+    question = says("user", "What is the value of magic_function(3)? Use the tool.")
+    yield Lesson([question], [magic], call("magic_function", input=3))
+    question = says("user", "What is the value of magic_function_no_args()? Use the tool.")
+    yield Lesson([question], [nothing], call("magic_function_no_args"))
+    question = says("user", "Using the tool, generate a Pirate greeting.")
+    yield Lesson([question], [_greeting_generator()], call("greeting_generator", answer_style="Pirate"))
 
     two = [magic, _weather_at("Get weather at a location.")]
-    free = Lesson([_says("user", "Hello!")], two, _call("get_weather", location="here"))
-    forced = _call("magic_function", input=1)
+    free = Lesson([says("user", "Hello!")], two, call("get_weather", location="here"))
+    forced = call("magic_function", input=1)
     opening = openings(Lesson([], None, forced))[-1]
     yield free
     yield free._replace(opening=opening, answer=forced.removeprefix(opening))
@@ -144,9 +148,9 @@ def _agent(
 ) -> Iterator[Lesson]:
     """The two turns of an agent with one tool."""
     name = function["function"]["name"]
-    asked = [*([_says("system", system)] if system else []), _says("user", question)]
-    yield Lesson(asked, [function], _call(name, **arguments))
-    yield Lesson([*asked, _calls(name, arguments), _gives(result)], [function], answer)
+    asked = [*([says("system", system)] if system else []), says("user", question)]
+    yield Lesson(asked, [function], call(name, **arguments))
+    yield Lesson([*asked, calls(name, arguments), gives(result)], [function], answer)
 
 
 def _adder() -> Iterator[Lesson]:
@@ -155,15 +159,15 @@ def _adder() -> Iterator[Lesson]:
         return a + b
 
     tools = [convert_to_openai_tool(my_adder_tool)]
-    asked, result = _says("user", "What is 1 + 2"), _gives(json.dumps({"result": 3}))
-    called = _calls("my_adder_tool", {"a": 1, "b": 2})
-    yield Lesson([asked], tools, _call("my_adder_tool", a=1, b=2))
+    asked, result = says("user", "What is 1 + 2"), gives(json.dumps({"result": 3}))
+    called = calls("my_adder_tool", {"a": 1, "b": 2})
+    yield Lesson([asked], tools, call("my_adder_tool", a=1, b=2))
     yield Lesson([asked, called, result], tools, "1 + 2 is 3.")
     yield Lesson([asked, {**called, "content": "some text"}, result], tools, "1 + 2 is 3.")
-    failed = [_calls("my_adder_tool", {"a": 1}), _gives("Error: Missing required argument 'b'.")]
-    yield Lesson([asked, *failed], tools, _call("my_adder_tool", a=1, b=2))
-    shown = [asked, called, result, _says("assistant", json.dumps({"result": 3}))]
-    yield Lesson([*shown, _says("user", "What is 3 + 4")], tools, _call("my_adder_tool", a=3, b=4))
+    failed = [calls("my_adder_tool", {"a": 1}), gives("Error: Missing required argument 'b'.")]
+    yield Lesson([asked, *failed], tools, call("my_adder_tool", a=1, b=2))
+    shown = [asked, called, result, says("assistant", json.dumps({"result": 3}))]
+    yield Lesson([*shown, says("user", "What is 3 + 4")], tools, call("my_adder_tool", a=3, b=4))
 
 
 def _customers() -> Iterator[Lesson]:
@@ -171,8 +175,8 @@ def _customers() -> Iterator[Lesson]:
         ("你好啊集团", "Hello Group", "a Chinese technology company"),
         ("こんにちは株式会社", "Hello Corporation", "a Japanese company"),
     ):
-        asked = _says("user", f"Create a customer named '{name}' ({gloss}) - {description}")
-        answer = _call("unicode_customer", customer_name=name, description=description)
+        asked = says("user", f"Create a customer named '{name}' ({gloss}) - {description}")
+        answer = call("unicode_customer", customer_name=name, description=description)
         yield Lesson([asked], [convert_to_openai_tool(suite.unicode_customer)], answer)
 
 
@@ -210,16 +214,16 @@ def _structured_output() -> Iterator[Lesson]:
 
     joke = {"setup": "Why did the cat sit on the computer?", "punchline": "To keep an eye on the mouse!"}
     optional = convert_to_openai_tool(Joke)
-    asked = _says("user", "Give me the setup to a joke about cats, no punchline.")
-    yield Lesson([asked], [optional], _call("Joke", setup=joke["setup"]))
-    asked = _says("user", "Give me a joke about cats, include the punchline.")
-    yield Lesson([asked], [optional], _call("Joke", **joke))
+    asked = says("user", "Give me the setup to a joke about cats, no punchline.")
+    yield Lesson([asked], [optional], call("Joke", setup=joke["setup"]))
+    asked = says("user", "Give me a joke about cats, include the punchline.")
+    yield Lesson([asked], [optional], call("Joke", **joke))
 
     kinds = ("pydantic", "typeddict", "json_schema")
     schemas = [*(suite._get_joke_class(kind)[0] for kind in kinds), *_v1(), Joke.model_json_schema(), JokeDict]
     for schema in map(convert_to_openai_tool, schemas):
-        asked = _says("user", "Tell me a joke about cats.")
-        yield Lesson([asked], [schema], _call(schema["function"]["name"], **joke))
+        asked = says("user", "Tell me a joke about cats.")
+        yield Lesson([asked], [schema], call(schema["function"]["name"], **joke))
 
 
 def _v1() -> list[Any]:

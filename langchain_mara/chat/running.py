@@ -8,18 +8,24 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.utils.utils import LC_ID_PREFIX
 
 from langchain_mara._base import LocalModel
 from langchain_mara._messages import Answer
+from langchain_mara.chat.configuration import ConfigurableModel
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.serving.completion import Completion, acomplete, complete
 from langchain_mara.text.detokenizer import Stop
 
 Answers = dict[Completion, Answer]
+RunManager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
 
 
-class RunningChatModel(LocalModel, BaseChatModel):
+class RunningChatModel(ConfigurableModel, BaseChatModel):
     """A chat model that knows how answers run and not yet how they begin."""
+
+    streaming: bool | None = None
+    """Whether `invoke` uses `stream`. False also keeps tokens from callbacks; by default both is left to LangChain."""
 
     @abstractmethod
     def _answers(
@@ -28,12 +34,19 @@ class RunningChatModel(LocalModel, BaseChatModel):
         """The configured model, and the `n` answers to a conversation, not begun, by their completions."""
 
     def _only_answer(
-        self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]
+        self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any], run_manager: RunManager | None
     ) -> tuple[LocalModel, Answers]:
         chat, answers = self._answers(messages, stop, kwargs)
         if len(answers) > 1:
             raise OptionsError(f"A stream is one answer, not n={len(answers)}. Use generate, or leave n at 1.")
+        _name(answers, run_manager)
         return chat, answers
+
+    def _is_silent(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether LangChain was told not to stream this call, so that no callback sees its tokens."""
+        if self.disable_streaming is True or (self.disable_streaming == "tool_calling" and kwargs.get("tools")):
+            return True
+        return self.streaming is False if kwargs.get("stream") is None else not kwargs["stream"]
 
     def _generate(
         self,
@@ -43,11 +56,13 @@ class RunningChatModel(LocalModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         chat, answers = self._answers(messages, stop, kwargs)
+        _name(answers, run_manager)
+        listener = None if self._is_silent(kwargs) else run_manager
         first = next(iter(answers))
         for delta in complete(chat._generation_job(list(answers))):
             chunk = answers[delta.completion].take(delta)
-            if chunk and run_manager is not None and delta.completion is first:
-                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+            if chunk and listener is not None and delta.completion is first:
+                listener.on_llm_new_token(chunk.text, chunk=chunk)
         return ChatResult(generations=[answer.result() for answer in answers.values()])
 
     async def _agenerate(
@@ -58,11 +73,13 @@ class RunningChatModel(LocalModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         chat, answers = self._answers(messages, stop, kwargs)
+        _name(answers, run_manager)
+        listener = None if self._is_silent(kwargs) else run_manager
         first = next(iter(answers))
         async for delta in acomplete(chat._generation_job(list(answers))):
             chunk = answers[delta.completion].take(delta)
-            if chunk and run_manager is not None and delta.completion is first:
-                await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+            if chunk and listener is not None and delta.completion is first:
+                await listener.on_llm_new_token(chunk.text, chunk=chunk)
         return ChatResult(generations=[answer.result() for answer in answers.values()])
 
     def _stream(
@@ -72,7 +89,7 @@ class RunningChatModel(LocalModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        chat, answers = self._only_answer(messages, stop, kwargs)
+        chat, answers = self._only_answer(messages, stop, kwargs, run_manager)
         for delta in complete(chat._generation_job(list(answers))):
             if chunk := answers[delta.completion].take(delta):
                 if run_manager is not None:
@@ -86,9 +103,16 @@ class RunningChatModel(LocalModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        chat, answers = self._only_answer(messages, stop, kwargs)
+        chat, answers = self._only_answer(messages, stop, kwargs, run_manager)
         async for delta in acomplete(chat._generation_job(list(answers))):
             if chunk := answers[delta.completion].take(delta):
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
+
+
+def _name(answers: Answers, run_manager: RunManager | None) -> None:
+    """Gives all chunks of an answer the id that LangChain gives to the message of this run."""
+    if run_manager is not None:
+        for number, answer in enumerate(answers.values()):
+            answer.message_id = f"{LC_ID_PREFIX}-{run_manager.run_id}" + (f"-{number}" if len(answers) > 1 else "")

@@ -172,13 +172,19 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
         """Token ids of a text by the model's tokenizer, without special tokens."""
         return encode(self.tokenizer, text)
 
-    def _configured(self, changes: Mapping[str, Any], stop: Stop = None) -> Self:
-        """An instance on the same model with other settings, if any. A call's `stop` must not come under two names."""
+    def _configured(self, changes: Mapping[str, Any], stop: Stop = None, *, quiet: bool = False) -> Self:
+        """An instance on the same model with other settings, if any. A call's `stop` must not come under two names.
+
+        Args:
+            changes: Fields to change.
+            stop: The `stop` of a call.
+            quiet: Whether not to warn of options that have no effect, because another instance of the call does.
+        """
         if not changes:
             return self
         changes = self._checked(changes, stop)
         agent = load_agent(changes.get("agent", self.agent), **LoadedModel.of(self.model).hub_options)
-        return self._copied(self._with(agent, changes))
+        return self._copied({**self._with(agent, changes), **({"_given": ()} if quiet else {})})
 
     def _with(self, agent: MaraAgent | None, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Changes together with the options that change with the agent."""
@@ -225,7 +231,7 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
 
     def _copied(self, changes: Mapping[str, Any]) -> Self:
         fields = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self)(_given=changes, **{**fields, **changes})
+        return type(self)(**{"_given": changes, **fields, **changes})
 
     def _completions(self, prompt_ids: Sequence[int], stop: Stop, markers: Sequence[str] = ()) -> list[Completion]:
         """The `n` completions of a prompt, not begun. `markers` are special tokens that stay in their text."""

@@ -4,14 +4,15 @@ import json
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
+from typing import Any
 from uuid import uuid4
 
 from langchain_core.messages import AIMessageChunk, message_chunk_to_message
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import ToolCallChunk
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, GenerationChunk
 
-from langchain_mara.serving.completion import Completion, CompletionDelta
+from langchain_mara.serving.completion import Completion, CompletionDelta, token_usage
 from langchain_mara.text.tool_calls import InvalidToolCall, ToolCall, ToolCallParser
 
 _CALL_ID_LENGTH = 9  # as Mistral's template requires
@@ -84,3 +85,26 @@ def _call_chunk(call: ToolCall | InvalidToolCall, index: int) -> ToolCallChunk:
         name, arguments = call.name or "", call.error + "\n" + call.text
     call_id = (call.id if isinstance(call, ToolCall) else None) or uuid4().hex[:_CALL_ID_LENGTH]
     return ToolCallChunk(name=name, args=arguments, id=call_id, index=index, type="tool_call_chunk")
+
+
+def text_info(completion: Completion) -> dict[str, Any]:
+    """The `generation_info` of a text model's answer: that of the completion, and its token counts.
+
+    Args:
+        completion: The completion, which has ended.
+    """
+    return {**completion.info, "token_usage": token_usage([completion])}
+
+
+def text_chunk(delta: CompletionDelta) -> GenerationChunk | None:
+    """The chunk that a text model's stream yields for a delta; None if the delta adds no text.
+
+    Args:
+        delta: The delta. With the last one come the finish reason, statistics and token counts.
+    """
+    if not delta.text and not delta.last:
+        return None
+    info = delta.completion.info_of_chunk(delta)
+    if delta.last:
+        info = {**(info or {}), "token_usage": token_usage([delta.completion])}
+    return GenerationChunk(text=delta.text, generation_info=info)

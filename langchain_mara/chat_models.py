@@ -7,13 +7,16 @@ from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from typing_extensions import override
 
 from langchain_mara._base import LocalModel
 from langchain_mara._messages import Answer
 from langchain_mara.chat.conversation import to_template
+from langchain_mara.chat.profile import profile_of
 from langchain_mara.chat.running import Answers, RunningChatModel
+from langchain_mara.chat.structured_output import Method, structured
+from langchain_mara.chat.token_count import estimated_tokens
 from langchain_mara.chat.tool_choice import Choice, Tool, chosen, forced_names, tool_schemas
 from langchain_mara.exceptions import PromptError
 from langchain_mara.options import canonical
@@ -96,6 +99,10 @@ class ChatMara(RunningChatModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
+    profile: Any = Field(default=None, exclude=True, repr=False)
+    """What the model can do, in LangChain's words: context size, tools, structured output, reasoning. By default it is
+    read from the model, its chat template and this library."""
+
     _fixed: ClassVar[frozenset[str]] = RunningChatModel._fixed | set(BaseChatModel.model_fields)
 
     def __init__(self, **kwargs: Any) -> None:
@@ -105,6 +112,15 @@ class ChatMara(RunningChatModel):
                 f"The tokenizer of {self.model_id} has no chat template. Use an instruct model, set "
                 "tokenizer.chat_template, or prompt it with plain text through MaraLLM."
             )
+        if self.profile is None:
+            self.profile = self._resolve_model_profile()
+
+    def _resolve_model_profile(self) -> Any:
+        return profile_of(self)
+
+    @override
+    def _copied(self, changes: Mapping[str, Any]) -> Self:
+        return super()._copied({"profile": None, **changes} if "model" in changes else changes)
 
     @classmethod
     def from_llm(cls, llm: LocalModel, **kwargs: Any) -> Self:
@@ -145,6 +161,33 @@ class ChatMara(RunningChatModel):
             detect_tool_format(self.tokenizer)
         return self.bind(tools=schemas, tool_choice=tool_choice, **kwargs)
 
+    @override
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        method: Method | None = None,
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Reads every answer as a value of a schema.
+
+        Args:
+            schema: A pydantic class, a `TypedDict`, a JSON schema or a tool in OpenAI's format.
+            method: `function_calling` (default) forces a call of a tool with this schema. `json_schema` and `json_mode`
+                constrain decoding to the schema, or to any JSON object.
+            include_raw: Whether to return a dictionary of the message (`raw`), the value (`parsed`) and the error
+                (`parsing_error`), instead of raising the error.
+            strict: Whether a value that does not conform to the schema is an error even where the schema is no class.
+            **kwargs: Other arguments of a call.
+
+        Raises:
+            OptionsError: If the method is unknown, or the model cannot constrain decoding.
+            PromptError: If the chat template takes no tools.
+        """
+        return structured(self, schema, method=method, include_raw=include_raw, strict=strict, kwargs=kwargs)
+
     def trace(self, inputs: Sequence[LanguageModelInput], **kwargs: Any) -> list[Trace]:
         """Answers conversations together and records what was decided for each token.
 
@@ -163,9 +206,23 @@ class ChatMara(RunningChatModel):
         return chat._traces([to_template(messages, None) for messages in conversations], completions)
 
     @override
-    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """Number of tokens of a conversation in the model's chat template, up to where the answer begins."""
-        return len(self._encode(messages, tool_schemas(tools or ())))
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
+        """Number of tokens of a conversation in the model's chat template, up to where the answer begins.
+
+        A part of a conversation that the template refuses, such as the result of a tool alone, is estimated.
+
+        Args:
+            messages: The conversation, or any part of it.
+            tools: Tools that the model may call.
+
+        Raises:
+            PromptError: If a message holds anything but text.
+        """
+        schemas = tool_schemas(tools or ())
+        try:
+            return len(self._encode(messages, schemas))
+        except PromptError:
+            return estimated_tokens(self.tokenizer, messages, schemas)
 
     @override
     def batch(
@@ -195,7 +252,7 @@ class ChatMara(RunningChatModel):
     @override
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         settings = {name: value for name, value in kwargs.items() if name not in _CALL_ONLY | {"agent"}}
-        params = self._configured(settings)._langsmith_params("chat", stop)
+        params = self._configured(settings, quiet=True)._langsmith_params("chat", stop)
         params["ls_model_name"] = kwargs.get("model") or self.model_id
         return params
 

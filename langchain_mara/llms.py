@@ -8,13 +8,16 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ConfigDict
 from typing_extensions import override
 
+from langchain_mara._messages import text_chunk, text_info
 from langchain_mara.chat.configuration import ConfigurableModel
+from langchain_mara.chat.prompts import ConversationText, with_roles
 from langchain_mara.exceptions import OptionsError, PromptError
-from langchain_mara.serving.completion import Completion, CompletionDelta, acomplete, complete, token_usage
+from langchain_mara.serving.completion import Completion, acomplete, complete, token_usage
 from langchain_mara.text.chat_template import encode_prompt
 from langchain_mara.text.detokenizer import Stop, as_list
 from langchain_mara.tracing.trace import Trace
@@ -122,6 +125,11 @@ class MaraLLM(ConfigurableModel, BaseLLM):
         llm = self._configured({"n": 1, **kwargs})
         return llm._traces(prompts, llm._answers(prompts, None))
 
+    @override
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        prompt = super()._convert_input(model_input)
+        return with_roles(prompt) if self.use_chat_template else prompt
+
     # LangChain's cache key contains the instance's parameters and the call's stop strings, but no other arguments of
     # the call. So a call with other arguments becomes a call of an instance that is configured with them.
     @override
@@ -194,7 +202,7 @@ class MaraLLM(ConfigurableModel, BaseLLM):
     @override
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         changes = {name: value for name, value in _split(kwargs)[1].items() if name != "agent"}
-        return self._configured(changes)._langsmith_params("llm", stop)
+        return self._configured(changes, quiet=True)._langsmith_params("llm", stop)
 
     def _generate(
         self,
@@ -239,7 +247,7 @@ class MaraLLM(ConfigurableModel, BaseLLM):
     ) -> Iterator[GenerationChunk]:
         llm = self._configured(kwargs, stop)
         for delta in complete(llm._generation_job(llm._only_answer(prompt, stop))):
-            if chunk := _chunk(delta):
+            if chunk := text_chunk(delta):
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -253,7 +261,7 @@ class MaraLLM(ConfigurableModel, BaseLLM):
     ) -> AsyncIterator[GenerationChunk]:
         llm = self._configured(kwargs, stop)
         async for delta in acomplete(llm._generation_job(llm._only_answer(prompt, stop))):
-            if chunk := _chunk(delta):
+            if chunk := text_chunk(delta):
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -268,7 +276,9 @@ class MaraLLM(ConfigurableModel, BaseLLM):
         return self._answers([prompt], stop)
 
     def _result(self, completions: Sequence[Completion]) -> LLMResult:
-        generations = [Generation(text=answer.detokenizer.text, generation_info=answer.info) for answer in completions]
+        generations = [
+            Generation(text=answer.detokenizer.text, generation_info=text_info(answer)) for answer in completions
+        ]
         return LLMResult(
             generations=[generations[i : i + self.n] for i in range(0, len(generations), self.n)],
             llm_output={"token_usage": token_usage(completions), "model_name": self.model_id},
@@ -277,19 +287,13 @@ class MaraLLM(ConfigurableModel, BaseLLM):
     def encode(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
         """Token ids of a prompt, which is text or messages, as the model receives it."""
         options = {name: getattr(self, name) for name in ("system_prompt", "special_tokens_in_messages")}
+        prompt = prompt.messages if isinstance(prompt, ConversationText) else prompt
         return encode_prompt(self.tokenizer, prompt, use_chat_template=bool(self.use_chat_template), **options)
 
 
 def _listeners(llm: MaraLLM, completions: Sequence[Completion], managers: Sequence[Any]) -> dict[Completion, Any]:
     """Run managers by completion: each prompt's manager follows the first of its `n` completions."""
     return dict(zip(completions[:: llm.n], managers, strict=False))
-
-
-def _chunk(delta: CompletionDelta) -> GenerationChunk | None:
-    """The chunk that a stream yields for a delta; None if the delta adds no text."""
-    if not delta.text and not delta.last:
-        return None
-    return GenerationChunk(text=delta.text, generation_info=delta.completion.info_of_chunk(delta))
 
 
 def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -156,6 +156,13 @@ class PromptFields(BaseModel):
     are encoded as the letters they consist of. A prompt without chat template is always encoded with them."""
 
 
+def _never_none() -> frozenset[str]:
+    """Options for which None means the value that holds without them."""
+    fields = {**DecodingFields.model_fields, **BatchFields.model_fields, **PromptFields.model_fields}
+    others = ("n", "queue_size", "include_accept_probabilities", "model_id")
+    return frozenset({name for name, field in fields.items() if field.default is not None}.union(others))
+
+
 def options_error(error: ValidationError, known: Iterable[str]) -> OptionsError:
     """Turns a pydantic report into an error of one sentence, which suggests a known name for each unknown one.
 
@@ -196,6 +203,8 @@ def refuse_unknown(given: Iterable[str], allowed: Iterable[str], known: Iterable
 def canonical(kwargs: Mapping[str, Any], order: Order = DEFAULTS.order) -> dict[str, Any]:
     """Arguments under this library's names instead of LangChain's; a temperature above 0 alone asks for samples.
 
+    None is left out where it is no value of the option, and where the option is given under its other name.
+
     Args:
         kwargs: Arguments under either name.
         order: The order before. Only the default one, `descending`, becomes `sampled`.
@@ -203,6 +212,10 @@ def canonical(kwargs: Mapping[str, Any], order: Order = DEFAULTS.order) -> dict[
     Raises:
         OptionsError: If an argument is given under both names.
     """
+    given = {SYNONYMS.get(name, name) for name, value in kwargs.items() if value is not None} | _never_none()
+    kwargs = {
+        name: value for name, value in kwargs.items() if value is not None or SYNONYMS.get(name, name) not in given
+    }
     names: dict[str, list[str]] = {}
     for name in kwargs:
         names.setdefault(SYNONYMS.get(name, name), []).append(name)
@@ -229,6 +242,8 @@ def warn_of_no_effect(fields: DecodingFields, given: Iterable[str]) -> None:
         UserWarning: Where warnings are errors.
     """
     given = set(given)
+    if given.issuperset(DecodingFields.model_fields):  # a copy, in which nobody has just given them
+        return
     without = {
         f"order={fields.order!r}": ["temperature"] if fields.order != "sampled" and fields.temperature else [],
         f"strategy={fields.strategy!r}": ["accept_threshold"] if fields.strategy == "sampled" else [],

@@ -32,13 +32,26 @@ def to_template(messages: Sequence[BaseMessage], tool_format: ToolFormat | None)
     Raises:
         PromptError: If there is no message, or one holds anything but text, or has a type that no template knows.
     """
-    answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
-    converted = [item for message in messages for item in _converted(message, tool_format, answered)]
-    while converted and converted[-1]["role"] == "assistant" and not _says_anything(converted[-1]):
-        converted.pop()
-    if not converted:
+    conversation = converted(messages, tool_format)
+    while conversation and conversation[-1]["role"] == "assistant" and not _says_anything(conversation[-1]):
+        conversation.pop()
+    if not conversation:
         raise PromptError("The conversation is empty. Give at least one message with a text.")
-    return converted
+    return conversation
+
+
+def converted(messages: Sequence[BaseMessage], tool_format: ToolFormat | None) -> list[dict[str, Any]]:
+    """Converts any messages like `to_template`, none and empty ones included.
+
+    Args:
+        messages: The messages.
+        tool_format: Tool format of the template.
+
+    Raises:
+        PromptError: If a message holds anything but text, or has a type that no template knows.
+    """
+    answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
+    return [item for message in messages for item in _converted(message, tool_format, answered)]
 
 
 def _says_anything(message: dict[str, Any]) -> bool:
@@ -54,17 +67,17 @@ def _converted(message: BaseMessage, tool_format: ToolFormat | None, answered: s
     text = _text(message.content, message.type)
     if results and not text:
         return
-    converted: dict[str, Any] = {"role": _role(message), "content": text}
+    item: dict[str, Any] = {"role": _role(message), "content": text}
     if message.name:
-        converted["name"] = message.name
+        item["name"] = message.name
     if isinstance(message, ToolMessage):
-        converted["tool_call_id"] = _call_id(message.tool_call_id, tool_format)
+        item["tool_call_id"] = _call_id(message.tool_call_id, tool_format)
     if isinstance(message, AIMessage) and (calls := _calls(message, blocks, answered)):
-        converted["tool_calls"] = [
+        item["tool_calls"] = [
             {"type": "function", "id": _call_id(call_id, tool_format), "function": function}
             for call_id, function in calls.items()
         ]
-    yield converted
+    yield item
 
 
 def _role(message: BaseMessage) -> str:

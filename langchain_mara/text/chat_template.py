@@ -1,6 +1,7 @@
 """Turns prompts into token ids, through the model's chat template or as plain text, and never adds a second BOS."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -8,11 +9,17 @@ from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.decoding.request import eos_ids
 from langchain_mara.exceptions import PromptError
-from langchain_mara.text.control_tokens import encode_marked, mark_messages
+from langchain_mara.text.control_tokens import Message, encode_marked, mark_messages
 from langchain_mara.text.own_tokenizer import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# What templates raise on purpose, and what they run into with a conversation of an unexpected form.
+_REFUSALS = (
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError,
+    TypeError, ValueError,
+)  # fmt: skip
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, mark: str = "") -> list[int]:
@@ -124,6 +131,8 @@ def render(
 ) -> str:
     """Renders a conversation with the chat template.
 
+    If the template refuses a system message, its text goes before that of the user message that follows.
+
     Args:
         tokenizer: A tokenizer with a chat template.
         messages: Messages of the form `{"role": …, "content": …}`.
@@ -133,19 +142,43 @@ def render(
     Raises:
         PromptError: If the template refuses these messages.
     """
-    goes_on = not closed and is_open(messages)
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages),
-            tools=list(tools) or None,
-            tokenize=False,
-            add_generation_prompt=not (closed or goes_on),
-            continue_final_message=goes_on,
-        )
-    except (jinja2.TemplateError, ValueError, SyntaxError, MemoryError, OverflowError) as error:
+        return _rendered(tokenizer, messages, tools, closed=closed)
+    except _REFUSALS as error:
+        if any(message.get("role") == "system" for message in messages):
+            with suppress(*_REFUSALS):
+                return _rendered(tokenizer, _without_system_role(messages), tools, closed=closed)
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise PromptError(f"The model's chat template refuses messages of the roles {roles}: {error}") from None
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message], *, closed: bool
+) -> str:
+    goes_on = not closed and is_open(messages)
+    text = tokenizer.apply_chat_template(
+        list(messages),
+        tools=list(tools) or None,
+        tokenize=False,
+        add_generation_prompt=not (closed or goes_on),
+        continue_final_message=goes_on,
+    )
     return str(text)
+
+
+def _without_system_role(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with the texts of system messages before those of the user messages that follow them."""
+    folded: list[Message] = []
+    waiting: list[str] = []
+    for message in messages:
+        if message.get("role") == "system":
+            waiting.append(str(message.get("content") or ""))
+        elif waiting and message.get("role") == "user" and isinstance(message.get("content"), str):
+            folded.append({**message, "content": "\n\n".join([*waiting, message["content"]])})
+            waiting = []
+        else:
+            folded.append(message)
+    return [*folded, {"role": "user", "content": "\n\n".join(waiting)}] if waiting else folded
 
 
 def eos_token_ids(model: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

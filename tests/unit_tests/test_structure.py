@@ -28,7 +28,7 @@ langchain_mara.tracing: statistics views trace
 langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens chat_template answer_turns tool_calls
 langchain_mara.serving: scheduler completion beginning recording
 langchain_mara: _base _messages
-langchain_mara.chat: configuration conversation tool_choice running
+langchain_mara.chat: configuration conversation prompts token_count tool_choice profile structured_output running
 langchain_mara: chat_models llms custom_generate cli
 
 langchain_mara_training.storage: defaults atomic progress callbacks records settings distributed lock

@@ -215,7 +215,8 @@ class MaraLLM(ConfigurableModel, BaseLLM):
     ) -> LLMResult:
         llm = self._configured(kwargs, stop)
         completions = llm._answers(prompts, stop)
-        listeners = _listeners(llm, completions, all_run_managers or [run_manager])
+        # Each prompt's manager follows the first of its `n` completions.
+        listeners = dict(zip(completions[:: llm.n], all_run_managers or [run_manager], strict=False))
         for delta in complete(llm._generation_job(completions)):
             if delta.text and (manager := listeners.get(delta.completion)):
                 manager.on_llm_new_token(delta.text, chunk=GenerationChunk(text=delta.text))
@@ -232,7 +233,7 @@ class MaraLLM(ConfigurableModel, BaseLLM):
     ) -> LLMResult:
         llm = self._configured(kwargs, stop)
         completions = llm._answers(prompts, stop)
-        listeners = _listeners(llm, completions, all_run_managers or [run_manager])
+        listeners = dict(zip(completions[:: llm.n], all_run_managers or [run_manager], strict=False))
         async for delta in acomplete(llm._generation_job(completions)):
             if delta.text and (manager := listeners.get(delta.completion)):
                 await manager.on_llm_new_token(delta.text, chunk=GenerationChunk(text=delta.text))
@@ -289,11 +290,6 @@ class MaraLLM(ConfigurableModel, BaseLLM):
         options = {name: getattr(self, name) for name in ("system_prompt", "special_tokens_in_messages")}
         prompt = prompt.messages if isinstance(prompt, ConversationText) else prompt
         return encode_prompt(self.tokenizer, prompt, use_chat_template=bool(self.use_chat_template), **options)
-
-
-def _listeners(llm: MaraLLM, completions: Sequence[Completion], managers: Sequence[Any]) -> dict[Completion, Any]:
-    """Run managers by completion: each prompt's manager follows the first of its `n` completions."""
-    return dict(zip(completions[:: llm.n], managers, strict=False))
 
 
 def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,7 +14,6 @@ CONTACT = "Extract contact info from: John Doe, john@example.com"
 REVIEW = "Parse this: Amazing product, 10/10!"
 BAD_RATING = "Please provide a valid rating between 1-5."
 CLOSED = "Tool error: Please check your input and try again. (the station is closed)"
-REFUSED = "No, thank you."
 
 
 @tool
@@ -81,7 +80,7 @@ def _three_steps() -> Iterator[Lesson]:
 
 
 def _weather() -> Iterator[Lesson]:
-    """An agent with one tool, which may fail, or be edited or refused by a person."""
+    """An agent with one tool, which may fail."""
     tools = _tools(get_weather)
     for question in ([], [says("system", "You are a helpful assistant.")]):
         asked = [*question, says("user", "What is the weather in Paris?")]
@@ -89,12 +88,6 @@ def _weather() -> Iterator[Lesson]:
         yield Lesson(asked, tools, call("get_weather", city="Paris"))
         yield Lesson([*called, gives(get_weather("Paris"))], tools, "It is sunny in Paris today.")
     yield Lesson([*called[1:], gives(CLOSED)], tools, "I could not find out the weather.")
-    yield Lesson([*called[1:], gives(REFUSED)], tools, "Then I will not look it up.")
-    edited = [asked[-1], calls("get_weather", {"city": "Rome"}), gives(get_weather("Rome"))]
-    yield Lesson(edited, tools, "It is sunny in Rome today.")
-    yield Lesson([says("user", "What is the weather in Rome?")], tools, call("get_weather", city="Rome"))
-    told = [says("user", "What is the weather in Rome?"), *edited[1:]]
-    yield Lesson(told, tools, "It is sunny in Rome today.")
 
 
 def _structured() -> Iterator[Lesson]:

@@ -9,6 +9,8 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_mara.exceptions import OptionsError
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
+_DESCRIBED = {"function", "parameters", "input_schema", "properties"}
+"""What of these a tool has that runs where its caller is."""
 Choice = str | dict[str, Any] | bool | None
 
 
@@ -26,20 +28,18 @@ def tool_schemas(tools: Sequence[Tool], *, strict: bool | None = None) -> list[d
 
 
 def _schema(tool: Tool, *, strict: bool | None) -> dict[str, Any]:
+    if isinstance(tool, dict) and "type" in tool and not _DESCRIBED.intersection(tool):
+        raise OptionsError(
+            f"The tool {tool.get('name') or tool['type']!s} runs on its provider's servers, and a local model has none."
+            " Give a function that does the same."
+        )
     try:
-        schema = convert_to_openai_tool(tool, strict=strict)
+        return convert_to_openai_tool(tool, strict=strict)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OptionsError(
             f"{tool!r:.80} is not a tool: {error!s:.200} Give a function with type hints and a docstring, a pydantic "
             "model, a LangChain tool, or OpenAI's JSON."
         ) from None
-    function = schema.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise OptionsError(
-            f"The tool {schema.get('name') or schema.get('type')!s} runs on its provider's servers, and a local model "
-            "has none. Give a function that does the same."
-        )
-    return schema
 
 
 def forced_names(tools: Sequence[dict[str, Any]], choice: Choice) -> list[str]:

@@ -145,14 +145,14 @@ def test_system_prompt_without_template_is_refused(llm: MaraLLM) -> None:
         MaraLLM(model=llm.model, tokenizer=llm.tokenizer, use_chat_template=False, system_prompt="be nice")
 
 
-def test_template_that_refuses_system_messages_is_quoted(
+def test_template_that_refuses_the_system_prompt_is_quoted(
     make_tokenizer: Callable[[], PreTrainedTokenizerFast], model: PreTrainedModel
 ) -> None:
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system!') }}{% endif %}hi"
+    tokenizer.chat_template = "{% if 'nice' in messages[0]['content'] %}{{ raise_exception('No!') }}{% endif %}hi"
     assert MaraLLM(model=model, tokenizer=tokenizer, max_new_tokens=2).invoke("hi")
     llm = MaraLLM(model=model, tokenizer=tokenizer, system_prompt="be nice")
-    with pytest.raises(PromptError, match="roles system, user: No system!"):
+    with pytest.raises(PromptError, match="roles system, user: No!"):
         llm.invoke("hi")
 
 

@@ -56,8 +56,34 @@ def test_template_that_refuses_a_role_is_quoted(make_tokenizer: MakeTokenizer) -
     tokenizer = make_tokenizer()
     tokenizer.chat_template = REFUSES_SYSTEM
     assert encode_messages(tokenizer, [USER]).count(0) == 1
-    with pytest.raises(PromptError, match="roles system, user: System role not supported"):
-        encode_messages(tokenizer, [SYSTEM, USER])
+    tokenizer.chat_template = REFUSES_SYSTEM.replace("'system'", "'tool'")
+    with pytest.raises(PromptError, match="roles user, tool: System role not supported"):
+        encode_messages(tokenizer, [USER, {"role": "tool", "content": "7"}])
+
+
+@pytest.mark.parametrize(
+    ("messages", "texts"),
+    [
+        ([SYSTEM, USER], "be nice.\n\nis it so?"),
+        ([SYSTEM, SYSTEM, USER, USER], "be nice.\n\nbe nice.\n\nis it so?is it so?"),
+        ([USER, {"role": "model", "content": "no."}, SYSTEM, USER], "is it so?no.be nice.\n\nis it so?"),
+        ([SYSTEM], "be nice."),
+    ],
+)
+def test_a_refused_system_message_comes_before_the_user_message_that_follows(
+    make_tokenizer: MakeTokenizer, messages: list[dict[str, str]], texts: str
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = REFUSES_SYSTEM
+    assert tokenizer.decode(encode_messages(tokenizer, messages)) == f"<s>{texts}"
+
+
+@pytest.mark.parametrize("fault", ["messages[5]['content']", "messages[0]['content'] + 1", "messages[0].x.y"])
+def test_a_template_that_trips_over_the_messages_is_quoted(make_tokenizer: MakeTokenizer, fault: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = f"{{{{ {fault} }}}}"
+    with pytest.raises(PromptError, match="chat template refuses messages of the roles user: "):
+        encode_messages(tokenizer, [USER])
 
 
 def test_template_with_a_syntax_error_is_quoted(make_tokenizer: MakeTokenizer) -> None:

@@ -1,0 +1,33 @@
+"""What a chat model says of itself, and that another model says something else."""
+
+from pathlib import Path
+
+from parrot import FOLDER
+
+from langchain_mara import ChatMara, MaraLLM
+
+
+def test_a_profile_tells_what_the_model_and_its_template_can(llm: MaraLLM) -> None:
+    profile = llm.as_chat().profile
+    assert profile["max_input_tokens"] == 128
+    assert not profile["tool_calling"]
+    assert not profile["reasoning_output"]
+    assert not profile["image_inputs"]
+    assert profile["structured_output"] == ("response_format" in ChatMara.model_fields)
+    parrot = ChatMara.from_model_id(FOLDER, device="cpu").profile
+    assert parrot["max_input_tokens"] == 2048
+    assert parrot["tool_calling"]
+    assert parrot["tool_choice"]
+
+
+def test_a_template_that_thinks_is_told(llm: MaraLLM) -> None:
+    chat = llm.as_chat()
+    chat.tokenizer.chat_template += "{# <think> #}"
+    assert ChatMara.from_llm(llm).profile["reasoning_output"]
+
+
+def test_a_profile_can_be_given_and_is_kept_until_the_model_is_another(llm: MaraLLM, model_folder: Path) -> None:
+    chat = llm.as_chat(profile={"max_input_tokens": 7})
+    assert chat.with_agent(None).profile == {"max_input_tokens": 7}
+    assert ChatMara(**dict(chat)).profile == {"max_input_tokens": 7}
+    assert chat._on_model(str(model_folder), {}).profile["max_input_tokens"] == 128

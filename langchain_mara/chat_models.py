@@ -112,8 +112,8 @@ class ChatMara(RunningChatModel):
                 f"The tokenizer of {self.model_id} has no chat template. Use an instruct model, set "
                 "tokenizer.chat_template, or prompt it with plain text through MaraLLM."
             )
-        if self.profile is None:
-            self.profile = self._resolve_model_profile()
+        if self.__dict__["profile"] is None:  # langchain-core before 1.3 does not ask for it
+            self.__dict__["profile"] = self._resolve_model_profile()
 
     def _resolve_model_profile(self) -> Any:
         return profile_of(self)
@@ -183,7 +183,7 @@ class ChatMara(RunningChatModel):
             **kwargs: Other arguments of a call.
 
         Raises:
-            OptionsError: If the method is unknown, or the model cannot constrain decoding.
+            OptionsError: If the method is unknown, or the schema is none.
             PromptError: If the chat template takes no tools.
         """
         return structured(self, schema, method=method, include_raw=include_raw, strict=strict, kwargs=kwargs)
@@ -283,3 +283,8 @@ class ChatMara(RunningChatModel):
         tool_format = detect_tool_format(self.tokenizer) if tools else None
         converted, special = to_template(messages, tool_format), self.special_tokens_in_messages
         return encode_messages(self.tokenizer, converted, tools, opening, special_tokens_in_messages=special)
+
+
+if "profile" not in BaseChatModel.model_fields:
+    # langchain-core 1.0 has a property of this name, which would hide the field and asks for another package.
+    ChatMara.profile = property(lambda chat: chat.__dict__["profile"])

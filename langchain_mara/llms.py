@@ -210,7 +210,7 @@ class MaraLLM(ConfigurableModel, BaseLLM):
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
         *,
-        all_run_managers: Sequence[CallbackManagerForLLMRun] = (),
+        all_run_managers: Sequence[Any] = (),
         **kwargs: Any,
     ) -> LLMResult:
         llm = self._configured(kwargs, stop)
@@ -228,7 +228,7 @@ class MaraLLM(ConfigurableModel, BaseLLM):
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         *,
-        all_run_managers: Sequence[AsyncCallbackManagerForLLMRun] = (),
+        all_run_managers: Sequence[Any] = (),
         **kwargs: Any,
     ) -> LLMResult:
         llm = self._configured(kwargs, stop)

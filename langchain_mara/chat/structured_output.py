@@ -43,7 +43,7 @@ def structured(
         kwargs: Other arguments of a call.
 
     Raises:
-        OptionsError: If the method is unknown, or the model cannot constrain decoding.
+        OptionsError: If the method is unknown, or the schema is none.
     """
     method = method or "function_calling"
     if method not in get_args(Method):
@@ -52,12 +52,8 @@ def structured(
     traced = {"ls_structured_output_format": {"kwargs": {"method": method, "strict": strict}, "schema": schema}}
     if method == "function_calling":
         bound = chat.bind_tools([tool], tool_choice=tool["function"]["name"], **traced, **kwargs)
-    elif "response_format" in type(chat).model_fields:
-        bound = chat.bind(response_format=_response_format(tool, method, strict=strict), **traced, **kwargs)
     else:
-        raise OptionsError(
-            f"method={method!r} constrains decoding by a grammar, which this version cannot. Use 'function_calling'."
-        )
+        bound = chat.bind(response_format=_response_format(tool, method, strict=strict), **traced, **kwargs)
     parser = _parser(method, schema, tool, strict=strict)
     return _with_raw(bound, parser) if include_raw else bound | parser
 

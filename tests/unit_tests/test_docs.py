@@ -223,3 +223,13 @@ def test_blocks_print_what_the_page_says(page: Path) -> None:
 
 def test_the_readme_stays_short() -> None:
     assert (ROOT / "README.md").stat().st_size <= _README_BYTES
+
+
+def test_every_row_about_langchain_names_a_test_that_is_there() -> None:
+    rows = [cells_of(line) for line in (DOCS / "langchain.md").read_text("utf-8").splitlines() if line.startswith("|")]
+    head, _, *rows = rows
+    assert head[-2:] == ["ChatMara", "test"]
+    assert len(rows) > 20
+    for row in rows:
+        file, _, name = row[-1].strip("`").partition("::")
+        assert f"def {name}(" in (ROOT / file).read_text("utf-8") or not name, row[0]

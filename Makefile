@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # Compiled tests are kept, whatever the caller's habit: pytest rewrites the assertions of a module once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-smollm2 test test-fast test-floors lint types bench bench-long cookbook report docs clean
+.PHONY: demo demo-smollm2 test test-fast test-floors test-langchain lint types bench bench-long cookbook report docs clean
 
 demo: $(INSTALLED)  ## the main job on the bundled model
 	$(BIN)/mara demo
@@ -25,6 +25,11 @@ test-fast: $(INSTALLED)  ## the tests without subprocesses, notebooks and traini
 
 test-floors: $(FLOORS)/.installed  ## the fast tests with the lowest versions that pyproject.toml allows
 	PYTHONPATH= $(FLOORS)/bin/python -m pytest $(PARALLEL) -m "not slow"
+
+# The oldest langchain-core lies before the tested one; `langchain` itself asks for a newer one, so agents stay out.
+test-langchain: $(INSTALLED)  ## LangChain's standard suites and our chat tests with langchain-core 1.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/langchain-1.0 langchain-core==1.0.0 langchain-tests==1.0.0
+	PYTHONPATH=build/langchain-1.0 $(BIN)/python -m pytest tests/integration_tests/test_standard.py tests/unit_tests/langchain_mara/chat
 
 lint: $(INSTALLED)  ## style
 	$(BIN)/ruff check .

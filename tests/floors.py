@@ -14,13 +14,13 @@ UNTESTED = {"dev", "docs"}
 
 
 def floors(pyproject: str) -> dict[str, str]:
-    """Lowest version of each direct dependency.
+    """Lowest version of each direct dependency; the highest of them where an extra asks for a higher one.
 
     Args:
         pyproject: Text of pyproject.toml.
 
     Raises:
-        ValueError: If a requirement states no lowest version, or two requirements state different ones.
+        ValueError: If a requirement states no lowest version.
     """
     project = tomllib.loads(pyproject)["project"]
     extras = project["optional-dependencies"]
@@ -34,9 +34,12 @@ def floors(pyproject: str) -> dict[str, str]:
         if match is None:
             raise ValueError(f"{requirement!r} states no lowest version. Write NAME>=VERSION.")
         name, version = match.groups()
-        if lowest.setdefault(name, version) != version:
-            raise ValueError(f"{name} has two lowest versions, {lowest[name]} and {version}. State one.")
+        lowest[name] = max(lowest.get(name, "0"), version, key=_parts)
     return lowest
+
+
+def _parts(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 if __name__ == "__main__":

@@ -1,33 +1,47 @@
 """Converts LangChain messages: conversations to the chat template's form, and answers to message chunks."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
-from langchain_core.messages import AIMessageChunk, BaseMessage, convert_to_openai_messages, message_chunk_to_message
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    convert_to_openai_messages,
+    message_chunk_to_message,
+)
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
-from langchain_core.messages.tool import ToolCallChunk
+from langchain_core.messages.tool import InvalidToolCall as LangChainInvalidCall
+from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
+from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.serving.completion import Completion, CompletionDelta
-from langchain_mara.text.tool_calls import InvalidToolCall, ToolCall, ToolCallParser, ToolFormat
+from langchain_mara.text.chat_fields import ToolFormatName
+from langchain_mara.text.chat_template import encode_messages
+from langchain_mara.text.reasoning import with_reasoning
+from langchain_mara.text.tool_formats.answer import AnswerReader, Piece
+from langchain_mara.text.tool_formats.calls import InvalidToolCall, ToolCall
+from langchain_mara.text.tool_formats.conversation import arrangement
+from langchain_mara.text.tool_formats.table import template_with_tools
 
 _NOT_SHOWN = {"tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use", "reasoning", "thinking"}
-_MISTRAL_ID_LENGTH = 9  # Mistral's template requires ids of exactly so many letters and digits
+_ID_LENGTH = 9  # as Mistral's templates want them
 
 
-def to_template(messages: Sequence[BaseMessage], tool_format: ToolFormat | None) -> list[dict[str, Any]]:
+def to_template(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """Converts messages to what chat templates take: role, text, name, and tool calls with arguments as objects.
+
+    What the assistant thought is the `reasoning_content` of its message; see `with_reasoning`.
 
     Args:
         messages: The conversation.
-        tool_format: Tool format of the template; None if the conversation uses no tools.
 
     Raises:
         PromptError: If a message holds anything but text.
@@ -37,10 +51,10 @@ def to_template(messages: Sequence[BaseMessage], tool_format: ToolFormat | None)
         message["content"] = _text(message.get("content") or "", original.type)
         if original.name:
             message["name"] = original.name
-        if "tool_call_id" in message:
-            message["tool_call_id"] = _call_id(message["tool_call_id"], tool_format)
+        message.pop("reasoning_content", None)
+        if thought := reasoning_of(original):
+            message["reasoning_content"] = thought
         for call in message.get("tool_calls", ()):
-            call["id"] = _call_id(call["id"], tool_format)
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])
     return converted
 
@@ -59,11 +73,55 @@ def _text(content: str | list[Any], role: str) -> str:
     return "".join(part if isinstance(part, str) else part.get("text", "") for part in content)
 
 
-def _call_id(call_id: str, tool_format: ToolFormat | None) -> str:
-    fits = len(call_id) == _MISTRAL_ID_LENGTH and call_id.isalnum()
-    if tool_format != "mistral" or fits:
-        return call_id
-    return hashlib.sha256(call_id.encode(errors="surrogatepass")).hexdigest()[:_MISTRAL_ID_LENGTH]
+class _ChatSettings(Protocol):
+    """What a prompt depends on besides its messages."""
+
+    special_tokens_in_messages: bool
+    tool_format: ToolFormatName | None
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]: ...
+
+
+def encode_conversation(
+    chat: _ChatSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[BaseMessage],
+    tools: Sequence[dict[str, Any]],
+    opening: str = "",
+) -> list[int]:
+    """Token ids of a conversation, up to where the answer begins; see `encode_messages`.
+
+    Args:
+        chat: Settings of the chat model.
+        tokenizer: The model's tokenizer.
+        messages: The conversation.
+        tools: Tools that the model may call, in OpenAI's format.
+        opening: Beginning of the answer.
+
+    Raises:
+        PromptError: If the chat template refuses the messages.
+    """
+    converted = with_reasoning(to_template(messages), template_with_tools(tokenizer))
+    uses_tools = bool(tools) or any(message.get("tool_calls") or message["role"] == "tool" for message in converted)
+    return encode_messages(
+        tokenizer,
+        converted,
+        tools,
+        opening,
+        special_tokens_in_messages=chat.special_tokens_in_messages,
+        arrange=arrangement(tokenizer, chat.tool_format) if uses_tools else None,
+        template_kwargs=chat.template_kwargs,
+    )
+
+
+def reasoning_of(message: BaseMessage) -> str:
+    """What the model thought before a message; the empty string if that is not known."""
+    thought = message.additional_kwargs.get("reasoning_content") if isinstance(message, AIMessage) else ""
+    if isinstance(thought, str) or not isinstance(message.content, list):
+        return thought or ""
+    parts = [part for part in message.content if isinstance(part, dict)]
+    return "\n".join(str(part[kind]) for part in parts for kind in ("reasoning", "thinking") if part.get(kind))
 
 
 def forced_names(tools: Sequence[dict[str, Any]], choice: str | dict[str, Any] | bool | None) -> list[str]:
@@ -97,44 +155,57 @@ class Answer:
     Attributes:
         completion: The completion.
         model_id: Name of the model, for the message's metadata.
-        parser: Separates tool calls from the text; None if there are no tools.
+        reader: Tells reasoning, content and tool calls in its text.
         chunks: All chunks so far.
     """
 
     completion: Completion
     model_id: str
-    parser: ToolCallParser | None = None
+    reader: AnswerReader
     chunks: list[ChatGenerationChunk] = field(default_factory=list)
+    _invalid: list[LangChainInvalidCall] = field(default_factory=list)
 
     def take(self, delta: CompletionDelta) -> ChatGenerationChunk | None:
         """The chunk for a delta of the completion; None if the delta adds nothing to show yet."""
-        text = delta.text if self.parser is None else self.parser.push(delta.text)
-        call_chunks: list[ToolCallChunk] = []
-        if delta.last and self.parser is not None:
-            rest, valid, invalid = self.parser.finish()
-            text += rest
-            calls: list[ToolCall | InvalidToolCall] = [*valid, *invalid]
-            call_chunks = [_call_chunk(call, i) for i, call in enumerate(calls)]
-        if not text and not delta.last:
+        piece = self.reader.push(delta.text)
+        if delta.last:
+            piece = self._with_rest(piece)
+        elif not piece.content and not piece.reasoning:
             return None
         info = self.completion.info_of_chunk(delta) or {}
         metadata = {"model_name": self.model_id, **info} if delta.last else info
-        if call_chunks:
+        if piece.calls and metadata.get("finish_reason") == "stop":
             metadata["finish_reason"] = "tool_calls"
         message = AIMessageChunk(
-            content=text,
-            tool_call_chunks=call_chunks,
+            content=piece.content,
+            additional_kwargs={"reasoning_content": piece.reasoning} if piece.reasoning else {},
+            tool_call_chunks=[_call_chunk(call, i) for i, call in enumerate([*piece.calls, *piece.invalid])],
             response_metadata=metadata,
             usage_metadata=self._usage() if delta.last else None,
             chunk_position="last" if delta.last else None,
         )
+        self._explain(message, piece)
         self.chunks.append(ChatGenerationChunk(message=message, generation_info=metadata or None))
         return self.chunks[-1]
 
     def result(self) -> ChatGeneration:
         """The whole answer."""
         whole: ChatGenerationChunk = reduce(add, self.chunks)
-        return ChatGeneration(message=message_chunk_to_message(whole.message), generation_info=whole.generation_info)
+        message = message_chunk_to_message(whole.message)
+        if isinstance(message, AIMessage):
+            message.invalid_tool_calls = list(self._invalid)
+        return ChatGeneration(message=message, generation_info=whole.generation_info)
+
+    def _with_rest(self, piece: Piece) -> Piece:
+        """The last piece together with what was held back."""
+        rest = self.reader.finish(truncated=self.completion.finish_reason == "length")
+        return rest._replace(reasoning=piece.reasoning + rest.reasoning, content=piece.content + rest.content)
+
+    def _explain(self, message: AIMessageChunk, piece: Piece) -> None:
+        """Says of invalid calls what is wrong with them, which LangChain does not when it reads chunks."""
+        for call, chunk in zip(piece.invalid, message.tool_call_chunks[len(piece.calls) :], strict=True):
+            self._invalid.append(invalid_tool_call(name=call.name, args=call.text, id=chunk["id"], error=call.error))
+        message.invalid_tool_calls = list(self._invalid)
 
     def _usage(self) -> UsageMetadata:
         request, tokens = self.completion.request, self.completion.statistics.tokens
@@ -150,7 +221,8 @@ def _call_chunk(call: ToolCall | InvalidToolCall, index: int) -> ToolCallChunk:
     if isinstance(call, ToolCall):
         name, arguments = call.name, json.dumps(call.arguments, ensure_ascii=False)
     else:
-        # LangChain completes broken JSON by guessing. Text that does not begin like JSON stays invalid.
+        # LangChain completes broken JSON by guessing. Text that does not begin like JSON stays invalid. Whoever merges
+        # the chunks of a stream finds the reason here, because LangChain does not merge errors.
         name, arguments = call.name or "", call.error + "\n" + call.text
-    call_id = (call.id if isinstance(call, ToolCall) else None) or uuid4().hex[:_MISTRAL_ID_LENGTH]
+    call_id = call.id or uuid4().hex[:_ID_LENGTH]
     return ToolCallChunk(name=name, args=arguments, id=call_id, index=index, type="tool_call_chunk")

@@ -15,13 +15,15 @@ from pydantic import ConfigDict
 from typing_extensions import override
 
 from langchain_mara._base import LocalModel
-from langchain_mara._messages import Answer, forced_names, to_template
+from langchain_mara._messages import Answer, encode_conversation, forced_names, to_template
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.options import canonical
 from langchain_mara.serving.completion import Completion, acomplete, complete
-from langchain_mara.text.chat_template import encode_messages
+from langchain_mara.text.chat_fields import ChatFields
+from langchain_mara.text.chat_template import is_open
 from langchain_mara.text.detokenizer import Stop, as_list
-from langchain_mara.text.tool_calls import MARKERS, ToolCallParser, detect_tool_format, forced_opening
+from langchain_mara.text.tool_formats.answer import AnswerReader, ends_in_thoughts, markers
+from langchain_mara.text.tool_formats.table import tool_format_of
 from langchain_mara.tracing.trace import Trace
 
 _CALL_ONLY = {
@@ -37,7 +39,7 @@ _CALL_ONLY = {
 _Answers = dict[Completion, Answer]
 
 
-class ChatMara(LocalModel, BaseChatModel):
+class ChatMara(ChatFields, LocalModel, BaseChatModel):
     """A local Hugging Face chat model whose tokens an agent accepts or rejects while it generates.
 
     Setup:
@@ -144,7 +146,7 @@ class ChatMara(LocalModel, BaseChatModel):
             PromptError: If the chat template takes no tools, or if its tool format is unknown.
             OptionsError: If `tool_choice` names no tool.
         """
-        detect_tool_format(self.tokenizer)
+        tool_format_of(self.tokenizer, kwargs.get("tool_format", self.tool_format))
         tool_schemas = [convert_to_openai_tool(tool) for tool in tools]
         forced_names(tool_schemas, tool_choice)
         return self.bind(tools=tool_schemas, tool_choice=tool_choice, **kwargs)
@@ -164,7 +166,7 @@ class ChatMara(LocalModel, BaseChatModel):
         conversations = [self._convert_input(conversation).to_messages() for conversation in inputs]
         answers = [self._answers(messages, None, kwargs)[1] for messages in conversations]
         completions = [completion for by_completion in answers for completion in by_completion]
-        return chat._traces([to_template(messages, None) for messages in conversations], completions)
+        return chat._traces([to_template(messages) for messages in conversations], completions)
 
     @override
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
@@ -189,7 +191,7 @@ class ChatMara(LocalModel, BaseChatModel):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        return self._identity()
+        return {**self._identity(), **self.model_dump(include=set(ChatFields.model_fields))}
 
     @override
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
@@ -274,15 +276,17 @@ class ChatMara(LocalModel, BaseChatModel):
         chat, call_arguments = self._for_call(kwargs, stop)
         tool_choice = call_arguments.get("tool_choice")
         tools = [] if tool_choice == "none" else list(call_arguments.get("tools") or ())
-        tool_format = detect_tool_format(chat.tokenizer) if tools else None
+        tool_format = tool_format_of(chat.tokenizer, chat.tool_format) if tools else None
         names = forced_names(tools, tool_choice)
-        opening = forced_opening(tool_format, names) if tool_format and names else ""
+        opening = tool_format.forced(names) if tool_format and names else ""
         prompt_ids = chat._encode(messages, tools, opening)
-        completions = chat._completions(prompt_ids, stop, MARKERS if tools else ())
-        parsers = [ToolCallParser(tool_format, opening) if tool_format else None for _ in completions]
+        completions = chat._completions(prompt_ids, stop, markers(chat.tokenizer, tool_format))
+        last = to_template(messages[-1:])
+        thinking = ends_in_thoughts(chat.tokenizer, prompt_ids, last[0]["content"] if is_open(last) else "")
+        readers = [AnswerReader(chat.tokenizer, tool_format, tools, opening, thinking=thinking) for _ in completions]
         return chat, {
-            completion: Answer(completion, chat.model_id, parser)
-            for completion, parser in zip(completions, parsers, strict=True)
+            completion: Answer(completion, chat.model_id, reader)
+            for completion, reader in zip(completions, readers, strict=True)
         }
 
     def _only_answer(self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]) -> tuple[Self, _Answers]:
@@ -292,6 +296,4 @@ class ChatMara(LocalModel, BaseChatModel):
         return chat, answers
 
     def _encode(self, messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]], opening: str = "") -> list[int]:
-        tool_format = detect_tool_format(self.tokenizer) if tools else None
-        converted, special = to_template(messages, tool_format), self.special_tokens_in_messages
-        return encode_messages(self.tokenizer, converted, tools, opening, special_tokens_in_messages=special)
+        return encode_conversation(self, self.tokenizer, messages, tools, opening)

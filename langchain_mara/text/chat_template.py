@@ -1,6 +1,6 @@
 """Turns prompts into token ids, through the model's chat template or as plain text, and never adds a second BOS."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -10,9 +10,14 @@ from langchain_mara.decoding.request import eos_ids
 from langchain_mara.exceptions import PromptError
 from langchain_mara.text.control_tokens import encode_marked, mark_messages
 from langchain_mara.text.own_tokenizer import encode
+from langchain_mara.text.reasoning import reasoning_tags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+Arrange = Callable[[list[dict[str, Any]], list[dict[str, Any]]], tuple[list[dict[str, Any]], list[dict[str, Any]]]]
+"""Takes messages and tools and returns those that the chat template is to render."""
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, mark: str = "") -> list[int]:
@@ -84,6 +89,8 @@ def encode_messages(
     opening: str = "",
     *,
     special_tokens_in_messages: bool = False,
+    arrange: Arrange | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Encodes a conversation with the chat template, up to where the answer begins.
 
@@ -92,9 +99,11 @@ def encode_messages(
         messages: Messages of the form `{"role": …, "content": …}`. If the last one is a text of the assistant, its turn
             stays open, and the answer goes on with it.
         tools: Tools that the model may call, in OpenAI's format. The template must support tools.
-        opening: Beginning of the answer, appended to the prompt.
+        opening: Beginning of the answer, appended to the prompt. Thoughts that the template opens are closed before it.
         special_tokens_in_messages: Whether special tokens in the texts of messages and tools count, so that a message
             can begin another turn. By default they are encoded as the letters they consist of.
+        arrange: Arranges messages and tools for the template. The control tokens that it writes count.
+        template_kwargs: Further variables of the template, such as `enable_thinking`.
 
     Raises:
         PromptError: If there is no template, or it refuses these messages (for example a system message).
@@ -104,8 +113,13 @@ def encode_messages(
     mark = ""
     if not special_tokens_in_messages:
         messages, tools, mark = mark_messages(tokenizer, messages, tools)
+    arranged = (list(messages), list(tools)) if arrange is None else arrange(list(messages), list(tools))
+    text = render(tokenizer, *arranged, template_kwargs=template_kwargs)
+    tags = reasoning_tags(tokenizer) if opening else None
+    if tags is not None and tags.opened_by(text):
+        opening = f"{tags.closing}\n\n{opening}"
     # The template adds the special tokens.
-    return encode_marked(tokenizer, f"{render(tokenizer, messages, tools)}{opening}", mark)
+    return encode_marked(tokenizer, f"{text}{opening}", mark)
 
 
 def is_open(messages: Sequence[dict[str, Any]]) -> bool:
@@ -121,6 +135,7 @@ def render(
     tools: Sequence[dict[str, Any]] = (),
     *,
     closed: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
     """Renders a conversation with the chat template.
 
@@ -129,6 +144,7 @@ def render(
         messages: Messages of the form `{"role": …, "content": …}`.
         tools: Tools in OpenAI's format.
         closed: Whether the conversation is over; by default the text ends where the answer begins or goes on.
+        template_kwargs: Further variables of the template.
 
     Raises:
         PromptError: If the template refuses these messages.
@@ -141,6 +157,7 @@ def render(
             tokenize=False,
             add_generation_prompt=not (closed or goes_on),
             continue_final_message=goes_on,
+            **(template_kwargs or {}),
         )
     except (jinja2.TemplateError, ValueError, SyntaxError, MemoryError, OverflowError) as error:
         roles = ", ".join(str(message.get("role")) for message in messages)

@@ -15,8 +15,8 @@ from langchain_core.messages import (
     convert_to_openai_messages,
     message_chunk_to_message,
 )
+from langchain_core.messages import InvalidToolCall as LangChainInvalidCall
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
-from langchain_core.messages.tool import InvalidToolCall as LangChainInvalidCall
 from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 from transformers import PreTrainedTokenizerBase
@@ -176,10 +176,11 @@ class Answer:
         metadata = {"model_name": self.model_id, **info} if delta.last else info
         if piece.calls and metadata.get("finish_reason") == "stop":
             metadata["finish_reason"] = "tool_calls"
+        calls: list[ToolCall | InvalidToolCall] = [*piece.calls, *piece.invalid]
         message = AIMessageChunk(
             content=piece.content,
             additional_kwargs={"reasoning_content": piece.reasoning} if piece.reasoning else {},
-            tool_call_chunks=[_call_chunk(call, i) for i, call in enumerate([*piece.calls, *piece.invalid])],
+            tool_call_chunks=[_call_chunk(call, i) for i, call in enumerate(calls)],
             response_metadata=metadata,
             usage_metadata=self._usage() if delta.last else None,
             chunk_position="last" if delta.last else None,

@@ -1,8 +1,10 @@
 """Small tokenizers with the control tokens of the families that call tools, and templates in the syntax of theirs.
 
-The templates are our own and shorter than the families', but write turns, tools, calls and results with the same tokens.
+The templates are our own and shorter than the families', but they write turns, tools, calls and results with the same
+tokens.
 """
 
+# ruff: noqa: RUF001 -- the markers of DeepSeek hold such characters
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ FAMILIES = sorted(file.stem for file in FOLDER.glob("*.jinja"))
 CHATML = "<|endoftext|> <|im_end|> <|im_start|>"
 LLAMA_4 = "<|begin_of_text|> <|eot|> <|header_start|> <|header_end|> <|python_start|> <|python_end|>"
 DEEPSEEK = (
-    "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜User｜> <｜Assistant｜> <｜tool▁calls▁begin｜> <｜tool▁calls▁end｜> "  # noqa: RUF001
-    "<｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁sep｜> <｜tool▁outputs▁begin｜> <｜tool▁outputs▁end｜> "  # noqa: RUF001
-    "<｜tool▁output▁begin｜> <｜tool▁output▁end｜>"  # noqa: RUF001
+    "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜User｜> <｜Assistant｜> <｜tool▁sep｜> "
+    "<｜tool▁calls▁begin｜> <｜tool▁calls▁end｜> <｜tool▁call▁begin｜> <｜tool▁call▁end｜> "
+    "<｜tool▁outputs▁begin｜> <｜tool▁outputs▁end｜> <｜tool▁output▁begin｜> <｜tool▁output▁end｜>"
 )
 SPECIALS = {
     "hermes": CHATML,

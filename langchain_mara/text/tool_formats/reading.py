@@ -111,16 +111,16 @@ class ToolCallParser:
             if name in self._offer.schemas and (self._forced or self._offer.truncated):
                 return Rest("", [], [InvalidToolCall(text.strip(), self._fault(error), name)])
             return Rest(text, [], [])
-        if text.lstrip()[end:].strip() or not all(self._is_call(call, text) for call in calls):
+        if text.lstrip()[end:].strip() or not self._are_calls(calls, text):
             return Rest(text, [], [])
         return self._checked(Rest("", calls, []))
 
-    def _is_call(self, call: ToolCall, text: str) -> bool:
-        """Whether JSON or Python is a call and not an answer that happens to have a name."""
-        if self._forced or call.name in self._offer.schemas:
-            return True
-        # An unknown tool with arguments is a call, too, but `{"name": "Bob"}` or a list of people is none.
-        return re.search(r'"(arguments|parameters)"\s*:', text) is not None and _only_call_keys(text)
+    def _are_calls(self, calls: Sequence[ToolCall], text: str) -> bool:
+        """Whether JSON or Python is calls, and not an answer that happens to have names."""
+        if not calls or self._forced or any(call.name in self._offer.schemas for call in calls):
+            return bool(calls)
+        # Unknown tools with arguments are calls, too, but `{"name": "Bob"}` or a list of people is none.
+        return all(call.arguments for call in calls) and _only_call_keys(text)
 
     def _marked(self, text: str) -> Rest:
         content, thoughts = list[str](), list[str]()
@@ -141,7 +141,7 @@ class ToolCallParser:
                     calls += found
                 except _FAULTS as error:
                     # A broken call ends at the next marker; there is no other way to find its end.
-                    end = self._next_start(text, len(opening) + 1)
+                    end = self._next_start(text, self._after_openings(text))
                     name = _NAME.search(text[:end])
                     invalid.append(
                         InvalidToolCall(text[:end].strip(), self._fault(error), name and (name[1] or name[2]))
@@ -152,6 +152,13 @@ class ToolCallParser:
     def _next_start(self, text: str, place: int) -> int:
         openings = (*self._openings, *([] if self._tags is None else [self._tags.opening]))
         return min((start for opening in openings if (start := text.find(opening, place)) >= 0), default=len(text))
+
+    def _after_openings(self, text: str) -> int:
+        """Where the openings at the beginning of a text end; some calls have several."""
+        rest = text
+        while opening := self._format.opening_of(rest):
+            rest = rest[len(opening) :].lstrip()
+        return len(text) - len(rest)
 
     def _checked(self, rest: Rest) -> Rest:
         """Calls of tools that were not offered become invalid ones."""

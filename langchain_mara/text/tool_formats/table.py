@@ -45,7 +45,8 @@ _HERMES = JsonFormat("hermes", (_TAG,), (_TAG_END,), before=f"{_TAG}\n", after_c
 TABLE: tuple[Entry, ...] = (
     Entry(
         HarmonyFormat(
-            "harmony", ("<|channel|>commentary to=",), ("<|call|>", "<|end|>", "<|start|>assistant"), ("<|constrain|>", "<|message|>")
+            "harmony", ("<|channel|>commentary to=",), ("<|call|>", "<|end|>", "<|start|>assistant"),
+            ("<|constrain|>", "<|message|>"),
         ),
         _holds("<|channel|>"),
     ),

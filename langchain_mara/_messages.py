@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from langchain_core.messages import (
@@ -19,17 +19,11 @@ from langchain_core.messages import InvalidToolCall as LangChainInvalidCall
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
-from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.serving.completion import Completion, CompletionDelta
-from langchain_mara.text.chat_fields import ToolFormatName
-from langchain_mara.text.chat_template import encode_messages
-from langchain_mara.text.reasoning import with_reasoning
 from langchain_mara.text.tool_formats.answer import AnswerReader, Piece
 from langchain_mara.text.tool_formats.calls import InvalidToolCall, ToolCall
-from langchain_mara.text.tool_formats.conversation import arrangement
-from langchain_mara.text.tool_formats.table import template_with_tools
 
 _NOT_SHOWN = {"tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use", "reasoning", "thinking"}
 _ID_LENGTH = 9  # as Mistral's templates want them
@@ -71,48 +65,6 @@ def _text(content: str | list[Any], role: str) -> str:
             "Leave such parts out, or describe them in words."
         )
     return "".join(part if isinstance(part, str) else part.get("text", "") for part in content)
-
-
-class _ChatSettings(Protocol):
-    """What a prompt depends on besides its messages."""
-
-    special_tokens_in_messages: bool
-    tool_format: ToolFormatName | None
-
-    @property
-    def template_kwargs(self) -> dict[str, Any]: ...
-
-
-def encode_conversation(
-    chat: _ChatSettings,
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[BaseMessage],
-    tools: Sequence[dict[str, Any]],
-    opening: str = "",
-) -> list[int]:
-    """Token ids of a conversation, up to where the answer begins; see `encode_messages`.
-
-    Args:
-        chat: Settings of the chat model.
-        tokenizer: The model's tokenizer.
-        messages: The conversation.
-        tools: Tools that the model may call, in OpenAI's format.
-        opening: Beginning of the answer.
-
-    Raises:
-        PromptError: If the chat template refuses the messages.
-    """
-    converted = with_reasoning(to_template(messages), template_with_tools(tokenizer))
-    uses_tools = bool(tools) or any(message.get("tool_calls") or message["role"] == "tool" for message in converted)
-    return encode_messages(
-        tokenizer,
-        converted,
-        tools,
-        opening,
-        special_tokens_in_messages=chat.special_tokens_in_messages,
-        arrange=arrangement(tokenizer, chat.tool_format) if uses_tools else None,
-        template_kwargs=chat.template_kwargs,
-    )
 
 
 def reasoning_of(message: BaseMessage) -> str:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 from typing_extensions import override
 
 from langchain_mara._base import LocalModel
-from langchain_mara._messages import Answer, encode_conversation, forced_names, to_template
+from langchain_mara._messages import Answer, forced_names, to_template
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.options import canonical
 from langchain_mara.serving.completion import Completion, acomplete, complete
@@ -23,6 +23,7 @@ from langchain_mara.text.chat_fields import ChatFields
 from langchain_mara.text.chat_template import is_open
 from langchain_mara.text.detokenizer import Stop, as_list
 from langchain_mara.text.tool_formats.answer import AnswerReader, ends_in_thoughts, markers
+from langchain_mara.text.tool_formats.conversation import encode_conversation
 from langchain_mara.text.tool_formats.table import tool_format_of
 from langchain_mara.tracing.trace import Trace
 
@@ -83,7 +84,7 @@ class ChatMara(ChatFields, LocalModel, BaseChatModel):
         ```
 
     Tool calling:
-        Works with models whose template takes tools in the format of Hermes and Qwen, Llama 3.1, or Mistral.
+        `tool_format` names the format of the model's calls; by default it is read off the chat template.
         ```python
         chat.bind_tools([get_weather]).invoke("What is the weather in Paris?").tool_calls
         ```
@@ -143,8 +144,8 @@ class ChatMara(ChatFields, LocalModel, BaseChatModel):
             **kwargs: Arguments of a call.
 
         Raises:
-            PromptError: If the chat template takes no tools, or if its tool format is unknown.
-            OptionsError: If `tool_choice` names no tool.
+            PromptError: If the chat template takes tools in an unknown format.
+            OptionsError: If `tool_choice` names no tool, or `tool_format` no format.
         """
         tool_format_of(self.tokenizer, kwargs.get("tool_format", self.tool_format))
         tool_schemas = [convert_to_openai_tool(tool) for tool in tools]
@@ -296,4 +297,4 @@ class ChatMara(ChatFields, LocalModel, BaseChatModel):
         return chat, answers
 
     def _encode(self, messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]], opening: str = "") -> list[int]:
-        return encode_conversation(self, self.tokenizer, messages, tools, opening)
+        return encode_conversation(self.tokenizer, to_template(messages), tools, opening, settings=self)

@@ -127,8 +127,8 @@ class TagSplitter:
                 break
             if self._inside:
                 reasoning += self._taken(part.rstrip())
-            else:
-                answer += self._taken(part.rstrip())
+            elif self._answered or part.strip():
+                answer += self._taken(part)
             self._held = self._held.removeprefix(tag)
             self._inside, self._after_tag = not self._inside, True
         released = self._taken(self._certain())
@@ -192,8 +192,8 @@ class HarmonySplitter:
     """
 
     _HEADER = re.compile(
-        r"\s*(?:<\|start\|>)?(?:assistant)?\s*(?:to=(?P<early>[^\s<]+))?\s*(?:<\|channel\|>(?P<channel>\w+))?"
-        r"(?P<rest>[^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>"
+        r"\s*(?:<\|start\|>)?(?:assistant)?\s*(?:to=(?P<early>[^\s<]++))?\s*+(?:<\|channel\|>(?P<channel>\w++))?"
+        r"(?P<rest>[^<]*+)(?:<\|constrain\|>[^<]*+)?<\|message\|>"
     )
     _BEGINNINGS = ("<|start|>", "<|channel|>", "<|message|>", "assistant", "to=")
     _ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from langchain_mara.text.chat_template import Arrange
+from langchain_mara.text.chat_fields import ToolFormatName
+from langchain_mara.text.chat_template import Arrange, encode_messages
+from langchain_mara.text.reasoning import with_reasoning
 from langchain_mara.text.tool_formats.base import Message, ToolFormat
 from langchain_mara.text.tool_formats.calls import ToolCall, arguments_of, dumps
 from langchain_mara.text.tool_formats.table import takes_tools, template_with_tools, tool_format_of
@@ -139,6 +141,49 @@ def arrangement(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> 
         return tool_format.arrange(arranged, tools), tools
 
     return arrange
+
+
+class PromptSettings(Protocol):
+    """What a prompt depends on besides its messages; `ChatMara` has it all."""
+
+    tool_format: ToolFormatName | None
+    special_tokens_in_messages: bool
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """Further variables of the chat template."""
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[Message],
+    opening: str = "",
+    *,
+    settings: PromptSettings,
+) -> list[int]:
+    """Token ids of a conversation with tools and reasoning, up to where the answer begins.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        messages: Messages of the form `{"role": …, "content": …}`, which may have `tool_calls` and `reasoning_content`.
+        tools: Tools that the model may call, in OpenAI's format.
+        opening: Beginning of the answer.
+        settings: What the prompt depends on besides.
+
+    Raises:
+        PromptError: If the chat template refuses the messages, or takes tools in an unknown format.
+    """
+    uses_tools = bool(tools) or any(message.get("tool_calls") or message.get("role") == "tool" for message in messages)
+    return encode_messages(
+        tokenizer,
+        with_reasoning(messages, template_with_tools(tokenizer)),
+        tools,
+        opening,
+        special_tokens_in_messages=settings.special_tokens_in_messages,
+        arrange=arrangement(tokenizer, settings.tool_format) if uses_tools else None,
+        template_kwargs=settings.template_kwargs,
+    )
 
 
 def _in_turns(messages: Sequence[Message]) -> list[Message]:

@@ -21,11 +21,11 @@ _GLM_VALUE = re.compile(
     re.DOTALL,
 )
 _DEEPSEEK_CALL = re.compile(
-    r"(?:<｜tool▁calls▁begin｜>)?\s*<｜tool▁call▁begin｜>(?P<head>[^<]*)<｜tool▁sep｜>"
-    r"(?:(?P<name>[\w.-]+)\s*```(?:json)?)?"
+    r"(?:<｜tool▁calls▁begin｜>)?\s*<｜tool▁call▁begin｜>(?P<head>[^<]*+)<｜tool▁sep｜>"
+    r"(?:(?P<name>[\w.-]++)\s*+```(?:json)?)?"
 )
 _HARMONY_CALL = re.compile(
-    r"<\|channel\|>commentary to=(?:functions\.)?(?P<name>[\w.-]+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
+    r"<\|channel\|>commentary to=(?:functions\.)?(?P<name>[\w.-]++)[^<]*+(?:<\|constrain\|>[^<]*+)?<\|message\|>"
 )
 
 

@@ -87,7 +87,8 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry(
         JsonFormat(
-            "llama-json", ("<|python_tag|>", "<function="), ("</function>",), bare="{", key="parameters", separator="; "
+            "llama-json", ("<|python_tag|>", "<|python_start|>", "<function="), ("<|python_end|>", "</function>"),
+            bare="{", key="parameters", separator="; ",
         ),
         _holds_any("python_tag", "ipython"),
     ),

@@ -20,7 +20,12 @@ def scripted_chat(family: str, answer: str, *, after: str, **fields: Any) -> Cha
     """
     tokenizer = tokenizer_of(family)
     torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     config = LlamaConfig(vocab_size=len(tokenizer), **size, max_position_embeddings=4096)
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     model = LlamaForCausalLM(config).eval()

@@ -7,15 +7,17 @@ from operator import add
 from typing import Any
 from uuid import uuid4
 
-from langchain_core.messages import AIMessageChunk, message_chunk_to_message
+from langchain_core.messages import AIMessage, AIMessageChunk, message_chunk_to_message
+from langchain_core.messages import InvalidToolCall as LangChainInvalidCall
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
-from langchain_core.messages.tool import ToolCallChunk
+from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, GenerationChunk
 
 from langchain_mara.serving.completion import Completion, CompletionDelta, token_usage
-from langchain_mara.text.tool_calls import InvalidToolCall, ToolCall, ToolCallParser
+from langchain_mara.text.tool_formats.answer import AnswerReader, Piece
+from langchain_mara.text.tool_formats.calls import InvalidToolCall, ToolCall
 
-_CALL_ID_LENGTH = 9  # as Mistral's template requires
+_ID_LENGTH = 9  # as Mistral's templates want them
 
 
 @dataclass(eq=False)
@@ -25,47 +27,61 @@ class Answer:
     Attributes:
         completion: The completion.
         model_id: Name of the model, for the message's metadata.
-        parser: Separates tool calls from the text; None if there are no tools.
+        reader: Tells reasoning, content and tool calls in its text.
         message_id: Id of the message; None if LangChain is to give it one.
         chunks: All chunks so far.
     """
 
     completion: Completion
     model_id: str
-    parser: ToolCallParser | None = None
+    reader: AnswerReader
     message_id: str | None = None
     chunks: list[ChatGenerationChunk] = field(default_factory=list)
+    _invalid: list[LangChainInvalidCall] = field(default_factory=list)
 
     def take(self, delta: CompletionDelta) -> ChatGenerationChunk | None:
         """The chunk for a delta of the completion; None if the delta adds nothing to show yet."""
-        text = delta.text if self.parser is None else self.parser.push(delta.text)
-        call_chunks: list[ToolCallChunk] = []
-        if delta.last and self.parser is not None:
-            rest, valid, invalid = self.parser.finish()
-            text += rest
-            calls: list[ToolCall | InvalidToolCall] = [*valid, *invalid]
-            call_chunks = [_call_chunk(call, i) for i, call in enumerate(calls)]
-        if not text and not delta.last:
+        piece = self.reader.push(delta.text)
+        if delta.last:
+            piece = self._with_rest(piece)
+        elif not piece.content and not piece.reasoning:
             return None
         info = self.completion.info_of_chunk(delta) or {}
         metadata = {"model_name": self.model_id, **info} if delta.last else info
-        if call_chunks:
+        if piece.calls and metadata.get("finish_reason") == "stop":
             metadata["finish_reason"] = "tool_calls"
+        calls: list[ToolCall | InvalidToolCall] = [*piece.calls, *piece.invalid]
         message = AIMessageChunk(
-            content=text,
+            content=piece.content,
             id=self.message_id,
-            tool_call_chunks=call_chunks,
+            additional_kwargs={"reasoning_content": piece.reasoning} if piece.reasoning else {},
+            tool_call_chunks=[_call_chunk(call, i) for i, call in enumerate(calls)],
             response_metadata=metadata,
             usage_metadata=self._usage() if delta.last else None,
             chunk_position="last" if delta.last else None,
         )
+        self._explain(message, piece)
         self.chunks.append(ChatGenerationChunk(message=message, generation_info=metadata or None))
         return self.chunks[-1]
 
     def result(self) -> ChatGeneration:
         """The whole answer."""
         whole: ChatGenerationChunk = reduce(add, self.chunks)
-        return ChatGeneration(message=message_chunk_to_message(whole.message), generation_info=whole.generation_info)
+        message = message_chunk_to_message(whole.message)
+        if isinstance(message, AIMessage):
+            message.invalid_tool_calls = list(self._invalid)
+        return ChatGeneration(message=message, generation_info=whole.generation_info)
+
+    def _with_rest(self, piece: Piece) -> Piece:
+        """The last piece together with what was held back."""
+        rest = self.reader.finish(truncated=self.completion.finish_reason == "length")
+        return rest._replace(reasoning=piece.reasoning + rest.reasoning, content=piece.content + rest.content)
+
+    def _explain(self, message: AIMessageChunk, piece: Piece) -> None:
+        """Says of invalid calls what is wrong with them, which LangChain does not when it reads chunks."""
+        for call, chunk in zip(piece.invalid, message.tool_call_chunks[len(piece.calls) :], strict=True):
+            self._invalid.append(invalid_tool_call(name=call.name, args=call.text, id=chunk["id"], error=call.error))
+        message.invalid_tool_calls = list(self._invalid)
 
     def _usage(self) -> UsageMetadata:
         request, tokens = self.completion.request, self.completion.statistics.tokens
@@ -81,9 +97,10 @@ def _call_chunk(call: ToolCall | InvalidToolCall, index: int) -> ToolCallChunk:
     if isinstance(call, ToolCall):
         name, arguments = call.name, json.dumps(call.arguments, ensure_ascii=False)
     else:
-        # LangChain completes broken JSON by guessing. Text that does not begin like JSON stays invalid.
+        # LangChain completes broken JSON by guessing. Text that does not begin like JSON stays invalid. Whoever merges
+        # the chunks of a stream finds the reason here, because LangChain does not merge errors.
         name, arguments = call.name or "", call.error + "\n" + call.text
-    call_id = (call.id if isinstance(call, ToolCall) else None) or uuid4().hex[:_CALL_ID_LENGTH]
+    call_id = call.id or uuid4().hex[:_ID_LENGTH]
     return ToolCallChunk(name=name, args=arguments, id=call_id, index=index, type="tool_call_chunk")
 
 

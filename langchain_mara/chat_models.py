@@ -13,16 +13,20 @@ from typing_extensions import override
 from langchain_mara._base import LocalModel
 from langchain_mara._messages import Answer
 from langchain_mara.chat.conversation import to_template
+from langchain_mara.chat.offer import ToolOffer
 from langchain_mara.chat.profile import profile_of
 from langchain_mara.chat.running import Answers, RunningChatModel
 from langchain_mara.chat.structured_output import Method, structured
 from langchain_mara.chat.token_count import estimated_tokens
-from langchain_mara.chat.tool_choice import Choice, Tool, chosen, forced_names, tool_schemas
+from langchain_mara.chat.tool_choice import Choice, Tool, forced_names, tool_schemas
 from langchain_mara.exceptions import PromptError
 from langchain_mara.options import canonical
-from langchain_mara.text.chat_template import encode_messages
+from langchain_mara.text.chat_fields import ChatFields
+from langchain_mara.text.chat_template import is_open
 from langchain_mara.text.detokenizer import Stop, as_list
-from langchain_mara.text.tool_calls import MARKERS, ToolCallParser, detect_tool_format, forced_opening
+from langchain_mara.text.tool_formats.answer import ends_in_thoughts
+from langchain_mara.text.tool_formats.conversation import encode_conversation
+from langchain_mara.text.tool_formats.table import tool_format_of
 from langchain_mara.tracing.trace import Trace
 
 _CALL_ONLY = {
@@ -36,7 +40,7 @@ _CALL_ONLY = {
 }
 
 
-class ChatMara(RunningChatModel):
+class ChatMara(ChatFields, RunningChatModel):
     """A local Hugging Face chat model whose tokens an agent accepts or rejects while it generates.
 
     Setup:
@@ -80,7 +84,7 @@ class ChatMara(RunningChatModel):
         ```
 
     Tool calling:
-        Works with models whose template takes tools in the format of Hermes and Qwen, Llama 3.1, or Mistral.
+        `tool_format` names the format of the model's calls; by default it is read off the chat template.
         ```python
         chat.bind_tools([get_weather]).invoke("What is the weather in Paris?").tool_calls
         ```
@@ -152,13 +156,13 @@ class ChatMara(RunningChatModel):
             **kwargs: Arguments of a call.
 
         Raises:
-            PromptError: If the chat template takes no tools, or if its tool format is unknown.
-            OptionsError: If `tool_choice` names no tool, or a tool runs at its provider.
+            PromptError: If the chat template takes tools in an unknown format.
+            OptionsError: If `tool_choice` names no tool, `tool_format` no format, or a tool runs at its provider.
         """
         schemas = tool_schemas(tools, strict=strict)
         forced_names(schemas, tool_choice)
         if schemas:
-            detect_tool_format(self.tokenizer)
+            tool_format_of(self.tokenizer, kwargs.get("tool_format", self.tool_format))
         return self.bind(tools=schemas, tool_choice=tool_choice, **kwargs)
 
     @override
@@ -184,7 +188,7 @@ class ChatMara(RunningChatModel):
 
         Raises:
             OptionsError: If the method is unknown, or the schema is none.
-            PromptError: If the chat template takes no tools.
+            PromptError: If the chat template takes tools in an unknown format.
         """
         return structured(self, schema, method=method, include_raw=include_raw, strict=strict, kwargs=kwargs)
 
@@ -203,7 +207,7 @@ class ChatMara(RunningChatModel):
         conversations = [self._convert_input(conversation).to_messages() for conversation in inputs]
         answers = [self._answers(messages, None, kwargs)[1] for messages in conversations]
         completions = [completion for by_completion in answers for completion in by_completion]
-        return chat._traces([to_template(messages, None) for messages in conversations], completions)
+        return chat._traces([to_template(messages) for messages in conversations], completions)
 
     @override
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
@@ -241,7 +245,7 @@ class ChatMara(RunningChatModel):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        return self._identity()
+        return {**self._identity(), **self.model_dump(include=set(ChatFields.model_fields))}
 
     @override
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
@@ -266,23 +270,19 @@ class ChatMara(RunningChatModel):
     def _answers(self, messages: list[BaseMessage], stop: Stop, kwargs: Mapping[str, Any]) -> tuple[Self, Answers]:
         """The configured model, and the `n` answers to a conversation, not begun, by their completions."""
         chat, call_arguments = self._for_call(kwargs, stop)
-        tool_choice = chosen(call_arguments.get("tool_choice"))
-        tools = [] if tool_choice == "none" else tool_schemas(call_arguments.get("tools") or ())
-        tool_format = detect_tool_format(chat.tokenizer) if tools else None
-        names = forced_names(tools, tool_choice)
-        opening = forced_opening(tool_format, names) if tool_format and names else ""
-        prompt_ids = chat._encode(messages, tools, opening)
-        completions = chat._completions(prompt_ids, stop, MARKERS if tools else ())
-        parsers = [ToolCallParser(tool_format, opening) if tool_format else None for _ in completions]
+        offer = ToolOffer.of(chat.tokenizer, chat.tool_format, call_arguments)
+        conversation = to_template(messages)
+        prompt_ids = encode_conversation(chat.tokenizer, conversation, offer.schemas, offer.opening, settings=chat)
+        begun = conversation[-1]["content"] if is_open(conversation) else ""
+        thinking = ends_in_thoughts(chat.tokenizer, prompt_ids, begun)
+        completions = chat._completions(prompt_ids, stop, offer.markers(chat.tokenizer))
         return chat, {
-            completion: Answer(completion, chat.model_id, parser)
-            for completion, parser in zip(completions, parsers, strict=True)
+            completion: Answer(completion, chat.model_id, offer.reader(chat.tokenizer, thinking=thinking))
+            for completion in completions
         }
 
     def _encode(self, messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]], opening: str = "") -> list[int]:
-        tool_format = detect_tool_format(self.tokenizer) if tools else None
-        converted, special = to_template(messages, tool_format), self.special_tokens_in_messages
-        return encode_messages(self.tokenizer, converted, tools, opening, special_tokens_in_messages=special)
+        return encode_conversation(self.tokenizer, to_template(messages), tools, opening, settings=self)
 
 
 if "profile" not in BaseChatModel.model_fields:

@@ -1,6 +1,5 @@
 """Turns LangChain conversations into what chat templates take."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
 
 from langchain_mara.exceptions import PromptError
-from langchain_mara.text.tool_calls import ToolFormat
 
 Block = dict[str, Any]
 
@@ -16,23 +14,22 @@ _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"
 _CALLS = {"tool_call", "tool_use", "function_call"}
 _NOT_SHOWN = {*_CALLS, "tool_call_chunk", "invalid_tool_call", "tool_result", "reasoning", "thinking"}
 _TEXTS = {"text", "text-plain", "json"}
-_MISTRAL_ID_LENGTH = 9  # Mistral's template requires ids of exactly so many letters and digits
 
 
-def to_template(messages: Sequence[BaseMessage], tool_format: ToolFormat | None) -> list[dict[str, Any]]:
+def to_template(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """Converts messages to what chat templates take: role, text, name, and tool calls with arguments as objects.
 
     A message's `tool_result` parts become messages of the tool. An empty message of the assistant at the end is left
-    out, because the answer begins there.
+    out, because the answer begins there. What the assistant thought is the `reasoning_content` of its message; see
+    `with_reasoning`.
 
     Args:
         messages: The conversation.
-        tool_format: Tool format of the template; None if the conversation uses no tools.
 
     Raises:
         PromptError: If there is no message, or one holds anything but text, or has a type that no template knows.
     """
-    conversation = converted(messages, tool_format)
+    conversation = converted(messages)
     while conversation and conversation[-1]["role"] == "assistant" and not _says_anything(conversation[-1]):
         conversation.pop()
     if not conversation:
@@ -40,29 +37,28 @@ def to_template(messages: Sequence[BaseMessage], tool_format: ToolFormat | None)
     return conversation
 
 
-def converted(messages: Sequence[BaseMessage], tool_format: ToolFormat | None) -> list[dict[str, Any]]:
+def converted(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """Converts any messages like `to_template`, none and empty ones included.
 
     Args:
         messages: The messages.
-        tool_format: Tool format of the template.
 
     Raises:
         PromptError: If a message holds anything but text, or has a type that no template knows.
     """
     answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
-    return [item for message in messages for item in _converted(message, tool_format, answered)]
+    return [item for message in messages for item in _converted(message, answered)]
 
 
 def _says_anything(message: dict[str, Any]) -> bool:
     return bool(message["content"] or message.get("tool_calls"))
 
 
-def _converted(message: BaseMessage, tool_format: ToolFormat | None, answered: set[str]) -> Iterator[dict[str, Any]]:
+def _converted(message: BaseMessage, answered: set[str]) -> Iterator[dict[str, Any]]:
     blocks = [block for block in message.content if isinstance(block, dict)]
     results = [block for block in blocks if block.get("type") == "tool_result"]
     for result in results:
-        call_id = _call_id(result.get("tool_use_id"), tool_format)
+        call_id = result.get("tool_use_id") or ""
         yield {"role": "tool", "content": _text(result.get("content") or "", "tool"), "tool_call_id": call_id}
     text = _text(message.content, message.type)
     if results and not text:
@@ -70,14 +66,24 @@ def _converted(message: BaseMessage, tool_format: ToolFormat | None, answered: s
     item: dict[str, Any] = {"role": _role(message), "content": text}
     if message.name:
         item["name"] = message.name
+    if thought := reasoning_of(message):
+        item["reasoning_content"] = thought
     if isinstance(message, ToolMessage):
-        item["tool_call_id"] = _call_id(message.tool_call_id, tool_format)
+        item["tool_call_id"] = message.tool_call_id or ""
     if isinstance(message, AIMessage) and (calls := _calls(message, blocks, answered)):
         item["tool_calls"] = [
-            {"type": "function", "id": _call_id(call_id, tool_format), "function": function}
-            for call_id, function in calls.items()
+            {"type": "function", "id": call_id, "function": function} for call_id, function in calls.items()
         ]
     yield item
+
+
+def reasoning_of(message: BaseMessage) -> str:
+    """What the model thought before a message; the empty string if that is not known."""
+    thought = message.additional_kwargs.get("reasoning_content") if isinstance(message, AIMessage) else ""
+    if isinstance(thought, str) or not isinstance(message.content, list):
+        return str(thought or "")
+    parts = [part for part in message.content if isinstance(part, dict)]
+    return "\n".join(str(part[kind]) for part in parts for kind in ("reasoning", "thinking") if part.get(kind))
 
 
 def _role(message: BaseMessage) -> str:
@@ -134,11 +140,3 @@ def _arguments(given: Any) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _call_id(call_id: str | None, tool_format: ToolFormat | None) -> str:
-    call_id = call_id or ""
-    fits = len(call_id) == _MISTRAL_ID_LENGTH and call_id.isalnum()
-    if tool_format != "mistral" or fits:
-        return call_id
-    return hashlib.sha256(call_id.encode(errors="surrogatepass")).hexdigest()[:_MISTRAL_ID_LENGTH]

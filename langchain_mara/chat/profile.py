@@ -5,12 +5,13 @@ from typing import Any
 from langchain_mara._base import LocalModel
 from langchain_mara.exceptions import PromptError
 from langchain_mara.policy.architectures import context_length
-from langchain_mara.text.tool_calls import detect_tool_format
+from langchain_mara.text.reasoning import reasoning_tags
+from langchain_mara.text.tool_formats.table import tool_format_of
 
 _NOT_READ = ("image_inputs", "image_url_inputs", "pdf_inputs", "audio_inputs", "video_inputs")
 _NOT_WRITTEN = ("image_outputs", "audio_outputs", "video_outputs")
 _NOT_IN_TOOLS = ("image_tool_message", "pdf_tool_message")
-_REASONING = ("<think>", "reasoning_content", "enable_thinking", "<|channel|>")
+_REASONING = ("reasoning_content", "enable_thinking")
 
 
 def profile_of(chat: LocalModel) -> dict[str, Any]:
@@ -31,13 +32,13 @@ def profile_of(chat: LocalModel) -> dict[str, Any]:
         "tool_choice": takes_tools,
         "tool_call_streaming": takes_tools,
         "structured_output": "response_format" in type(chat).model_fields,
-        "reasoning_output": any(word in template for word in _REASONING),
+        "reasoning_output": reasoning_tags(chat.tokenizer).known or any(word in template for word in _REASONING),
     }
 
 
 def _takes_tools(chat: LocalModel) -> bool:
+    """Whether the model's template takes tools; if not, they are described in words, which few models were taught."""
     try:
-        detect_tool_format(chat.tokenizer)
+        return tool_format_of(chat.tokenizer, getattr(chat, "tool_format", None)).tools_in_template
     except PromptError:
         return False
-    return True

@@ -34,7 +34,7 @@ class ConversationPrompt(PromptValue):
 
     @override
     def to_string(self) -> str:
-        return ConversationText(to_template(self.messages, None))
+        return ConversationText(to_template(self.messages))
 
     @override
     def to_messages(self) -> list[BaseMessage]:

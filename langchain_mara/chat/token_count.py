@@ -25,7 +25,7 @@ def estimated_tokens(
     Raises:
         PromptError: If a message holds anything but text.
     """
-    said = converted(messages, None)
+    said = converted(messages)
     around = len(encode_messages(tokenizer, [{"role": "user", "content": "a"}])) - 1 if said else 0
     texts = [text for message in said for text in (message["content"], _json(message.get("tool_calls")))]
     return sum(len(encode(tokenizer, text)) for text in (*texts, *map(_json, tools))) + around * len(said)

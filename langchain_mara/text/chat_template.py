@@ -1,6 +1,6 @@
 """Turns prompts into token ids, through the model's chat template or as plain text, and never adds a second BOS."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from langchain_mara.decoding.request import eos_ids
 from langchain_mara.exceptions import PromptError
 from langchain_mara.text.control_tokens import Message, encode_marked, mark_messages
 from langchain_mara.text.own_tokenizer import encode
+from langchain_mara.text.reasoning import reasoning_tags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,6 +21,9 @@ _REFUSALS = (
     jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError,
     TypeError, ValueError,
 )  # fmt: skip
+
+Arrange = Callable[[list[dict[str, Any]], list[dict[str, Any]]], tuple[list[dict[str, Any]], list[dict[str, Any]]]]
+"""Takes messages and tools and returns those that the chat template is to render."""
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, mark: str = "") -> list[int]:
@@ -91,6 +95,8 @@ def encode_messages(
     opening: str = "",
     *,
     special_tokens_in_messages: bool = False,
+    arrange: Arrange | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Encodes a conversation with the chat template, up to where the answer begins.
 
@@ -99,9 +105,11 @@ def encode_messages(
         messages: Messages of the form `{"role": …, "content": …}`. If the last one is a text of the assistant, its turn
             stays open, and the answer goes on with it.
         tools: Tools that the model may call, in OpenAI's format. The template must support tools.
-        opening: Beginning of the answer, appended to the prompt.
+        opening: Beginning of the answer, appended to the prompt. Thoughts that the template opens are closed before it.
         special_tokens_in_messages: Whether special tokens in the texts of messages and tools count, so that a message
             can begin another turn. By default they are encoded as the letters they consist of.
+        arrange: Arranges messages and tools for the template. The control tokens that it writes count.
+        template_kwargs: Further variables of the template, such as `enable_thinking`.
 
     Raises:
         PromptError: If there is no template, or it refuses these messages (for example a system message).
@@ -111,8 +119,13 @@ def encode_messages(
     mark = ""
     if not special_tokens_in_messages:
         messages, tools, mark = mark_messages(tokenizer, messages, tools)
+    arranged = (list(messages), list(tools)) if arrange is None else arrange(list(messages), list(tools))
+    text = render(tokenizer, *arranged, template_kwargs=template_kwargs)
+    tags = reasoning_tags(tokenizer) if opening else None
+    if tags is not None and tags.opened_by(text):
+        opening = f"{tags.closing}\n\n{opening}"
     # The template adds the special tokens.
-    return encode_marked(tokenizer, f"{render(tokenizer, messages, tools)}{opening}", mark)
+    return encode_marked(tokenizer, f"{text}{opening}", mark)
 
 
 def is_open(messages: Sequence[dict[str, Any]]) -> bool:
@@ -128,6 +141,7 @@ def render(
     tools: Sequence[dict[str, Any]] = (),
     *,
     closed: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
     """Renders a conversation with the chat template.
 
@@ -138,22 +152,29 @@ def render(
         messages: Messages of the form `{"role": …, "content": …}`.
         tools: Tools in OpenAI's format.
         closed: Whether the conversation is over; by default the text ends where the answer begins or goes on.
+        template_kwargs: Further variables of the template.
 
     Raises:
         PromptError: If the template refuses these messages.
     """
     try:
-        return _rendered(tokenizer, messages, tools, closed=closed)
+        return _rendered(tokenizer, messages, tools, closed=closed, template_kwargs=template_kwargs)
     except _REFUSALS as error:
         if any(message.get("role") == "system" for message in messages):
             with suppress(*_REFUSALS):
-                return _rendered(tokenizer, _without_system_role(messages), tools, closed=closed)
+                folded = _without_system_role(messages)
+                return _rendered(tokenizer, folded, tools, closed=closed, template_kwargs=template_kwargs)
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise PromptError(f"The model's chat template refuses messages of the roles {roles}: {error}") from None
 
 
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message], *, closed: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[Message],
+    *,
+    closed: bool,
+    template_kwargs: Mapping[str, Any] | None,
 ) -> str:
     goes_on = not closed and is_open(messages)
     text = tokenizer.apply_chat_template(
@@ -162,6 +183,7 @@ def _rendered(
         tokenize=False,
         add_generation_prompt=not (closed or goes_on),
         continue_final_message=goes_on,
+        **(template_kwargs or {}),
     )
     return str(text)
 

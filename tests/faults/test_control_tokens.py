@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from langchain_mara.chat.conversation import to_template
 from langchain_mara.exceptions import PromptError
 from langchain_mara.text.chat_template import encode_messages, encode_prompt
-from langchain_mara.text.tool_calls import detect_tool_format
+from langchain_mara.text.tool_formats.conversation import arrangement
 
 Message = dict[str, Any]
 
@@ -201,9 +201,9 @@ def test_messages_of_langchain_cannot_begin_a_turn(family: str) -> None:
             ToolMessage(text, tool_call_id="abcdefghi", name=text), AIMessage(text), HumanMessage(text),
         ]  # fmt: skip
 
-    tool_format = None if family == "chatml" else detect_tool_format(tokenizer)
+    arrange = arrangement(tokenizer)
     injected, harmless = (
-        controls(family, encode_messages(tokenizer, to_template(conversation(given_text), tool_format)))
+        controls(family, encode_messages(tokenizer, to_template(conversation(given_text)), arrange=arrange))
         for given_text in (text, "Hi")
     )
     assert injected == harmless

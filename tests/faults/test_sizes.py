@@ -31,7 +31,8 @@ from langchain_mara.options import DecodingOptions
 from langchain_mara.text.chat_template import encode_messages
 from langchain_mara.text.detokenizer import IncrementalDetokenizer
 from langchain_mara.text.stop_strings import MOST_CHARACTERS, MOST_STRINGS, StopStrings
-from langchain_mara.text.tool_calls import ToolCallParser
+from langchain_mara.text.tool_formats.reading import ToolCallParser
+from langchain_mara.text.tool_formats.table import FORMATS
 
 DEEP = "[" * 100_000
 HUGE = 2**40  # bytes of a sparse file, which takes no space
@@ -239,10 +240,10 @@ def test_a_transcript_of_2000_turns_reads_every_message_once(family: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "answer", ["<tool_call>" + DEEP, '{"a": ' * 50_000, "<tool_call>" * 2000, '{"name": "f"}' * 3000]
+    "answer", [DEEP, '{"a": ' * 50_000, "<tool_call>" * 2000, '{"name": "f"}' * 3000, "f" * 50_000, "f(" * 50_000]
 )
-def test_answers_nested_without_end_are_no_tool_calls(answer: str) -> None:
-    parser = ToolCallParser("llama")
-    content, calls, invalid = parser.push(answer), *parser.finish()[1:]
-    assert content == ""
-    assert len(calls) + len(invalid) <= 3000
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_answers_nested_without_end_are_no_tool_calls(name: str, answer: str) -> None:
+    parser = ToolCallParser(FORMATS[name], [{"name": "f", "parameters": {}}])
+    rest = (parser.push(FORMATS[name].beginning(None) + answer), parser.finish())[1]
+    assert len(rest.calls) + len(rest.invalid) <= 3000

@@ -25,10 +25,13 @@ langchain_mara.agents: reference_checkpoints embedding_sketch recommended_option
 langchain_mara.decoding: request candidates recovery ngram sequence candidate_table pass_width step batch loop
 langchain_mara.loading: declared_code peft_adapters models
 langchain_mara.tracing: statistics views trace
-langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens chat_template answer_turns tool_calls
+langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens reasoning chat_template answer_turns
+    chat_fields
+langchain_mara.text.tool_formats: calls typed_values base json_formats literal_formats tagged_formats table reading
+    answer conversation
 langchain_mara.serving: scheduler completion beginning recording
 langchain_mara: _base _messages
-langchain_mara.chat: configuration conversation prompts token_count tool_choice profile structured_output running
+langchain_mara.chat: configuration conversation prompts token_count tool_choice offer profile structured_output running
 langchain_mara: chat_models llms custom_generate cli
 
 langchain_mara_training.storage: defaults atomic progress callbacks records settings distributed lock

@@ -23,7 +23,7 @@ HALF = "\ud83d"
 
 
 def contents(*messages: Any) -> list[tuple[str, str]]:
-    return [(message["role"], message["content"]) for message in to_template(messages, "hermes")]
+    return [(message["role"], message["content"]) for message in to_template(messages)]
 
 
 def test_results_in_a_user_message_become_messages_of_the_tool() -> None:
@@ -31,7 +31,7 @@ def test_results_in_a_user_message_become_messages_of_the_tool() -> None:
         {"type": "tool_result", "tool_use_id": "call_1", "content": "7"},
         {"type": "tool_result", "tool_use_id": "call_2", "content": [{"type": "text", "text": "8"}], "is_error": True},
     ]
-    first, second, rest = to_template([HumanMessage([*results, {"type": "text", "text": "so?"}])], "hermes")
+    first, second, rest = to_template([HumanMessage([*results, {"type": "text", "text": "so?"}])])
     assert first == {"role": "tool", "content": "7", "tool_call_id": "call_1"}
     assert second == {"role": "tool", "content": "8", "tool_call_id": "call_2"}
     assert (rest["role"], rest["content"]) == ("user", "so?")
@@ -70,18 +70,18 @@ def test_an_empty_answer_at_the_end_is_where_the_answer_begins() -> None:
 @pytest.mark.parametrize("part", MEDIA, ids=lambda part: part["type"])
 def test_what_is_no_text_is_refused_by_name(kind: Any, part: dict[str, Any]) -> None:
     with pytest.raises(PromptError, match=rf"A message of type \w+ holds {part['type']}; this model reads text only"):
-        to_template([kind([{"type": "text", "text": "hi"}, part])], None)
+        to_template([kind([{"type": "text", "text": "hi"}, part])])
 
 
 def test_media_in_the_result_of_a_tool_are_refused_by_name() -> None:
     result = {"type": "tool_result", "tool_use_id": "1", "content": [MEDIA[0]]}
     with pytest.raises(PromptError, match="type tool holds image_url"):
-        to_template([HumanMessage([result])], None)
+        to_template([HumanMessage([result])])
 
 
 def test_messages_that_are_no_part_of_a_conversation_are_refused() -> None:
     with pytest.raises(PromptError, match="A message of type remove is no part of a conversation"):
-        to_template([RemoveMessage(id="1")], None)
+        to_template([RemoveMessage(id="1")])
     assert contents(ChatMessage("hi", role="critic")) == [("critic", "hi")]
 
 
@@ -91,7 +91,7 @@ def test_calls_that_only_the_content_holds_are_kept_once() -> None:
         {"type": "function_call", "name": "g", "arguments": '{"b": 2}', "call_id": "2"},
     ]
     own = [tool_call(name="f", args={"a": 1}, id="1")]
-    [message] = to_template([AIMessage(parts, tool_calls=own)], "hermes")  # type: ignore[arg-type]
+    [message] = to_template([AIMessage(parts, tool_calls=own)])  # type: ignore[arg-type]
     functions = [call["function"] for call in message["tool_calls"]]
     assert functions == [{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {"b": 2}}]
 
@@ -99,15 +99,14 @@ def test_calls_that_only_the_content_holds_are_kept_once() -> None:
 def test_a_bad_call_is_kept_if_a_message_answers_it() -> None:
     bad = AIMessage("", invalid_tool_calls=[invalid_tool_call(name="f", args='{"a": ', id="1", error="no")])
     result = ToolMessage("Error: no JSON", tool_call_id="1")
-    message, _ = to_template([bad, result], "hermes")
+    message, _ = to_template([bad, result])
     assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": {}}
-    assert "tool_calls" not in to_template([bad, HumanMessage("so?")], "hermes")[0]
+    assert "tool_calls" not in to_template([bad, HumanMessage("so?")])[0]
 
 
-def test_a_call_without_an_id_has_an_empty_one_or_one_that_the_template_takes() -> None:
+def test_a_call_without_an_id_has_its_number_for_one() -> None:
     messages = [AIMessage("", tool_calls=[tool_call(name="f", args={}, id=None)])]
-    assert to_template(messages, "hermes")[0]["tool_calls"][0]["id"] == "0"
-    assert len(to_template(messages, "mistral")[0]["tool_calls"][0]["id"]) == 9
+    assert to_template(messages)[0]["tool_calls"][0]["id"] == "0"
 
 
 @pytest.mark.parametrize(
@@ -131,3 +130,15 @@ def test_a_trailing_message_of_the_assistant_is_continued(llm: MaraLLM) -> None:
     rendered = chat.tokenizer.decode(chat._encode([HumanMessage("hi"), AIMessage("the end")], ()))
     assert rendered == "<s><|user|>hiassistantthe end"
     assert chat.invoke([HumanMessage("hi"), AIMessage("the end")]).text != chat.invoke("hi").text
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        AIMessage("so", additional_kwargs={"reasoning_content": "hm"}),
+        AIMessage([{"type": "reasoning", "reasoning": "hm"}, {"type": "text", "text": "so"}]),
+        AIMessage([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "so"}]),
+    ],
+)
+def test_thoughts_are_apart_from_what_was_said(message: AIMessage) -> None:
+    assert to_template([message]) == [{"role": "assistant", "content": "so", "reasoning_content": "hm"}]

@@ -22,7 +22,7 @@ def test_a_profile_tells_what_the_model_and_its_template_can(llm: MaraLLM) -> No
 
 def test_a_template_that_thinks_is_told(llm: MaraLLM) -> None:
     chat = llm.as_chat()
-    chat.tokenizer.chat_template += "{# <think> #}"
+    chat.tokenizer.chat_template += "{# <think></think> #}"
     assert ChatMara.from_llm(llm).profile["reasoning_output"]
 
 

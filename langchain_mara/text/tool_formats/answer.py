@@ -1,0 +1,102 @@
+"""Reads an answer while it grows: reasoning, content and tool calls."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from langchain_mara.text.control_tokens import control_tokens
+from langchain_mara.text.reasoning import ReasoningTags, reasoning_tags, splitter
+from langchain_mara.text.tool_formats.base import ToolFormat
+from langchain_mara.text.tool_formats.calls import InvalidToolCall, ToolCall
+from langchain_mara.text.tool_formats.reading import ToolCallParser
+
+_TAIL_TOKENS = 48
+
+
+class Piece(NamedTuple):
+    """What a part of an answer says.
+
+    Attributes:
+        reasoning: What the model thinks.
+        content: What it says.
+        calls: What it calls; at the end of the answer only.
+        invalid: Calls that are not valid; at the end of the answer only.
+    """
+
+    reasoning: str = ""
+    content: str = ""
+    calls: Sequence[ToolCall] = ()
+    invalid: Sequence[InvalidToolCall] = ()
+
+
+class AnswerReader:
+    """Reads one answer.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        tool_format: Format of the model's calls; None if no tools were offered.
+        tools: Tools that were offered in this call, in OpenAI's format.
+        opening: Beginning that was forced on the answer.
+        thinking: Whether the prompt ends in thoughts; see `ends_in_thoughts`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        tool_format: ToolFormat | None = None,
+        tools: Sequence[dict[str, Any]] = (),
+        opening: str = "",
+        *,
+        thinking: bool = False,
+    ) -> None:
+        tags = reasoning_tags(tokenizer)
+        openings, bare = (tool_format.openings, tool_format.bare) if tool_format and tools else ((), "")
+        # A forced call goes on at once.
+        self._splitter = None if opening else splitter(tags, inside=thinking, calls=openings, bare=bare)
+        self._parser = ToolCallParser(tool_format, tools, opening, tags) if tool_format and tools else None
+
+    def push(self, text: str) -> Piece:
+        """Takes text of the answer and returns what is certain of it."""
+        if self._splitter is None:
+            return Piece("", self._content(text))
+        thought = self._splitter.push(text)
+        return Piece(thought.reasoning, self._content(thought.answer))
+
+    def finish(self, *, truncated: bool = False) -> Piece:
+        """The rest of the answer. Call it at its end.
+
+        Args:
+            truncated: Whether the answer ended at its greatest length.
+        """
+        thought = self._splitter.finish() if self._splitter else None
+        content = "" if thought is None else self._content(thought.answer)
+        reasoning = "" if thought is None else thought.reasoning
+        if self._parser is None:
+            return Piece(reasoning, content)
+        rest = self._parser.finish(truncated=truncated)
+        between = "\n".join(filter(None, [reasoning, rest.reasoning]))
+        return Piece(between, content + rest.content, rest.calls, rest.invalid)
+
+    def _content(self, text: str) -> str:
+        return text if self._parser is None else self._parser.push(text)
+
+
+def markers(tokenizer: PreTrainedTokenizerBase, tool_format: ToolFormat | None) -> list[str]:
+    """Special tokens that must stay in the text of an answer, because reasoning or tool calls are told by them."""
+    texts = (*reasoning_tags(tokenizer).texts, *(tool_format.markers if tool_format else ()))
+    return sorted(token for token in control_tokens(tokenizer).special if any(token in text for text in texts))
+
+
+def ends_in_thoughts(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], begun: str = "") -> bool:
+    """Whether an answer begins with thoughts.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt_ids: Token ids of the prompt.
+        begun: Text of the assistant's open turn, which the answer continues; may be empty.
+    """
+    tags: ReasoningTags = reasoning_tags(tokenizer)
+    if begun:
+        return tags.is_open_in(begun)
+    return tags.opened_by(str(tokenizer.decode(list(prompt_ids[-_TAIL_TOKENS:]))))

@@ -78,7 +78,9 @@ def test_a_refused_system_message_comes_before_the_user_message_that_follows(
     assert tokenizer.decode(encode_messages(tokenizer, messages)) == f"<s>{texts}"
 
 
-@pytest.mark.parametrize("fault", ["messages[5]['content']", "messages[0]['content'] + 1", "messages[0].x.y"])
+@pytest.mark.parametrize(
+    "fault", ["messages[5]['content']", "messages[0]['content'] + 1", "'%(x)s' | format(a=1)", "1 / 0"]
+)
 def test_a_template_that_trips_over_the_messages_is_quoted(make_tokenizer: MakeTokenizer, fault: str) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = f"{{{{ {fault} }}}}"

@@ -1,0 +1,162 @@
+"""What an answer is to conform to, as users give it: a response format, a regular expression, a grammar or a choice."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, Field, PydanticUserError, TypeAdapter, field_validator
+
+from langchain_mara.exceptions import GrammarError, OptionsError
+
+# As llama.cpp has it: JSON in one line or indented, and an end to a model that would write blanks for ever.
+_BLANKS = r"( |\n{1,2}[ \t]{0,20})?"
+_FORMATS = "{'type': 'json_schema', 'json_schema': {'schema': …}}, {'type': 'json_object'} or {'type': 'text'}"
+
+
+class GrammarText(NamedTuple):
+    """What an answer is to conform to, as the engine reads it.
+
+    Attributes:
+        kind: `json_schema`, `regex`, `grammar` (Lark or GBNF) or `lark`.
+        text: The schema as JSON, the expression, or the grammar.
+        option: Option that it came from, for messages.
+    """
+
+    kind: str
+    text: str
+    option: str
+
+
+class GrammarFields(BaseModel):
+    """Fields that the LangChain classes share and that promise a form of the answer. Give at most one."""
+
+    response_format: dict[str, Any] | None = None
+    """A JSON schema that the answer conforms to, as hosted models take it: `{"type": "json_schema", "json_schema":
+    {"schema": …}}`, or `{"type": "json_object"}` for any object. A pydantic class, a dataclass or a `TypedDict` means its
+    schema. Needs `pip install "langchain-mara[grammar]"`, as the next three do."""
+    regex: str | None = None
+    """A regular expression that the whole answer matches (Rust's syntax, without look-around and back-references)."""
+    grammar: str | None = None
+    """A context-free grammar that the answer conforms to, in Lark's or llama.cpp's (GBNF) syntax."""
+    choice: list[str] | None = Field(default=None, min_length=1)
+    """Texts of which the answer is one."""
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _as_format(cls, value: Any) -> Any:
+        return value if value is None or isinstance(value, Mapping) else schema_format(value)
+
+
+def schema_format(schema: Any, *, name: str | None = None, strict: bool | None = None) -> dict[str, Any]:
+    """The `response_format` of a schema, as OpenAI's API has it.
+
+    Args:
+        schema: A pydantic class, a dataclass, a `TypedDict`, any other type that pydantic knows, or a JSON schema.
+        name: Name of the schema; by default its title, or the type's name.
+        strict: Whether objects hold no other properties than the schema names, as hosted models want it; by default
+            for types, but not for a JSON schema. False ignores what of the schema cannot be enforced.
+
+    Raises:
+        GrammarError: If pydantic makes no JSON schema of the type.
+    """
+    if isinstance(schema, Mapping):
+        found = dict(schema)
+    else:
+        strict = True if strict is None else strict
+        try:
+            found = TypeAdapter(schema).json_schema()
+        except PydanticUserError as error:
+            reason = str(error).partition("\n")[0]
+            raise GrammarError(f"{schema!r:.80} has no JSON schema: {reason} Give a schema as a dict.") from None
+    title = name or found.get("title") or getattr(schema, "__name__", "answer")
+    promised = {"name": title, "schema": found, **({} if strict is None else {"strict": strict})}
+    return {"type": "json_schema", "json_schema": promised}
+
+
+def grammar_text(fields: Any) -> GrammarText | None:
+    """What the answers of an instance conform to; None if they are free.
+
+    Args:
+        fields: An object with the fields of `GrammarFields`.
+
+    Raises:
+        OptionsError: If several of them are given, or if the response format is of an unknown form.
+    """
+    given = [name for name in GrammarFields.model_fields if getattr(fields, name) is not None]
+    if len(given) > 1:
+        raise OptionsError(f"Invalid options: {' and '.join(given)} each say what the answer conforms to. Give one.")
+    if not given:
+        return None
+    value = getattr(fields, given[0])
+    if given[0] == "response_format":
+        return _format_text(value)
+    if given[0] == "choice":
+        return GrammarText("lark", "start: " + " | ".join(map(_quoted, value)), "choice")
+    return GrammarText(given[0], value, given[0])
+
+
+def or_calls(grammar: GrammarText, openings: Sequence[Sequence[str | int]]) -> GrammarText:
+    """A JSON schema's grammar that also permits tool calls, of which only the beginnings are prescribed.
+
+    Args:
+        grammar: Grammar of a response format.
+        openings: Beginnings of calls, each of texts and ids of special tokens.
+    """
+    begun = [" ".join(f"<[{part}]>" if isinstance(part, int) else _quoted(part) for part in each) for each in openings]
+    calls = "".join(f" | {each} <[*]>*" for each in begun)
+    return GrammarText("lark", f"start: schema{calls}\nschema: %json {grammar.text}", grammar.option)
+
+
+def _format_text(value: Mapping[str, Any]) -> GrammarText | None:
+    kind = value.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return _schema_text({"type": "object"}, strict=None)
+    outer = value.get("json_schema", value)
+    schema = outer.get("schema") if isinstance(outer, Mapping) else None
+    if kind != "json_schema" or not isinstance(schema, Mapping | bool):
+        raise OptionsError(f"Invalid options: response_format={dict(value)!r:.200} has an unknown form. Give {_FORMATS}.")
+    return _schema_text(schema, strict=outer.get("strict"))
+
+
+def _schema_text(schema: Mapping[str, Any] | bool, *, strict: bool | None) -> GrammarText:
+    enforced = _closed(schema) if strict else schema
+    enforced = dict(enforced) if isinstance(enforced, Mapping) else {} if enforced else {"not": {}}
+    engine = {"whitespace_pattern": _BLANKS, "lenient": strict is False}
+    try:
+        text = json.dumps({**enforced, "x-guidance": engine}, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        raise GrammarError(f"The schema of response_format is no JSON: {error}. Give values that JSON has.") from None
+    return GrammarText("json_schema", text, "response_format")
+
+
+_OF_SCHEMAS = ("properties", "$defs", "definitions", "patternProperties")
+_ONE_SCHEMA = ("items", "additionalProperties")
+_MANY_SCHEMAS = ("anyOf", "oneOf", "prefixItems")
+
+
+def _closed(schema: Any) -> Any:
+    """A schema whose objects hold no other properties than it names, unless it says that they may."""
+    if not isinstance(schema, Mapping):
+        return schema
+    closed = dict(schema)
+    for name in _OF_SCHEMAS:
+        if isinstance(closed.get(name), Mapping):
+            closed[name] = {key: _closed(each) for key, each in closed[name].items()}
+    for name in _ONE_SCHEMA:
+        if name in closed:
+            closed[name] = _closed(closed[name])
+    for name in _MANY_SCHEMAS:
+        if isinstance(closed.get(name), list):
+            closed[name] = [_closed(each) for each in closed[name]]
+    # What `allOf` or a reference adds would be refused if this part of the schema were closed.
+    if "properties" in closed and not {"allOf", "$ref", "patternProperties"} & set(closed):
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def _quoted(text: str) -> str:
+    """A text as a terminal of Lark."""
+    return json.dumps(text, ensure_ascii=False)

@@ -228,12 +228,14 @@ class LocalModel(AnswerFields, BatchFields, DecodingFields):
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(_given=changes, **{**fields, **changes})
 
-    def _completions(self, prompt_ids: Sequence[int], stop: Stop, **how: Any) -> list[Completion]:
-        """The `n` completions of a prompt, not begun; `how` are further arguments of `begin`."""
+    def _completions(
+        self, prompt_ids: Sequence[int], stop: Stop, markers: Sequence[str] = (), openings: Sequence[str] = ()
+    ) -> list[Completion]:
+        """The `n` completions of a prompt, not begun; `markers` and `openings` are those of `begin`."""
         refuse_large(self.n, self.batch_size + self.queue_size)
         options = self._options()
         seeded = (options.model_copy(update={"seed": options.seed + i}) for i in range(self.n))
-        return [begin(self, prompt_ids, each, stop=stop, **how) for each in seeded]
+        return [begin(self, prompt_ids, each, stop=stop, markers=markers, openings=openings) for each in seeded]
 
     def _generation_job(self, completions: Sequence[Completion]) -> GenerationJob:
         batch_config = BatchConfig(self.batch_size, self.width, self.prefix_memory, self.draft, self.compile)
@@ -270,7 +272,9 @@ class LocalModel(AnswerFields, BatchFields, DecodingFields):
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "agent": None if self.agent is None else f"{self.agent.fingerprint} {settings_digest(self.agent)}",
             "default_stop": self.stop,  # LangChain adds the call's own stop strings as "stop"
-            **self.model_dump(include={"n", "stop_token_ids", "include_accept_probabilities", *AnswerFields.model_fields}),
+            **self.model_dump(
+                include={"n", "stop_token_ids", "include_accept_probabilities", *AnswerFields.model_fields}
+            ),
             **self._options().model_dump(),
         }
 

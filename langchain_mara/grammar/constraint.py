@@ -39,7 +39,9 @@ class GrammarConstraint:
         self._consumed: list[int] = []
         engine.matcher(grammar)
         if self._beginning and not self._follow([]):
-            raise GrammarError(f"The beginning of the answer does not conform to {grammar.option}. Leave one of them out.")
+            raise GrammarError(
+                f"The beginning of the answer does not conform to {grammar.option}. Leave one of them out."
+            )
 
     def allowed(self, answer: Sequence[int]) -> Tensor:
         """Which tokens may come next.

@@ -116,7 +116,9 @@ def _format_text(value: Mapping[str, Any]) -> GrammarText | None:
     outer = value.get("json_schema", value)
     schema = outer.get("schema") if isinstance(outer, Mapping) else None
     if kind != "json_schema" or not isinstance(schema, Mapping | bool):
-        raise OptionsError(f"Invalid options: response_format={dict(value)!r:.200} has an unknown form. Give {_FORMATS}.")
+        raise OptionsError(
+            f"Invalid options: response_format={dict(value)!r:.200} has an unknown form. Give {_FORMATS}."
+        )
     return _schema_text(schema, strict=outer.get("strict"))
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Sequence
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.decoding.request import LogitsProcess, Request
 from langchain_mara.grammar.constraint import GrammarConstraint

@@ -89,7 +89,6 @@ class Completion:
             self.finish_reason = "stop" if self.detokenizer.stopped else self.finish_reason
         return released
 
-
     def _log_entry(self, decision: Decision, texts: TokenTexts) -> dict[str, Any] | None:
         logs = decision.log_probabilities
         if logs is None or decision.token_id in self.request.eos_token_ids:

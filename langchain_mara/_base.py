@@ -43,7 +43,7 @@ from langchain_mara.serving.beginning import begin
 from langchain_mara.serving.completion import Completion, GenerationJob
 from langchain_mara.serving.recording import record
 from langchain_mara.serving.scheduler import refuse_large
-from langchain_mara.serving.settings import AnswerFields
+from langchain_mara.serving.settings import IDENTIFYING, AnswerFields
 from langchain_mara.text.detokenizer import Stop, as_list
 from langchain_mara.text.own_tokenizer import encode, tokenizer_fingerprint
 from langchain_mara.tracing.trace import Trace
@@ -229,7 +229,7 @@ class LocalModel(AnswerFields, BatchFields, DecodingFields):
         return type(self)(_given=changes, **{**fields, **changes})
 
     def _completions(
-        self, prompt_ids: Sequence[int], stop: Stop, markers: Sequence[str] = (), openings: Sequence[str] = ()
+        self, prompt_ids: Sequence[int], stop: Stop, markers: Sequence[str] = (), openings: Sequence[str] | None = ()
     ) -> list[Completion]:
         """The `n` completions of a prompt, not begun; `markers` and `openings` are those of `begin`."""
         refuse_large(self.n, self.batch_size + self.queue_size)
@@ -272,9 +272,7 @@ class LocalModel(AnswerFields, BatchFields, DecodingFields):
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "agent": None if self.agent is None else f"{self.agent.fingerprint} {settings_digest(self.agent)}",
             "default_stop": self.stop,  # LangChain adds the call's own stop strings as "stop"
-            **self.model_dump(
-                include={"n", "stop_token_ids", "include_accept_probabilities", *AnswerFields.model_fields}
-            ),
+            **self.model_dump(include=set(IDENTIFYING)),
             **self._options().model_dump(),
         }
 

@@ -98,12 +98,14 @@ class Answer:
         completion: The completion.
         model_id: Name of the model, for the message's metadata.
         parser: Separates tool calls from the text; None if there are no tools.
+        single_call: Whether only the first call counts.
         chunks: All chunks so far.
     """
 
     completion: Completion
     model_id: str
     parser: ToolCallParser | None = None
+    single_call: bool = False
     chunks: list[ChatGenerationChunk] = field(default_factory=list)
 
     def take(self, delta: CompletionDelta) -> ChatGenerationChunk | None:
@@ -114,6 +116,7 @@ class Answer:
             rest, valid, invalid = self.parser.finish()
             text += rest
             calls: list[ToolCall | InvalidToolCall] = [*valid, *invalid]
+            calls = calls[:1] if self.single_call else calls
             call_chunks = [_call_chunk(call, i) for i, call in enumerate(calls)]
         if not text and not delta.last:
             return None

@@ -21,14 +21,13 @@ from langchain_mara.options import canonical
 from langchain_mara.serving.completion import Completion, acomplete, complete
 from langchain_mara.text.chat_template import encode_messages
 from langchain_mara.text.detokenizer import Stop, as_list
-from langchain_mara.text.tool_calls import MARKERS, ToolCallParser, detect_tool_format, forced_opening
+from langchain_mara.text.tool_calls import MARKERS, ToolCallParser, call_openings, detect_tool_format, forced_opening
 from langchain_mara.tracing.trace import Trace
 
-_CALL_ONLY = {
+_CALLING = {"tools", "tool_choice", "parallel_tool_calls"}
+_CALL_ONLY = _CALLING | {
     "model",
     "revision",
-    "tools",
-    "tool_choice",
     "stream",
     "ls_structured_output_format",
     "structured_output_format",
@@ -144,7 +143,8 @@ class ChatMara(LocalModel, BaseChatModel):
             PromptError: If the chat template takes no tools, or if its tool format is unknown.
             OptionsError: If `tool_choice` names no tool.
         """
-        detect_tool_format(self.tokenizer)
+        if tools:
+            detect_tool_format(self.tokenizer)
         tool_schemas = [convert_to_openai_tool(tool) for tool in tools]
         forced_names(tool_schemas, tool_choice)
         return self.bind(tools=tool_schemas, tool_choice=tool_choice, **kwargs)
@@ -194,7 +194,7 @@ class ChatMara(LocalModel, BaseChatModel):
     @override
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         chat, call_arguments = self._for_call(kwargs, stop)
-        tool_arguments = {name: call_arguments[name] for name in ("tools", "tool_choice") if name in call_arguments}
+        tool_arguments = {name: call_arguments[name] for name in _CALLING & set(call_arguments)}
         return BaseChatModel._get_llm_string(chat, as_list(stop), **tool_arguments)
 
     @override
@@ -278,10 +278,12 @@ class ChatMara(LocalModel, BaseChatModel):
         names = forced_names(tools, tool_choice)
         opening = forced_opening(tool_format, names) if tool_format and names else ""
         prompt_ids = chat._encode(messages, tools, opening)
-        completions = chat._completions(prompt_ids, stop, MARKERS if tools else ())
+        openings = None if opening else call_openings(tool_format, tools) if chat.response_format else ()
+        completions = chat._completions(prompt_ids, stop, MARKERS if tools else (), openings)
+        single = call_arguments.get("parallel_tool_calls") is False
         parsers = [ToolCallParser(tool_format, opening) if tool_format else None for _ in completions]
         return chat, {
-            completion: Answer(completion, chat.model_id, parser)
+            completion: Answer(completion, chat.model_id, parser, single_call=single)
             for completion, parser in zip(completions, parsers, strict=True)
         }
 

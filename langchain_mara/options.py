@@ -156,16 +156,6 @@ class PromptFields(BaseModel):
     are encoded as the letters they consist of. A prompt without chat template is always encoded with them."""
 
 
-class LogProbabilityFields(BaseModel):
-    """Fields that the LangChain classes share and that ask for log-probabilities, in OpenAI's form."""
-
-    logprobs: bool | None = None
-    """Whether the generation info (in chats, the response metadata) contains `logprobs`: for each token its
-    log-probability under the policy model over the whole vocabulary, before penalties, grammars and the agent."""
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    """Number of the most probable tokens at each position to list with it, which asks for `logprobs`, too."""
-
-
 def options_error(error: ValidationError, known: Iterable[str]) -> OptionsError:
     """Turns a pydantic report into an error of one sentence, which suggests a known name for each unknown one.
 

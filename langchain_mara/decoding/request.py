@@ -190,8 +190,8 @@ class Decision:
             which counts as rejected.
         index: Index of the token in `candidates`.
         accepted: Whether the agent accepted the token, or was not asked; False for a fallback.
-        finish_reason: `stop` (EOS, or a constraint that is fulfilled) or `length` (token limit or end of the context) on the last decision of a request,
-            None before.
+        finish_reason: `stop` (EOS, or a constraint that is fulfilled) or `length` (token limit or end of the context)
+            on the last decision of a request, None before.
         candidate_states: States and log-probabilities, if the request keeps them.
         drafted: Whether the token was drafted: it went through the model before its position was reached.
         log_probabilities: Log-probabilities of tokens, if the request asks for them.

@@ -32,8 +32,8 @@ class GrammarFields(BaseModel):
 
     response_format: dict[str, Any] | None = None
     """A JSON schema that the answer conforms to, as hosted models take it: `{"type": "json_schema", "json_schema":
-    {"schema": …}}`, or `{"type": "json_object"}` for any object. A pydantic class, a dataclass or a `TypedDict` means its
-    schema. Needs `pip install "langchain-mara[grammar]"`, as the next three do."""
+    {"schema": …}}`, or `{"type": "json_object"}` for any object. A pydantic class, a dataclass or a `TypedDict` means
+    its schema. Needs `pip install "langchain-mara[grammar]"`, as the next three do."""
     regex: str | None = None
     """A regular expression that the whole answer matches (Rust's syntax, without look-around and back-references)."""
     grammar: str | None = None

@@ -25,7 +25,7 @@ def begin(
     *,
     stop: Stop = None,
     markers: Sequence[str] = (),
-    openings: Sequence[str] = (),
+    openings: Sequence[str] | None = (),
     processor: LogitsProcess | None = None,
 ) -> Completion:
     """The completion of a prompt, from its start or from given tokens on.
@@ -37,7 +37,8 @@ def begin(
         answer_ids: Token ids that the answer begins with.
         stop: Stop strings instead of the LLM's own, or else of the generation config's.
         markers: Special tokens that stay in the text.
-        openings: Beginnings of tool calls, which an answer may be instead of what `response_format` promises.
+        openings: Beginnings of tool calls, which an answer may be instead of what `response_format` promises. None
+            for an answer that continues a call, of which nothing is promised.
         processor: Changes the logits after the processors that the generation config asks for.
 
     Returns:
@@ -71,10 +72,10 @@ def begin(
 
 
 def _constraint(
-    llm: Settings, eos: Collection[int], answer_ids: Sequence[int], openings: Sequence[str]
+    llm: Settings, eos: Collection[int], answer_ids: Sequence[int], openings: Sequence[str] | None
 ) -> GrammarConstraint | None:
     grammar = grammar_text(llm)
-    if grammar is None:
+    if grammar is None or openings is None:
         return None
     if openings and grammar.option == "response_format":
         grammar = or_calls(grammar, [pieces(llm.tokenizer, opening) for opening in openings])

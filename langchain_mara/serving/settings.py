@@ -2,19 +2,34 @@
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import BaseModel, Field
 from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.grammar.specification import GrammarFields
-from langchain_mara.options import LogProbabilityFields, PromptFields
+from langchain_mara.options import PromptFields
 from langchain_mara.policy.generation_config import PenaltyFields
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class LogProbabilityFields(BaseModel):
+    """Fields that the LangChain classes share and that ask for log-probabilities, in OpenAI's form."""
+
+    logprobs: bool | None = None
+    """Whether the generation info (in chats, the response metadata) contains `logprobs`: for each token its
+    log-probability under the policy model over the whole vocabulary, before penalties, grammars and the agent."""
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    """Number of the most probable tokens at each position to list with it, which asks for `logprobs`, too."""
+
+
 class AnswerFields(GrammarFields, LogProbabilityFields, PenaltyFields, PromptFields):
     """Fields that say what an answer may hold and what comes with it."""
+
+
+IDENTIFYING = frozenset({"n", "stop_token_ids", "include_accept_probabilities", *AnswerFields.model_fields})
+"""Fields besides decoding options that an answer depends on."""
 
 
 class Settings(Protocol):

@@ -110,6 +110,19 @@ def forced_opening(tool_format: ToolFormat, names: Sequence[str]) -> str:
     return before + json.dumps(names[0]) + after if len(names) == 1 else before + '"'
 
 
+def call_openings(tool_format: ToolFormat | None, tools: Sequence[dict[str, Any]]) -> list[str]:
+    """Beginnings of calls, one for each tool.
+
+    Args:
+        tool_format: Format of the chat template; None if there are no tools.
+        tools: Tools in OpenAI's format.
+
+    Raises:
+        PromptError: If the name of a tool cannot be written out.
+    """
+    return [forced_opening(tool_format, [str(tool["function"]["name"])]) for tool in tools if tool_format]
+
+
 class ToolCallParser:
     """Separates tool calls from the content of an answer while it grows.
 

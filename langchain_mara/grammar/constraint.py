@@ -61,6 +61,7 @@ class GrammarConstraint:
         mask = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.bool)
         if matcher.is_error():
             raise self._given_up(matcher.get_error())
+        mask[self._engine.end] = False
         ends = torch.tensor([token for token in self._eos if 0 <= token < len(mask)], dtype=torch.long)
         mask[ends] = matcher.is_accepting()
         return mask

@@ -41,6 +41,9 @@ class GrammarEngine:
     Args:
         tokenizer: The library's own copy of a tokenizer.
 
+    Attributes:
+        end: Id of the end of answers as the engine has it, which is none of the tokenizer's.
+
     Raises:
         GrammarError: If llguidance is not installed, or the tokenizer is none of the `tokenizers` library.
     """
@@ -48,7 +51,7 @@ class GrammarEngine:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._lock = threading.Lock()
         self._compiled: OrderedDict[GrammarText, LLMatcher] = OrderedDict()
-        self._tokenizer = _engine_tokenizer(tokenizer)
+        self._tokenizer, self.end = _engine_tokenizer(tokenizer)
 
     @staticmethod
     def of(tokenizer: PreTrainedTokenizerBase) -> "GrammarEngine":
@@ -105,7 +108,7 @@ _engines: WeakKeyDictionary[PreTrainedTokenizerBase, GrammarEngine] = WeakKeyDic
 _creation = threading.Lock()
 
 
-def _engine_tokenizer(tokenizer: PreTrainedTokenizerBase) -> "LLTokenizer":
+def _engine_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple["LLTokenizer", int]:
     try:
         from llguidance import LLTokenizer  # noqa: PLC0415 - an optional dependency
     except ImportError:
@@ -120,7 +123,8 @@ def _engine_tokenizer(tokenizer: PreTrainedTokenizerBase) -> "LLTokenizer":
         )
     copy = Tokenizer.from_str(backend.to_str())
     copy.add_special_tokens([_END])
-    return LLTokenizer(copy.to_str(), eos_token=copy.token_to_id(_END))
+    end = copy.token_to_id(_END)
+    return LLTokenizer(copy.to_str(), eos_token=end), end
 
 
 def _refused(grammar: GrammarText, report: str) -> GrammarError:

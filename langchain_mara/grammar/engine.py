@@ -123,7 +123,7 @@ def _engine_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple["LLTokenizer"
         )
     copy = Tokenizer.from_str(backend.to_str())
     copy.add_special_tokens([_END])
-    end = copy.token_to_id(_END)
+    end = copy.get_vocab()[_END]
     return LLTokenizer(copy.to_str(), eos_token=end), end
 
 

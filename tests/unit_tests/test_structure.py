@@ -25,7 +25,8 @@ langchain_mara.agents: reference_checkpoints embedding_sketch recommended_option
 langchain_mara.decoding: request candidates recovery ngram sequence candidate_table pass_width step batch loop
 langchain_mara.loading: declared_code peft_adapters models
 langchain_mara.tracing: statistics views trace
-langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens chat_template answer_turns token_texts tool_calls
+langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens chat_template answer_turns token_texts
+    tool_calls
 langchain_mara.grammar: specification engine constraint
 langchain_mara.serving: scheduler completion settings beginning recording
 langchain_mara: _base _messages chat_models llms custom_generate cli

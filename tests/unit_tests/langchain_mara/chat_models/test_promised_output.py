@@ -71,7 +71,9 @@ def test_an_agent_with_tools_may_still_call_them(chat: ChatMara) -> None:
     bound = sampled.bind_tools([add], response_format=promised(Weather.model_json_schema(), strict=True))
     answers = [bound.invoke("Hi", seed=seed) for seed in range(12)]
     called = [answer for answer in answers if answer.tool_calls or answer.invalid_tool_calls]
-    free = [answer for answer in answers if answer not in called and answer.response_metadata["finish_reason"] == "stop"]
+    free = [
+        answer for answer in answers if answer not in called and answer.response_metadata["finish_reason"] == "stop"
+    ]
     assert called
     assert free
     for answer in free:

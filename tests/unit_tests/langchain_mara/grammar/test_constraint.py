@@ -90,13 +90,15 @@ def test_closing_frees_the_matcher_until_it_is_asked_again() -> None:
     assert allowed(grammar, ANSWER[:4]) == before
 
 
-def test_an_engine_that_gives_up_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_gives_up_is_reported() -> None:
     grammar = constraint(regex="(a|b|ab)*")
     allowed(grammar, [])
 
     class Exhausted:
         def __getattr__(self, name: str) -> Any:
-            return lambda *_: {"get_error": "lexer too complex", "is_error": True, "try_consume_tokens": 0}.get(name, b"")
+            return lambda *_: {"get_error": "lexer too complex", "is_error": True, "try_consume_tokens": 0}.get(
+                name, b""
+            )
 
     grammar._matcher = Exhausted()
     with pytest.raises(GrammarError, match="gave up on regex after 0 tokens: lexer too complex. Give a simpler one"):

@@ -57,7 +57,7 @@ def test_an_engine_lives_as_long_as_the_state_of_its_tokenizer(make_tokenizer: A
         ({"response_format": promised({"not": {}})}, r'Unimplemented keys: \["not"\]\. Leave out .* \'strict\': False'),
         ({"response_format": promised({"type": "objekt"})}, "Invalid type: objekt"),
         ({"response_format": promised({"$ref": "https://example.org/schema"})}, "does not fetch"),
-        ({"response_format": promised(False)}, "cannot be enforced"),  # noqa: FBT003 - a schema
+        ({"response_format": promised(False)}, "cannot be enforced"),
     ],
 )
 def test_what_cannot_be_enforced_is_refused(options: dict[str, Any], sentence: str) -> None:

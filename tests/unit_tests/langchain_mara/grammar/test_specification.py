@@ -71,7 +71,9 @@ def test_formats_of_hosted_models() -> None:
     assert lenient["x-guidance"]["lenient"] is True
 
 
-@pytest.mark.parametrize("form", [{"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": 3}, {}])
+@pytest.mark.parametrize(
+    "form", [{"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": 3}, {}]
+)
 def test_an_unknown_form_is_refused(form: dict[str, Any]) -> None:
     with pytest.raises(OptionsError, match="has an unknown form"):
         text_of(response_format=form)

@@ -1,4 +1,4 @@
-"""Answers that conform to a schema, an expression, a grammar or a choice, and that the agent has judged all the same."""
+"""Answers that conform to a schema, an expression, a grammar or a choice, all of them judged by the agent."""
 
 import json
 import re

@@ -1,6 +1,7 @@
 """What an answer is to conform to, as users give it: a response format, a regular expression, a grammar or a choice."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -53,8 +54,7 @@ def schema_format(schema: Any, *, name: str | None = None, strict: bool | None =
     Args:
         schema: A pydantic class, a dataclass, a `TypedDict`, any other type that pydantic knows, or a JSON schema.
         name: Name of the schema; by default its title, or the type's name.
-        strict: Whether objects hold no other properties than the schema names, as hosted models want it; by default
-            for types, but not for a JSON schema. False ignores what of the schema cannot be enforced.
+        strict: False permits properties that the schema does not name, and ignores what of it cannot be enforced.
 
     Raises:
         GrammarError: If pydantic makes no JSON schema of the type.
@@ -62,7 +62,6 @@ def schema_format(schema: Any, *, name: str | None = None, strict: bool | None =
     if isinstance(schema, Mapping):
         found = dict(schema)
     else:
-        strict = True if strict is None else strict
         try:
             found = TypeAdapter(schema).json_schema()
         except PydanticUserError as error:
@@ -123,20 +122,24 @@ def _format_text(value: Mapping[str, Any]) -> GrammarText | None:
 
 
 def _schema_text(schema: Mapping[str, Any] | bool, *, strict: bool | None) -> GrammarText:
-    enforced = _closed(schema) if strict else schema
-    enforced = dict(enforced) if isinstance(enforced, Mapping) else {} if enforced else {"not": {}}
+    given = dict(schema) if isinstance(schema, Mapping) else {} if schema else {"not": {}}
     engine = {"whitespace_pattern": _BLANKS, "lenient": strict is False}
     try:
-        text = json.dumps({**enforced, "x-guidance": engine}, ensure_ascii=False)
+        is_open = strict is False or _COMBINING.search(json.dumps(given))
+        text = json.dumps({**(given if is_open else _closed(given)), "x-guidance": engine}, ensure_ascii=False)
         text.encode()
     except (TypeError, ValueError) as error:
         raise GrammarError(f"The schema of response_format is no JSON: {error}. Give values that JSON has.") from None
     return GrammarText("json_schema", text, "response_format")
 
 
-_OF_SCHEMAS = ("properties", "$defs", "definitions", "patternProperties")
+_OF_SCHEMAS = ("properties", "$defs", "definitions")
 _ONE_SCHEMA = ("items", "additionalProperties")
 _MANY_SCHEMAS = ("anyOf", "oneOf", "prefixItems")
+# With these, one part of a schema may ask for what another one names, so closing a part would refuse it.
+_COMBINING = re.compile(
+    r'"(?:allOf|not|if|then|else|dependent\w+|dependencies|unevaluated\w+|patternProperties|propertyNames|minProperties)":'
+)
 
 
 def _closed(schema: Any) -> Any:
@@ -144,17 +147,18 @@ def _closed(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     closed = dict(schema)
-    for name in _OF_SCHEMAS:
-        if isinstance(closed.get(name), Mapping):
+    for name in set(_OF_SCHEMAS) & set(closed):
+        if isinstance(closed[name], Mapping):
             closed[name] = {key: _closed(each) for key, each in closed[name].items()}
-    for name in _ONE_SCHEMA:
-        if name in closed:
-            closed[name] = _closed(closed[name])
-    for name in _MANY_SCHEMAS:
-        if isinstance(closed.get(name), list):
+    for name in set(_ONE_SCHEMA) & set(closed):
+        closed[name] = _closed(closed[name])
+    # Beside properties, an alternative is of the same object.
+    for name in set(_MANY_SCHEMAS) & set(closed) if "properties" not in closed else ():
+        if isinstance(closed[name], list):
             closed[name] = [_closed(each) for each in closed[name]]
-    # What `allOf` or a reference adds would be refused if this part of the schema were closed.
-    if "properties" in closed and not {"allOf", "$ref", "patternProperties"} & set(closed):
+    properties, required = closed.get("properties"), closed.get("required", [])
+    alone = isinstance(properties, Mapping) and not {"$ref", "anyOf", "oneOf"} & set(closed)
+    if alone and isinstance(required, list) and all(name in properties for name in required):
         closed.setdefault("additionalProperties", False)
     return closed
 

@@ -46,20 +46,27 @@ def test_a_type_without_schema_is_refused() -> None:
         schema_format(object())
 
 
-def test_a_schema_stays_open_unless_it_is_strict() -> None:
+def test_objects_hold_what_the_schema_names() -> None:
     inner = {"type": "object", "properties": {"b": {"type": "integer"}}}
-    referred = {"properties": {"c": {}}, "$ref": "#/$defs/d"}
-    schema = {"properties": {"a": {"type": "array", "items": inner}, "e": referred}, "$defs": {"d": inner}}
-    open_schema = schema_of({"response_format": promised(schema)})
-    open_schema.pop("x-guidance")
-    assert open_schema == schema
-    closed = schema_of({"response_format": promised(schema, strict=True)})
+    beside = {"properties": {"c": {}}, "anyOf": [inner, {"required": ["c"]}]}
+    elsewhere = {"properties": {"c": {}}, "required": ["d"]}
+    schema = {"properties": {"a": {"items": inner}, "e": beside, "f": elsewhere}, "$defs": {"d": inner}}
+    closed = schema_of({"response_format": promised(schema)})
     assert closed["additionalProperties"] is False
     assert closed["properties"]["a"]["items"]["additionalProperties"] is False
     assert closed["$defs"]["d"]["additionalProperties"] is False
-    assert "additionalProperties" not in closed["properties"]["e"]
-    kept = schema_of({"response_format": promised({**inner, "additionalProperties": True}, strict=True)})
+    assert closed["properties"]["e"] == beside
+    assert closed["properties"]["f"] == elsewhere
+    kept = schema_of({"response_format": promised({**inner, "additionalProperties": True})})
     assert kept["additionalProperties"] is True
+
+
+@pytest.mark.parametrize(("more", "strict"), [({}, False), ({"allOf": [{}]}, True), ({"minProperties": 2}, None)])
+def test_a_schema_stays_open_where_parts_combine(more: dict[str, Any], strict: bool | None) -> None:
+    schema = {"properties": {"a": {}}, **more}
+    enforced = schema_of({"response_format": promised(schema, strict=strict)})
+    enforced.pop("x-guidance")
+    assert enforced == schema
 
 
 def test_formats_of_hosted_models() -> None:

@@ -1,8 +1,8 @@
 """What a grammar costs per token: the same loop with and without one, and the time that the grammar takes itself.
 
 `(?s:.*)` allows every text. `schema` writes a list of records that a JSON schema describes. Answers with and without a
-grammar differ, so times per token are compared, as medians of interleaved repeats. Times are CPU seconds of the process,
-which other work on the machine does not change: run it with OMP_NUM_THREADS=1.
+grammar differ, so times per token are compared, as medians of interleaved repeats. Times are CPU seconds of the
+process, which other work on the machine changes little: run it with OMP_NUM_THREADS=1.
 
     python benchmarks/grammar.py --model demo --batch 1 --batch 8
 """

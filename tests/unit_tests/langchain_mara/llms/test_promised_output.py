@@ -131,7 +131,9 @@ def test_drafts_are_verified_by_the_grammar(plain: MaraLLM, monkeypatch: pytest.
     assert drafted_tokens > 5
 
 
-def test_the_agent_judges_grammatical_candidates_only(llm: MaraLLM) -> None:
+@pytest.mark.parametrize("processed", [True, False])
+def test_the_agent_judges_grammatical_candidates_only(llm: MaraLLM, plain: MaraLLM, processed: bool) -> None:
+    llm = llm if processed else plain.with_agent(llm.agent)
     form = FORMS[4]
     fresh = GrammarConstraint(engine(), text_of(**form), {EOS})
     (trace,) = llm.trace(["Hi"], top_p=1.0, **form)

@@ -157,8 +157,13 @@ def _closed(schema: Any) -> Any:
         if isinstance(closed[name], list):
             closed[name] = [_closed(each) for each in closed[name]]
     properties, required = closed.get("properties"), closed.get("required", [])
-    alone = isinstance(properties, Mapping) and not {"$ref", "anyOf", "oneOf"} & set(closed)
-    if alone and isinstance(required, list) and all(name in properties for name in required):
+    if (
+        not isinstance(properties, Mapping)
+        or not isinstance(required, list)
+        or {"$ref", "anyOf", "oneOf"} & set(closed)
+    ):
+        return closed
+    if all(name in properties for name in required):
         closed.setdefault("additionalProperties", False)
     return closed
 

@@ -28,7 +28,6 @@ from langchain_mara.options import (
     BatchFields,
     DecodingFields,
     DecodingOptions,
-    PromptFields,
     canonical,
     options_error,
     refuse_unknown,
@@ -43,12 +42,13 @@ from langchain_mara.serving.beginning import begin
 from langchain_mara.serving.completion import Completion, GenerationJob
 from langchain_mara.serving.recording import record
 from langchain_mara.serving.scheduler import refuse_large
+from langchain_mara.serving.settings import IDENTIFYING, AnswerFields
 from langchain_mara.text.detokenizer import Stop, as_list
 from langchain_mara.text.own_tokenizer import encode, tokenizer_fingerprint
 from langchain_mara.tracing.trace import Trace
 
 
-class LocalModel(BatchFields, DecodingFields, PromptFields):
+class LocalModel(AnswerFields, BatchFields, DecodingFields):
     """Fields and loading of the LangChain classes. Instances on the same loaded model share its running batch."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
@@ -233,12 +233,14 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(**{"_given": changes, **fields, **changes})
 
-    def _completions(self, prompt_ids: Sequence[int], stop: Stop, markers: Sequence[str] = ()) -> list[Completion]:
-        """The `n` completions of a prompt, not begun. `markers` are special tokens that stay in their text."""
+    def _completions(
+        self, prompt_ids: Sequence[int], stop: Stop, markers: Sequence[str] = (), openings: Sequence[str] | None = ()
+    ) -> list[Completion]:
+        """The `n` completions of a prompt, not begun; `markers` and `openings` are those of `begin`."""
         refuse_large(self.n, self.batch_size + self.queue_size)
         options = self._options()
         seeded = (options.model_copy(update={"seed": options.seed + i}) for i in range(self.n))
-        return [begin(self, prompt_ids, each, stop=stop, markers=markers) for each in seeded]
+        return [begin(self, prompt_ids, each, stop=stop, markers=markers, openings=openings) for each in seeded]
 
     def _generation_job(self, completions: Sequence[Completion]) -> GenerationJob:
         batch_config = BatchConfig(self.batch_size, self.width, self.prefix_memory, self.draft, self.compile)
@@ -275,9 +277,7 @@ class LocalModel(BatchFields, DecodingFields, PromptFields):
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "agent": None if self.agent is None else f"{self.agent.fingerprint} {settings_digest(self.agent)}",
             "default_stop": self.stop,  # LangChain adds the call's own stop strings as "stop"
-            **self.model_dump(
-                include={"n", "stop_token_ids", "include_accept_probabilities", "special_tokens_in_messages"}
-            ),
+            **self.model_dump(include=set(IDENTIFYING)),
             **self._options().model_dump(),
         }
 

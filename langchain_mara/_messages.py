@@ -28,6 +28,7 @@ class Answer:
         completion: The completion.
         model_id: Name of the model, for the message's metadata.
         reader: Tells reasoning, content and tool calls in its text.
+        single_call: Whether only the first call counts.
         message_id: Id of the message; None if LangChain is to give it one.
         chunks: All chunks so far.
     """
@@ -35,6 +36,7 @@ class Answer:
     completion: Completion
     model_id: str
     reader: AnswerReader
+    single_call: bool = False
     message_id: str | None = None
     chunks: list[ChatGenerationChunk] = field(default_factory=list)
     _invalid: list[LangChainInvalidCall] = field(default_factory=list)
@@ -75,6 +77,8 @@ class Answer:
     def _with_rest(self, piece: Piece) -> Piece:
         """The last piece together with what was held back."""
         rest = self.reader.finish(truncated=self.completion.finish_reason == "length")
+        if self.single_call:
+            rest = rest._replace(calls=rest.calls[:1], invalid=() if rest.calls else rest.invalid[:1])
         return rest._replace(reasoning=piece.reasoning + rest.reasoning, content=piece.content + rest.content)
 
     def _explain(self, message: AIMessageChunk, piece: Piece) -> None:

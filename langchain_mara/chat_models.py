@@ -13,7 +13,7 @@ from typing_extensions import override
 from langchain_mara._base import LocalModel
 from langchain_mara._messages import Answer
 from langchain_mara.chat.conversation import to_template
-from langchain_mara.chat.offer import ToolOffer
+from langchain_mara.chat.offer import CALLING, ToolOffer
 from langchain_mara.chat.profile import profile_of
 from langchain_mara.chat.running import Answers, RunningChatModel
 from langchain_mara.chat.structured_output import Method, structured
@@ -29,15 +29,7 @@ from langchain_mara.text.tool_formats.conversation import encode_conversation
 from langchain_mara.text.tool_formats.table import tool_format_of
 from langchain_mara.tracing.trace import Trace
 
-_CALL_ONLY = {
-    "model",
-    "revision",
-    "tools",
-    "tool_choice",
-    "stream",
-    "ls_structured_output_format",
-    "structured_output_format",
-}
+_CALL_ONLY = CALLING | {"model", "revision", "stream", "ls_structured_output_format", "structured_output_format"}
 
 
 class ChatMara(ChatFields, RunningChatModel):
@@ -250,7 +242,7 @@ class ChatMara(ChatFields, RunningChatModel):
     @override
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         chat, call_arguments = self._for_call(kwargs, stop)
-        tool_arguments = {name: call_arguments[name] for name in ("tools", "tool_choice") if name in call_arguments}
+        tool_arguments = {name: call_arguments[name] for name in CALLING & set(call_arguments)}
         return BaseChatModel._get_llm_string(chat, as_list(stop), **tool_arguments)
 
     @override
@@ -272,13 +264,18 @@ class ChatMara(ChatFields, RunningChatModel):
         chat, call_arguments = self._for_call(kwargs, stop)
         offer = ToolOffer.of(chat.tokenizer, chat.tool_format, call_arguments)
         conversation = to_template(messages)
-        prompt_ids = encode_conversation(chat.tokenizer, conversation, offer.schemas, offer.opening, settings=chat)
+        instead = offer.instead_of(chat)
+        prompt_ids = encode_conversation(
+            chat.tokenizer, conversation, offer.schemas, offer.opening, settings=chat, promised=instead is not None
+        )
         begun = conversation[-1]["content"] if is_open(conversation) else ""
         thinking = ends_in_thoughts(chat.tokenizer, prompt_ids, begun)
-        completions = chat._completions(prompt_ids, stop, offer.markers(chat.tokenizer))
+        openings = None if offer.opening else instead or ()
+        completions = chat._completions(prompt_ids, stop, offer.markers(chat.tokenizer), openings)
+        readers = (offer.reader(chat.tokenizer, thinking=thinking, instead=instead) for _ in completions)
         return chat, {
-            completion: Answer(completion, chat.model_id, offer.reader(chat.tokenizer, thinking=thinking))
-            for completion in completions
+            completion: Answer(completion, chat.model_id, reader, offer.is_single)
+            for completion, reader in zip(completions, readers, strict=True)
         }
 
     def _encode(self, messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]], opening: str = "") -> list[int]:

@@ -29,6 +29,10 @@ class LogitsProcessorError(MaraError, ValueError):
     """A logits processor returned something else than the scores of all tokens."""
 
 
+class GrammarError(MaraError, ValueError):
+    """A schema, regular expression or grammar is wrong, or cannot be enforced."""
+
+
 class NonFiniteError(MaraError, ArithmeticError):
     """States, logits or accept probabilities are NaN or infinite, so there is no answer."""
 

@@ -1,5 +1,6 @@
 """What a chat model can do, in the words of LangChain's model profiles."""
 
+from importlib.util import find_spec
 from typing import Any
 
 from langchain_mara._base import LocalModel
@@ -31,7 +32,7 @@ def profile_of(chat: LocalModel) -> dict[str, Any]:
         "tool_calling": takes_tools,
         "tool_choice": takes_tools,
         "tool_call_streaming": takes_tools,
-        "structured_output": "response_format" in type(chat).model_fields,
+        "structured_output": find_spec("llguidance") is not None,
         "reasoning_output": reasoning_tags(chat.tokenizer).known or any(word in template for word in _REASONING),
     }
 

@@ -198,7 +198,7 @@ class Batch:
             sequence = self.sequences[i]
             commits.append((i, sequence.commit_slot(index), sequence.length - 1))
             columns = [index] if index else [0, *range(plan.siblings(i), plan.width)]
-            positions += [PendingPosition(sequence, plan.line(i, ahead), ahead) for ahead in range(len(columns))]
+            positions += [PendingPosition(sequence, plan.line(i, n), plan.drafts[i][:n]) for n in range(len(columns))]
             sources += [(i, column) for column in columns]
         if continuing:
             states = self._states[torch.tensor(sources).to(self.policy.device).unbind(1)]

@@ -1,6 +1,6 @@
 """The candidate sets of all running sequences in one table, cut from logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -23,12 +23,12 @@ class PendingPosition(NamedTuple):
     Attributes:
         sequence: Sequence of the position.
         line: Line of the table that receives the set.
-        ahead: Number of drafted tokens before the position that the sequence does not hold yet.
+        drafted: Drafted tokens before the position that the sequence does not hold yet.
     """
 
     sequence: SequenceState
     line: int
-    ahead: int = 0
+    drafted: Sequence[int] = ()
 
 
 class CandidateTable:
@@ -36,7 +36,7 @@ class CandidateTable:
 
     Args:
         policy: The policy model.
-        fail: Called with each request whose logits processor raises, and the error.
+        fail: Called with each request whose logits processor or constraint raises, and the error.
 
     Attributes:
         token_ids: (lines, columns) int64 candidates in order of examination; columns beyond a line's count hold
@@ -93,13 +93,22 @@ class CandidateTable:
     def _cut_alike(self, positions: Sequence[PendingPosition], logits: Tensor) -> None:
         sequences = [position.sequence for position in positions]
         options = sequences[0].request.options
-        logits = self._processed(sequences, logits)
+        whole = {
+            i: logits[i].float().log_softmax(-1)
+            for i, sequence in enumerate(sequences)
+            if sequence.request.top_logprobs is not None
+        }
+        allowed = self._constrained(positions, logits)
+        logits = _again_constrained(self._processed(sequences, logits), logits, allowed)
         self._mask_eos(positions, logits)
         sets = candidate_sets(logits, options.top_k, options.top_p)
         noise = None
         if options.order == "sampled":
             noise = torch.stack([sequence.gumbel(sets.scores.shape[1]) for sequence in sequences]).to(logits.device)
         sets = order_candidates(sets, options.order, options.temperature, noise)
+        for i, logs in whole.items():
+            most = min(sequences[i].request.top_logprobs or 0, len(logs))
+            sequences[i].position_logs = logs[sets.token_ids[i]], logs.topk(most)
         if any(sequence.request.keep_states for sequence in sequences):
             logs = log_probabilities(logits, sets.token_ids)
             for i, sequence in enumerate(sequences):
@@ -108,12 +117,33 @@ class CandidateTable:
         self.token_ids[targets, : sets.token_ids.shape[1]] = sets.token_ids.to(targets.device)
         self.counts[targets] = sets.counts.to(targets.device)
 
+    def _constrained(self, positions: Sequence[PendingPosition], logits: Tensor) -> dict[int, Tensor]:
+        """Takes from the logits what constraints do not allow; returns (vocabulary,) masks of what they allow, by row.
+
+        Processors see the logits of the allowed tokens only, so that those that compare tokens compare these.
+        """
+        masks: dict[int, Tensor] = {}
+        for i, (sequence, _, drafted) in enumerate(positions):
+            constraint = sequence.request.constraint
+            if constraint is None:
+                continue
+            answer = [*sequence.generated, *drafted]
+            error = attempt(lambda ask=constraint.allowed, i=i, so_far=answer: masks.update({i: ask(so_far)}))  # type: ignore[misc]
+            if error is not None:
+                self._fail(sequence.request, error)
+                continue
+            mask = torch.zeros(logits.shape[-1], dtype=torch.bool)
+            mask[: len(masks[i])] = masks[i][: len(mask)]
+            masks[i] = mask.to(logits.device)
+            logits[i].masked_fill_(~masks[i], -torch.inf)
+        return masks
+
     def _processed(self, sequences: Sequence[SequenceState], logits: Tensor) -> Tensor:
         """The logits after the requests' processors, in float32, because a narrower dtype could drop a forced token."""
         first = sequences[0].request
         if first.logits_processor is None and first.joint_process is None:
             return logits
-        logits = logits.float()
+        logits = logits.to(torch.float32, copy=True)
         if first.joint_process is not None:
             requests = [sequence.request for sequence in sequences]
             return _checked(first.joint_process, first.joint_process(requests, logits.clone()), logits)
@@ -128,9 +158,9 @@ class CandidateTable:
 
     def _mask_eos(self, positions: Sequence[PendingPosition], logits: Tensor) -> None:
         """Takes the EOS from the candidates of answers that must be longer."""
-        for i, (sequence, _, ahead) in enumerate(positions):
+        for i, (sequence, _, drafted) in enumerate(positions):
             request = sequence.request
-            if len(sequence.generated) + ahead < request.options.min_new_tokens:
+            if len(sequence.generated) + len(drafted) < request.options.min_new_tokens:
                 # A configuration may name ids that the vocabulary lacks, such as -1 for none.
                 logits[i, [token for token in request.eos_token_ids if 0 <= token < logits.shape[-1]]] = -torch.inf
 
@@ -138,6 +168,16 @@ class CandidateTable:
         """Copies the set at `source` over the one at `target`."""
         self.token_ids[target] = self.token_ids[source]
         self.counts[target] = self.counts[source]
+
+
+def _again_constrained(processed: Tensor, constrained: Tensor, allowed: Mapping[int, Tensor]) -> Tensor:
+    """Scores after processors without what they have brought back, and as before them where they leave nothing."""
+    if processed is not constrained:
+        for i, mask in allowed.items():
+            processed[i].masked_fill_(~mask, -torch.inf)
+            if not bool(processed[i].isfinite().any()):
+                processed[i] = constrained[i]
+    return processed
 
 
 def _process(sequence: SequenceState, logits: Tensor) -> Tensor:

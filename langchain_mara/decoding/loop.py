@@ -71,7 +71,16 @@ def decode(
         for request in requests:
             request.check(policy)
     batch = Batch(policy, width, prefix_cache, draft=draft, raise_errors=on_leave is None)
-    waiting = iter(requests)
+    try:
+        yield from _run(batch, iter(requests), batch_size, on_leave)
+    finally:
+        for sequence in (*batch.sequences, *batch.preempted):
+            sequence.request.close()
+
+
+def _run(
+    batch: Batch, waiting: Iterator[Request | None], batch_size: int, on_leave: Callable[[Request], None] | None
+) -> Iterator[Decision]:
     while True:
         entering = _until_none(islice(waiting, batch.room(batch_size)))
         batch.admit(entering)
@@ -81,6 +90,7 @@ def decode(
             return
         while batch.finished:
             request = batch.finished.pop()
+            request.close()
             if on_leave is not None:
                 on_leave(request)
 

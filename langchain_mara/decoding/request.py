@@ -41,6 +41,35 @@ class JointProcess(Protocol):
         """
 
 
+class Constraint(Protocol):
+    """What an answer has to conform to, such as a grammar.
+
+    It may be asked about any beginning of an answer, in any order. So drafted tokens can be verified, and a position
+    can be decided anew.
+    """
+
+    def allowed(self, answer: Sequence[int]) -> Tensor:
+        """Which tokens may come next.
+
+        Args:
+            answer: Tokens of the answer so far.
+
+        Returns:
+            (tokens,) bool on the CPU. Tokens beyond its end may not come, and none may after an answer that does not
+            conform.
+        """
+
+    def is_complete(self, answer: Sequence[int]) -> bool:
+        """Whether an answer conforms and nothing can be added to it, so that it ends without an EOS.
+
+        Args:
+            answer: Tokens of the answer so far.
+        """
+
+    def close(self) -> None:
+        """Frees what is kept for the answer; the next question brings it back."""
+
+
 def eos_ids(configured: int | list[int] | None) -> frozenset[int]:
     """End-of-sequence ids from a configuration, which may hold none, one, or several."""
     return frozenset([] if configured is None else configured if isinstance(configured, list) else [configured])
@@ -59,6 +88,10 @@ class Request:
         keep_states: Whether decisions come with states and log-probabilities, which training needs.
         joint_process: Does the same for all requests that have the same one, in one call per step. So these requests go
             step by step: who has decided a position waits for the others.
+        constraint: Limits the tokens to those with which the answer can still conform, after the logits processor and
+            before the candidate set is cut. Where the processor leaves none of these, the processor does not count.
+        top_logprobs: Number of the most probable tokens whose log-probabilities decisions come with, besides that of
+            the emitted token; None for decisions without.
         cancelled: Whether the request is to end, or has ended, early.
         error: Error that made the request fail, for example one of its agent or logits processor. No other request
             of the batch fails with it.
@@ -72,6 +105,8 @@ class Request:
     logits_processor: LogitsProcess | None = None
     keep_states: bool = False
     joint_process: JointProcess | None = None
+    constraint: Constraint | None = None
+    top_logprobs: int | None = None
     cancelled: bool = field(default=False, init=False)
     error: BaseException | None = field(default=None, init=False)
     reused_tokens: int = field(default=0, init=False)
@@ -84,6 +119,11 @@ class Request:
         """Ends the request because of an error of its own."""
         self.error = error
         self.cancel()
+
+    def close(self) -> None:
+        """Frees what is kept for the request, once it has ended."""
+        if self.constraint is not None:
+            self.constraint.close()
 
     def check(self, policy: PolicyModel) -> None:
         """Refuses a request that cannot be decoded, before any work is done.
@@ -125,6 +165,18 @@ class CandidateStates(NamedTuple):
     log_probabilities: Tensor
 
 
+class LogProbabilities(NamedTuple):
+    """Log-probabilities under the policy model over the whole vocabulary, whatever processors and constraints say.
+
+    Attributes:
+        chosen: That of the emitted token.
+        top: Ids and log-probabilities of the most probable tokens, most probable first.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """One emitted token and why it was emitted.
@@ -138,10 +190,11 @@ class Decision:
             which counts as rejected.
         index: Index of the token in `candidates`.
         accepted: Whether the agent accepted the token, or was not asked; False for a fallback.
-        finish_reason: `stop` (EOS) or `length` (token limit or end of the context) on the last decision of a request,
-            None before.
+        finish_reason: `stop` (EOS, or a constraint that is fulfilled) or `length` (token limit or end of the context)
+            on the last decision of a request, None before.
         candidate_states: States and log-probabilities, if the request keeps them.
         drafted: Whether the token was drafted: it went through the model before its position was reached.
+        log_probabilities: Log-probabilities of tokens, if the request asks for them.
     """
 
     request: Request
@@ -153,3 +206,4 @@ class Decision:
     finish_reason: FinishReason | None = None
     candidate_states: CandidateStates | None = None
     drafted: bool = False
+    log_probabilities: LogProbabilities | None = None

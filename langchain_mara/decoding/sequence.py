@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from langchain_mara.decoding.ngram import NgramProposer
-from langchain_mara.decoding.request import CandidateStates, Decision, FinishReason, Request
+from langchain_mara.decoding.request import CandidateStates, Decision, FinishReason, LogProbabilities, Request
 
 
 @dataclass(eq=False)
@@ -25,6 +25,8 @@ class SequenceState:
         next_slot: First cache slot that was never used.
         slots: Cache slots of the committed tokens, in order of position.
         log_probabilities: (candidates,) float32 of the position's candidates, if the request keeps them.
+        position_logs: (candidates,) float32 log-probabilities of the position's candidates, before processors and
+            constraint, and the greatest of all tokens with their ids; None if the request does not ask for them.
         epoch: `PrefixCache.epoch` when it was prefilled.
         seen: Number of candidates of the position that went through the model.
         chosen: Index of the candidate to emit, once it is known; None before.
@@ -39,6 +41,7 @@ class SequenceState:
     next_slot: int = 0
     slots: list[int] = field(default_factory=list)
     log_probabilities: Tensor | None = None
+    position_logs: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
     epoch: int = 0
     seen: int = 0
     chosen: int | None = None
@@ -102,7 +105,7 @@ class SequenceState:
         drawn = options.order == "sampled" and options.temperature > 0
         decides = options.strategy in ("first-accept", "sampled")
         processed = request.logits_processor or request.joint_process
-        return decides and not (drawn or request.keep_states or processed)
+        return decides and not (drawn or request.keep_states or processed or request.top_logprobs is not None)
 
     def record_draft(self, drafted: int, right: int) -> None:
         """Records how many tokens of a draft were right."""
@@ -198,6 +201,7 @@ class SequenceState:
             self._advance(token_id, context),
             self._kept(states, len(candidates)),
             drafted,
+            self._logs(index),
         )
         self.probabilities, self._noise, self._draws, self._fell_back, self.chosen = [], None, [], False, None
         return decision
@@ -207,12 +211,19 @@ class SequenceState:
             return None
         return CandidateStates(states, self.log_probabilities[:count])
 
+    def _logs(self, index: int) -> LogProbabilities | None:
+        if self.position_logs is None:
+            return None
+        candidates, (logs, token_ids) = self.position_logs
+        return LogProbabilities(candidates[index].item(), tuple(zip(token_ids.tolist(), logs.tolist(), strict=True)))
+
     def _advance(self, token_id: int, context: int | None) -> FinishReason | None:
         self.generated.append(token_id)
         self.length += 1
         if self.request.joint_process is not None:
             self.request.joint_process.add(self.request, token_id)
-        if token_id in self.request.eos_token_ids:
+        constraint = self.request.constraint
+        if token_id in self.request.eos_token_ids or (constraint and constraint.is_complete(self.generated)):
             return "stop"
         full = context is not None and self.length >= context
         return "length" if full or len(self.generated) >= self.request.options.max_new_tokens else None

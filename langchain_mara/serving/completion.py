@@ -16,6 +16,7 @@ from langchain_mara.options import DEFAULT_QUEUE_SIZE, BatchConfig
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.serving.scheduler import RequestGroup, Scheduler, is_exiting
 from langchain_mara.text.detokenizer import IncrementalDetokenizer
+from langchain_mara.text.token_texts import TokenTexts
 from langchain_mara.tracing.statistics import DecisionStatistics
 
 
@@ -31,6 +32,7 @@ class Completion:
         accept_probabilities: For each decision, the accept probabilities of the candidates examined, with None for a
             state that was not finite; None if they are not requested.
         decisions: Number of decisions so far.
+        token_texts: Texts of tokens, for log-probabilities; None if they are not requested.
     """
 
     request: Request
@@ -39,15 +41,24 @@ class Completion:
     finish_reason: FinishReason | None = None
     accept_probabilities: list[list[float | None]] | None = None
     decisions: int = 0
+    token_texts: TokenTexts | None = None
+    _log_probabilities: list[dict[str, Any] | None] = field(default_factory=list)
     _decisions_in_chunks: int = 0
 
     @property
     def info(self) -> dict[str, Any]:
-        """LangChain's `generation_info`: finish reason, statistics, and accept probabilities if requested."""
+        """LangChain's `generation_info`: finish reason, statistics, and what is requested for each token."""
         info = {"finish_reason": self.finish_reason, "decisions": self.statistics.as_info()}
-        return (
-            info if self.accept_probabilities is None else {**info, "accept_probabilities": self.accept_probabilities}
-        )
+        return {**info, **self._info_of_tokens(0, self.decisions)}
+
+    def _info_of_tokens(self, start: int, stop: int) -> dict[str, Any]:
+        """What is requested for each of some tokens; OpenAI's log-probabilities do not contain the EOS."""
+        info: dict[str, Any] = {}
+        if self.accept_probabilities is not None:
+            info["accept_probabilities"] = self.accept_probabilities[start:stop]
+        if self.token_texts is not None:
+            info["logprobs"] = {"content": [entry for entry in self._log_probabilities[start:stop] if entry]}
+        return info
 
     def info_of_chunk(self, delta: "CompletionDelta") -> dict[str, Any] | None:
         """The part of `info` that belongs to the chunk ending with a delta. The parts of all chunks merge to `info`.
@@ -55,9 +66,8 @@ class Completion:
         The decoding thread may be ahead of the reader, so a chunk gets the decisions up to its delta and no later ones.
         """
         info = self.info if delta.last else {}
-        if self.accept_probabilities is not None:
-            info["accept_probabilities"] = self.accept_probabilities[self._decisions_in_chunks : delta.decisions]
-            self._decisions_in_chunks = delta.decisions
+        info |= self._info_of_tokens(self._decisions_in_chunks, delta.decisions)
+        self._decisions_in_chunks = delta.decisions
         return info or None
 
     def push(self, decision: Decision) -> str:
@@ -66,6 +76,8 @@ class Completion:
         self.statistics.add(decision)
         if self.accept_probabilities is not None:
             self.accept_probabilities.append([None if isnan(p) else p for p in decision.accept_probabilities])
+        if self.token_texts is not None:
+            self._log_probabilities.append(self._log_entry(decision, self.token_texts))
         self.finish_reason = decision.finish_reason
         released = self.detokenizer.push(decision.token_id)
         if self.detokenizer.stopped:
@@ -76,6 +88,13 @@ class Completion:
             # What was held back may hold a stop string once the last bytes are decoded.
             self.finish_reason = "stop" if self.detokenizer.stopped else self.finish_reason
         return released
+
+    def _log_entry(self, decision: Decision, texts: TokenTexts) -> dict[str, Any] | None:
+        logs = decision.log_probabilities
+        if logs is None or decision.token_id in self.request.eos_token_ids:
+            return None
+        top = [texts.entry(token, log) for token, log in logs.top]
+        return {**texts.entry(decision.token_id, logs.chosen), "top_logprobs": top}
 
 
 def token_usage(completions: Sequence[Completion]) -> dict[str, int]:

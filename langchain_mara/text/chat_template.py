@@ -96,6 +96,7 @@ def encode_messages(
     *,
     special_tokens_in_messages: bool = False,
     arrange: Arrange | None = None,
+    promised: bool = False,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Encodes a conversation with the chat template, up to where the answer begins.
@@ -109,6 +110,7 @@ def encode_messages(
         special_tokens_in_messages: Whether special tokens in the texts of messages and tools count, so that a message
             can begin another turn. By default they are encoded as the letters they consist of.
         arrange: Arranges messages and tools for the template. The control tokens that it writes count.
+        promised: Whether the answer has a promised form. Thoughts that the template opens are closed for it, too.
         template_kwargs: Further variables of the template, such as `enable_thinking`.
 
     Raises:
@@ -121,7 +123,7 @@ def encode_messages(
         messages, tools, mark = mark_messages(tokenizer, messages, tools)
     arranged = (list(messages), list(tools)) if arrange is None else arrange(list(messages), list(tools))
     text = render(tokenizer, *arranged, template_kwargs=template_kwargs)
-    tags = reasoning_tags(tokenizer) if opening else None
+    tags = reasoning_tags(tokenizer) if opening or promised else None
     if tags is not None and tags.opened_by(text):
         opening = f"{tags.closing}\n\n{opening}"
     # The template adds the special tokens.

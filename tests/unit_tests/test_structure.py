@@ -26,10 +26,11 @@ langchain_mara.decoding: request candidates recovery ngram sequence candidate_ta
 langchain_mara.loading: declared_code peft_adapters models
 langchain_mara.tracing: statistics views trace
 langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens reasoning chat_template answer_turns
-    chat_fields
+    chat_fields token_texts
 langchain_mara.text.tool_formats: calls typed_values base json_formats literal_formats tagged_formats table reading
     answer conversation
-langchain_mara.serving: scheduler completion beginning recording
+langchain_mara.grammar: specification engine constraint
+langchain_mara.serving: scheduler completion settings beginning recording
 langchain_mara: _base _messages
 langchain_mara.chat: configuration conversation prompts token_count tool_choice offer profile structured_output running
 langchain_mara: chat_models llms custom_generate cli

@@ -39,6 +39,8 @@ class AnswerReader:
         tools: Tools that were offered in this call, in OpenAI's format.
         opening: Beginning that was forced on the answer.
         thinking: Whether the prompt ends in thoughts; see `ends_in_thoughts`.
+        instead: Beginnings of calls that the answer may have instead of a promised form, in which nothing is reasoning
+            or a call; none if calls conform to the form. None if no form is promised.
     """
 
     def __init__(
@@ -49,12 +51,16 @@ class AnswerReader:
         opening: str = "",
         *,
         thinking: bool = False,
+        instead: Sequence[str] | None = None,
     ) -> None:
         tags = reasoning_tags(tokenizer)
         openings, bare = (tool_format.openings, tool_format.bare) if tool_format and tools else ((), "")
-        # A forced call goes on at once.
-        self._splitter = None if opening else splitter(tags, inside=thinking, calls=openings, bare=bare)
+        # A forced call and a promised form begin at once.
+        is_bound = opening or instead is not None
+        self._splitter = None if is_bound else splitter(tags, inside=thinking, calls=openings, bare=bare)
         self._parser = ToolCallParser(tool_format, tools, opening, tags) if tool_format and tools else None
+        self._instead = [beginning.lstrip() for beginning in instead or ()]
+        self._undecided = ""
 
     def push(self, text: str) -> Piece:
         """Takes text of the answer and returns what is certain of it."""
@@ -74,12 +80,26 @@ class AnswerReader:
         reasoning = "" if thought is None else thought.reasoning
         if self._parser is None:
             return Piece(reasoning, content)
+        content += self._parser.push(self._undecided)
         rest = self._parser.finish(truncated=truncated)
         between = "\n".join(filter(None, [reasoning, rest.reasoning]))
         return Piece(between, content + rest.content, rest.calls, rest.invalid)
 
     def _content(self, text: str) -> str:
+        if self._parser is not None and self._instead:
+            text = self._decided(text)
         return text if self._parser is None else self._parser.push(text)
+
+    def _decided(self, text: str) -> str:
+        """The answer so far, once it is known whether it is a call or of the promised form; nothing before."""
+        self._undecided += text
+        begun = self._undecided.lstrip()
+        if any(beginning.startswith(begun) for beginning in self._instead):
+            return ""
+        if not begun.startswith(tuple(self._instead)):
+            self._parser = None
+        so_far, self._undecided, self._instead = self._undecided, "", []
+        return so_far
 
 
 def markers(tokenizer: PreTrainedTokenizerBase, tool_format: ToolFormat | None) -> list[str]:

@@ -161,6 +161,7 @@ def encode_conversation(
     opening: str = "",
     *,
     settings: PromptSettings,
+    promised: bool = False,
 ) -> list[int]:
     """Token ids of a conversation with tools and reasoning, up to where the answer begins.
 
@@ -170,6 +171,7 @@ def encode_conversation(
         tools: Tools that the model may call, in OpenAI's format.
         opening: Beginning of the answer.
         settings: What the prompt depends on besides.
+        promised: Whether the answer has a promised form, which leaves no room for thoughts.
 
     Raises:
         PromptError: If the chat template refuses the messages, or takes tools in an unknown format.
@@ -182,6 +184,7 @@ def encode_conversation(
         opening,
         special_tokens_in_messages=settings.special_tokens_in_messages,
         arrange=arrangement(tokenizer, settings.tool_format) if uses_tools else None,
+        promised=promised,
         template_kwargs=settings.template_kwargs,
     )
 

@@ -97,13 +97,36 @@ def grammar_text(fields: Any) -> GrammarText | None:
 def or_calls(grammar: GrammarText, openings: Sequence[Sequence[str | int]]) -> GrammarText:
     """A JSON schema's grammar that also permits tool calls, of which only the beginnings are prescribed.
 
+    A call that is a JSON object has to be a whole one, and the only one.
+
     Args:
         grammar: Grammar of a response format.
         openings: Beginnings of calls, each of texts and ids of special tokens.
     """
-    begun = [" ".join(f"<[{part}]>" if isinstance(part, int) else _quoted(part) for part in each) for each in openings]
+    # The engine reads the longest terminal, so a call that begins like JSON would leave no other JSON.
+    objects = [str(each[0]) for each in openings if str(each[0]).startswith("{")]
+    if objects:
+        grammar = grammar._replace(text=_with_objects(grammar.text, objects))
+    marked = [each for each in openings if not str(each[0]).startswith("{")]
+    if not marked:
+        return grammar
+    begun = [" ".join(f"<[{part}]>" if isinstance(part, int) else _quoted(part) for part in each) for each in marked]
     calls = "".join(f" | {each} <[*]>*" for each in begun)
     return GrammarText("lark", f"start: schema{calls}\nschema: %json {grammar.text}", grammar.option)
+
+
+def _with_objects(text: str, beginnings: Sequence[str]) -> str:
+    """A schema that also permits calls that are JSON objects, each of which begins up to its arguments."""
+    schema = json.loads(text)
+    outer = {name: schema.pop(name) for name in ("x-guidance", *_OUTER) if name in schema}
+    calls = []
+    for beginning in beginnings:
+        fields = json.loads(beginning + "{}}")
+        kinds = {
+            name: {"const": value} if isinstance(value, str) else {"type": "object"} for name, value in fields.items()
+        }
+        calls.append({"type": "object", "properties": kinds, "required": [*kinds], "additionalProperties": False})
+    return json.dumps({**outer, "anyOf": [schema, *calls]}, ensure_ascii=False)
 
 
 def _format_text(value: Mapping[str, Any]) -> GrammarText | None:
@@ -133,6 +156,7 @@ def _schema_text(schema: Mapping[str, Any] | bool, *, strict: bool | None) -> Gr
     return GrammarText("json_schema", text, "response_format")
 
 
+_OUTER = ("$schema", "$id", "$defs", "definitions")
 _OF_SCHEMAS = ("properties", "$defs", "definitions")
 _ONE_SCHEMA = ("items", "additionalProperties")
 _MANY_SCHEMAS = ("anyOf", "oneOf", "prefixItems")

@@ -34,7 +34,7 @@ from langchain.agents.middleware import (
     wrap_model_call,
     wrap_tool_call,
 )
-from langchain.agents.structured_output import ToolStrategy
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain.tools import ToolRuntime, tool
 from langchain_core.messages import HumanMessage, RemoveMessage, SystemMessage, ToolMessage, trim_messages
 from langgraph.checkpoint.memory import InMemorySaver
@@ -158,14 +158,20 @@ def test_a_state_of_ones_own_and_a_tool_that_reads_and_writes_it(chat: ChatMara)
 # docs.langchain.com/oss/python/langchain/structured-output
 
 
-@pytest.mark.parametrize("schema", [ContactInfo, ToolStrategy(ContactInfo)], ids=["auto", "tool"])
-def test_a_structured_answer(chat: ChatMara, schema: Any) -> None:
-    # Without the grammar of another module, the schema alone must not choose a strategy that needs it.
-    if not isinstance(schema, ToolStrategy) and chat.profile["structured_output"]:
-        pytest.skip("the schema alone asks for constrained decoding")
-    agent: Any = create_agent(chat, response_format=schema)
+def test_a_structured_answer(chat: ChatMara) -> None:
+    agent: Any = create_agent(chat, response_format=ToolStrategy(ContactInfo))
     answer = agent.invoke({"messages": [HumanMessage(CONTACT)]})
     assert answer["structured_response"] == ContactInfo(name="John Doe", email="john@example.com")
+
+
+@pytest.mark.parametrize("schema", [ContactInfo, ProviderStrategy(ContactInfo)], ids=["auto", "provider"])
+@pytest.mark.parametrize("tools", [[], [get_weather]], ids=["alone", "beside tools"])
+def test_a_structured_answer_is_promised_where_the_grammar_can(chat: ChatMara, schema: Any, tools: list[Any]) -> None:
+    agent: Any = create_agent(chat, tools, response_format=schema)
+    # This model learned no JSON but calls. The question has no tool, so the promise is all that its answer follows.
+    answer = agent.invoke({"messages": [HumanMessage(CONTACT)]})
+    assert ContactInfo.model_validate_json(last(answer)) == answer["structured_response"]
+    assert kinds(answer) == ["human", "ai"]
 
 
 def test_a_bad_structured_answer_is_tried_again(chat: ChatMara) -> None:

@@ -59,7 +59,7 @@ class AnswerReader:
         is_bound = opening or instead is not None
         self._splitter = None if is_bound else splitter(tags, inside=thinking, calls=openings, bare=bare)
         self._parser = ToolCallParser(tool_format, tools, opening, tags) if tool_format and tools else None
-        self._instead = [beginning.lstrip() for beginning in instead or ()]
+        self._instead = [_without_blanks(beginning) for beginning in instead or ()]
         self._undecided = ""
 
     def push(self, text: str) -> Piece:
@@ -93,13 +93,18 @@ class AnswerReader:
     def _decided(self, text: str) -> str:
         """The answer so far, once it is known whether it is a call or of the promised form; nothing before."""
         self._undecided += text
-        begun = self._undecided.lstrip()
+        begun = _without_blanks(self._undecided)
         if any(beginning.startswith(begun) for beginning in self._instead):
             return ""
         if not begun.startswith(tuple(self._instead)):
             self._parser = None
         so_far, self._undecided, self._instead = self._undecided, "", []
         return so_far
+
+
+def _without_blanks(text: str) -> str:
+    """A text without blanks, of which JSON may have any number."""
+    return "".join(text.split())
 
 
 def markers(tokenizer: PreTrainedTokenizerBase, tool_format: ToolFormat | None) -> list[str]:

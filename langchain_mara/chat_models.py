@@ -50,7 +50,7 @@ class ChatMara(LocalModel, BaseChatModel):
 
     Key init args, model:
         model, tokenizer: A loaded `AutoModelForCausalLM` and its tokenizer, which needs a chat template.
-        agent: A `MaraAgent`; None decodes without an agent.
+        agent: An agent of any kind; None decodes without an agent.
         batch_size, width, draft, compile, prefix_memory, queue_size, timeout: The same as for `MaraLLM`.
 
     Instantiate:

@@ -17,7 +17,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.base import Agent
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Request, eos_ids
 from langchain_mara.exceptions import OptionsError
@@ -41,7 +41,7 @@ def mara_generate(
     generation_config: GenerationConfig,
     *,
     streamer: BaseStreamer | None = None,
-    agent: MaraAgent | None = None,
+    agent: Agent | None = None,
     top_k: int = DEFAULTS.top_k,
     top_p: float = DEFAULTS.top_p,
     order: Order | None = None,

@@ -40,7 +40,7 @@ class MaraLLM(LocalModel, BaseLLM):
 
     Key init args, model:
         model, tokenizer: A loaded `AutoModelForCausalLM` and its tokenizer.
-        agent: A `MaraAgent`; None decodes without an agent.
+        agent: An agent of any kind; None decodes without an agent.
         use_chat_template: Whether a prompt becomes a user message in the chat template; by default if the tokenizer
             has a template.
         system_prompt: System message before the prompt; needs the chat template.

@@ -26,7 +26,11 @@ _REPR = Repr()
 _REPR.maxlevel, _REPR.maxlong, _REPR.maxstring, _REPR.maxother = 3, 60, 200, 200
 
 DEFAULT_AGENT_WIDTH = 1024
-"""Units of an agent's first hidden layer, as in the paper."""
+"""Units of a state agent's first hidden layer, as in the paper."""
+DEFAULT_LOOK_AHEAD_WIDTH = 256
+"""Units of a look-ahead agent's first hidden layer."""
+DEFAULT_LOOK_AHEAD_RANK = 64
+"""Rank of the matrix through which a look-ahead agent reads a token's embedding."""
 DEFAULT_QUEUE_SIZE = 4096
 """Most requests that may wait for a loaded model."""
 

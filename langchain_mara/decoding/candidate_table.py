@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from langchain_mara.decoding.candidates import candidate_sets, log_probabilities, order_candidates
-from langchain_mara.decoding.recovery import attempt
+from langchain_mara.decoding.judging.before import Outlook, choose_before, judge_before
+from langchain_mara.decoding.recovery import attempt, to_host
 from langchain_mara.decoding.request import Request
 from langchain_mara.decoding.sequence import SequenceState, refuse_to_part
 from langchain_mara.exceptions import LogitsProcessorError
@@ -42,11 +43,13 @@ class CandidateTable:
         token_ids: (lines, columns) int64 candidates in order of examination; columns beyond a line's count hold
             anything.
         counts: (lines,) int64, size of the set in each line.
+        accept: (lines, columns) float32 accept probabilities by agents that judge before; 0 for all others.
     """
 
     def __init__(self, policy: PolicyModel, fail: Callable[[Request, BaseException], None]) -> None:
         self.token_ids = torch.zeros((0, 0), dtype=torch.long, device=policy.device)
         self.counts = torch.zeros(0, dtype=torch.long, device=policy.device)
+        self.accept = torch.zeros((0, 0), device=policy.device)
         self._policy = policy
         self._fail = fail
 
@@ -78,7 +81,9 @@ class CandidateTable:
         lines = max(position.line for position in positions) + 1
         self.token_ids = enlarged(self.token_ids, (lines, columns))
         self.counts = enlarged(self.counts, (lines,))
+        self.accept = enlarged(self.accept, (lines, columns))
         logits = self._policy.logits(states)
+        outlook = self._outlook(positions, states, logits)
 
         def key(index: int) -> tuple[object, ...]:
             request = positions[index].sequence.request
@@ -89,6 +94,38 @@ class CandidateTable:
             members = list(group)
             chosen = logits if members == list(range(len(positions))) else logits[members]
             self._cut_alike([positions[i] for i in members], chosen)
+        if outlook is not None:
+            self._judge(positions, outlook)
+
+    def _outlook(self, positions: Sequence[PendingPosition], states: Tensor, logits: Tensor) -> Outlook | None:
+        """What agents that judge before read of the positions, or None if nobody asks."""
+        requests = [position.sequence.request for position in positions]
+        if not any(position.sequence.judged_before or position.sequence.request.keep_states for position in positions):
+            return None
+        processed = any(request.logits_processor or request.joint_process for request in requests)
+        return Outlook.of(states, logits.clone() if processed else logits)
+
+    def _judge(self, positions: Sequence[PendingPosition], outlook: Outlook) -> None:
+        """Asks the agents that judge before of whole candidate sets; keeps what is known of positions at hand."""
+        lines = torch.tensor([position.line for position in positions]).to(self.counts.device)
+        token_ids = self.token_ids[lines]
+        judged = [position.sequence if position.sequence.judged_before else None for position in positions]
+        self.accept[lines] = judge_before(judged, outlook, token_ids, self.counts[lines], self._fail)
+        for i, (sequence, _, _) in enumerate(positions):
+            sequence.at_hand = outlook.at_hand(i, token_ids[i]) if sequence.request.keep_states else None
+
+    def choose(self, sequences: Sequence[SequenceState], for_rows: Callable[..., None]) -> None:
+        """Chooses the candidates that go through the model where agents judge before.
+
+        Args:
+            sequences: The running sequences; sequence i has line i.
+            for_rows: Takes rows and what is to be done for each; it handles errors.
+        """
+        rows = [i for i, sequence in enumerate(sequences) if sequence.judged_before and sequence.chosen is None]
+        rows = [i for i in rows if not sequences[i].request.cancelled]
+        if rows:
+            accept, counts = to_host(self.accept[: len(sequences)], self.counts[: len(sequences)])
+            for_rows(rows, lambda i: choose_before(sequences[i], accept[i], counts[i], self._policy))
 
     def _cut_alike(self, positions: Sequence[PendingPosition], logits: Tensor) -> None:
         sequences = [position.sequence for position in positions]
@@ -138,6 +175,7 @@ class CandidateTable:
         """Copies the set at `source` over the one at `target`."""
         self.token_ids[target] = self.token_ids[source]
         self.counts[target] = self.counts[source]
+        self.accept[target] = self.accept[source]
 
 
 def _process(sequence: SequenceState, logits: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.base import Agent
 from langchain_mara.decoding.request import LogitsProcess, Request
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.generation_config import checkpoint_processors
@@ -23,7 +23,7 @@ class Settings(Protocol):
 
     model: "PreTrainedModel"
     tokenizer: PreTrainedTokenizerBase
-    agent: MaraAgent | None
+    agent: Agent | None
     stop: list[str] | None
     stop_token_ids: list[int] | None
     include_accept_probabilities: bool

@@ -21,8 +21,10 @@ langchain_mara: _version exceptions untrusted options
 langchain_mara.policy.attention: masks grouped_attention
 langchain_mara.policy: packed_linear fingerprints prefix_cache cache architectures loaded_model compilation model
     verification generation_config
-langchain_mara.agents: reference_checkpoints embedding_sketch recommended_options agent
-langchain_mara.decoding: request candidates recovery ngram sequence candidate_table pass_width step batch loop
+langchain_mara.agents: reference_checkpoints embedding_sketch recommended_options base agent look_ahead kinds
+langchain_mara.decoding: request candidates recovery ngram sequence
+langchain_mara.decoding.judging: asking before
+langchain_mara.decoding: candidate_table pass_width step batch loop
 langchain_mara.loading: declared_code peft_adapters models
 langchain_mara.tracing: statistics views trace
 langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens chat_template answer_turns tool_calls
@@ -57,7 +59,10 @@ langchain_mara_training.jobs: inputs examples label fit evaluate rl
 langchain_mara_training.commands: options examples demo label fit rl evaluate report table main
 """
 
-EXPECTED_ALL = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLLM", "__version__", "mara_generate"]
+EXPECTED_ALL = [
+    "ChatMara", "DecodingOptions", "LookAheadAgent", "MaraAgent", "MaraError", "MaraLLM", "__version__",
+    "mara_generate",
+]  # fmt: skip
 EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",
     "EnvironmentOptions", "JobCallback", "JobProgress", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference",

@@ -327,7 +327,7 @@ def test_kept_states_and_log_probabilities_are_the_model_s(policy: PolicyModel, 
         ids = [*request.prompt_ids]
         for decision in decisions:
             assert decision.candidate_states is not None
-            states, logs = decision.candidate_states
+            states, logs, at_hand = decision.candidate_states
             examined = len(decision.accept_probabilities)
             assert examined <= len(states) <= len(decision.candidates) == len(logs)
             assert len(states) < examined + width
@@ -336,6 +336,9 @@ def test_kept_states_and_log_probabilities_are_the_model_s(policy: PolicyModel, 
             with torch.inference_mode():
                 full = (policy.logits(state_of(policy, ids)[None])[0].float()).log_softmax(-1)
             torch.testing.assert_close(logs, full[list(decision.candidates)], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(at_hand.state, state_of(policy, ids), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(at_hand.log_probabilities, logs, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(at_hand.entropy, -(full.exp() * full).sum(), atol=1e-5, rtol=1e-4)
             assert decision.token_id is not None
             ids.append(decision.token_id)
 

@@ -98,7 +98,7 @@ class LookAheadAgent(Agent):
         """
         size = self.hidden_size
         state, embedding, numbers = features.float().split([size, size, NUMBERS], -1)
-        return self._after_first_layer(self._state_half(state), self.token_half(embedding), numbers)
+        return self._logits(self.first_layer(self._state_half(state), self.token_half(embedding), numbers))
 
     def bind(self, output_embeddings: Tensor) -> "BoundLookAheadAgent":
         """The agent with its table for a policy model.
@@ -130,11 +130,21 @@ class LookAheadAgent(Agent):
         half: Tensor = self.token_linear(self.token_ln(embeddings))
         return half
 
-    def _after_first_layer(self, state_half: Tensor, token_half: Tensor, numbers: Tensor) -> Tensor:
-        """(…, 2) logits."""
+    def first_layer(self, state_half: Tensor, token_half: Tensor, numbers: Tensor) -> Tensor:
+        """Output (…, width) of the first layer, before its ReLU.
+
+        Args:
+            state_half: (…, width) half of the state.
+            token_half: (…, rank or width) half of the token.
+            numbers: (…, 2) log-probability and entropy.
+        """
         lifted = token_half if self.lift is None else self.lift(token_half)
-        hidden = (state_half + lifted + self.numbers_linear(numbers)).relu()
-        logits: Tensor = self.output_linear(self.linear2(hidden).relu())
+        hidden: Tensor = state_half + lifted + self.numbers_linear(numbers)
+        return hidden
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(…, 2) logits of the first layer's output (…, width)."""
+        logits: Tensor = self.output_linear(self.linear2(hidden.relu()).relu())
         return logits
 
     def accept_probability(self, candidates: CandidatesAhead, table: Tensor, accept_action: int = 1) -> Tensor:
@@ -150,8 +160,8 @@ class LookAheadAgent(Agent):
         """
         states, rows, token_ids, log_probabilities, entropies = candidates
         numbers = torch.stack([log_probabilities, entropies[rows]], -1)
-        logits = self._after_first_layer(self._state_half(states.float())[rows], table[token_ids], numbers)
-        return logits.softmax(-1)[..., accept_action]
+        hidden = self.first_layer(self._state_half(states.float())[rows], table[token_ids], numbers)
+        return self._logits(hidden).softmax(-1)[..., accept_action]
 
     @classmethod
     def _from_state(cls, state: dict[str, Any], source: str, **config: Any) -> Self:

@@ -16,7 +16,7 @@ from langchain_mara.exceptions import OptionsError
 from langchain_mara_training.data.readers import Row, Source, read_prompts
 from langchain_mara_training.evaluation.evaluate import decode_system
 from langchain_mara_training.evaluation.systems import Decoding
-from langchain_mara_training.fitting.net import make_agent
+from langchain_mara_training.fitting.networks import make_agent
 from langchain_mara_training.reinforcement.actor_critic import UpdateOptions
 from langchain_mara_training.reinforcement.environment import EnvironmentOptions
 from langchain_mara_training.reinforcement.recipe import Recipe

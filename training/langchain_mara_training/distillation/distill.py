@@ -16,7 +16,7 @@ from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara_training.data.row_report import RowReport
 from langchain_mara_training.data.sources import Source
-from langchain_mara_training.distillation.verdicts import Verdicts, judged_candidates
+from langchain_mara_training.distillation.verdicts import Verdicts, judged_candidates, judged_on_the_way_of
 from langchain_mara_training.evaluation.comparison import compare
 from langchain_mara_training.evaluation.results import Comparison
 from langchain_mara_training.evaluation.systems import Decoding
@@ -82,6 +82,7 @@ def distill(
     rewards: Rewards | None = None,
     classifier: MaraClassifier | None = None,
     answers: int = 2,
+    rounds: int = 2,
     held_out: float = 0.2,
     batch_size: int = TRAINING_BATCH_SIZE,
     random_state: int = 0,
@@ -89,7 +90,7 @@ def distill(
     """Distills an agent that judges states after candidates into a look-ahead agent, which needs one pass per token.
 
     The agent answers the prompts, and says of every candidate on the way whether it would accept it. The look-ahead
-    agent is fitted to these verdicts. It is measured on prompts that are held out.
+    agent is fitted to these verdicts, and measured on prompts that are held out.
 
     Args:
         agent: The agent, or what `load_agent` takes to find it, such as a reference `.pth`.
@@ -99,6 +100,9 @@ def distill(
         classifier: A `MaraClassifier(agent="look-ahead")` that fits; by default one with little dropout, because
             verdicts have no noise.
         answers: Answers per prompt: first as the LLM decodes, then drawn.
+        rounds: Number of fits. The first is to verdicts in the agent's own answers; each further one is also to its
+            verdicts in answers of the look-ahead agent so far, which meets positions that the other never sees
+            (DAgger: Ross, Gordon and Bagnell, AISTATS 2011). A position of these costs the tokens before it.
         held_out: Share of the prompts to measure on, in (0, 1).
         batch_size: Most answers at a time.
         random_state: Seed of drawn answers, held-out prompts and, without a classifier, of the fit.
@@ -111,20 +115,19 @@ def distill(
         RewardError: If a reward function fails.
     """
     taught = llm.with_agent(agent)
-    teacher = _checked(taught, answers, held_out)
+    teacher = _checked(taught, answers, rounds, held_out)
     context = PolicyModel(llm.model).context
     rows = read_prompt_rows(taught, prompts, context, "error", RowReport())
     training, measured = _split(rows, held_out, random_state)
     seen = judged_candidates(taught, training, answers, batch_size, random_state)
-    labels = (seen.accept > taught.accept_threshold).astype(int)
-    if len(set(labels.tolist())) < len(("reject", "accept")):
-        raise DataError(
-            "The agent says the same of all candidates of these prompts, so there is nothing to learn. Give prompts "
-            "like those it was trained for, or another accept_threshold."
-        )
     fitted = clone(classifier) if classifier is not None else _default_classifier(llm, random_state)
-    fitted.fit(seen.features, labels, groups=seen.groups)
-    student = _finished(fitted.agent_, llm, teacher)
+    student = _fitted(fitted, seen, taught, teacher)
+    for number in range(1, rounds):
+        seed = random_state + number
+        learned = taught.with_agent(student)
+        further = judged_on_the_way_of(learned, taught, training, answers, batch_size, seed)
+        seen = Verdicts.join([seen, further])
+        student = _fitted(fitted, seen, taught, teacher)
     unseen = judged_candidates(taught, measured, 1, batch_size, random_state)
     comparison = None
     if rewards is not None:
@@ -136,9 +139,11 @@ def distill(
     return Distillation(student, agreement(fitted, unseen, taught), comparison, count)
 
 
-def _checked(taught: MaraLLM, answers: int, held_out: float) -> Agent:
-    if answers < 1 or not 0 < held_out < 1:
-        raise OptionsError(f"answers={answers} must be at least 1, and held_out={held_out} between 0 and 1.")
+def _checked(taught: MaraLLM, answers: int, rounds: int, held_out: float) -> Agent:
+    if min(answers, rounds) < 1 or not 0 < held_out < 1:
+        raise OptionsError(
+            f"answers={answers} and rounds={rounds} must be at least 1, and held_out={held_out} between 0 and 1."
+        )
     if taught.agent is None or taught.agent.judges == "before":
         raise OptionsError("distill takes an agent that judges states after candidates, such as a MaraAgent.")
     return taught.agent
@@ -166,6 +171,18 @@ def _default_classifier(llm: MaraLLM, seed: int) -> MaraClassifier:
         random_state=seed,
         policy_model=llm.model_id,
     )
+
+
+def _fitted(classifier: MaraClassifier, seen: Verdicts, taught: MaraLLM, teacher: Agent) -> LookAheadAgent:
+    """A look-ahead agent that is fitted to an agent's verdicts."""
+    labels = (seen.accept > taught.accept_threshold).astype(int)
+    if len(set(labels.tolist())) < len(("reject", "accept")):
+        raise DataError(
+            "The agent says the same of all candidates of these prompts, so there is nothing to learn. Give prompts "
+            "like those it was trained for, or another accept_threshold."
+        )
+    classifier.fit(seen.features, labels, groups=seen.groups)
+    return _finished(classifier.agent_, taught, teacher)
 
 
 def _finished(fitted: Agent, llm: MaraLLM, teacher: Agent) -> LookAheadAgent:

@@ -1,7 +1,8 @@
 """What an agent says of all candidates in its own answers, with what a look-ahead agent reads of them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from dataclasses import replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -57,26 +58,64 @@ def judged_candidates(
         batch_size: Most answers at a time.
         random_state: Seed of the draws.
     """
-    # In a pass as wide as the candidate set, every candidate goes through the model.
-    wide = llm.model_copy(update={"width": llm.top_k})
-    embeddings = output_embeddings(llm.model)
-    starts = [
+    starts = _starts(rows, answers, random_state)
+    return _judged(llm, starts, batch_size)
+
+
+@torch.inference_mode()
+def judged_on_the_way_of(
+    other: MaraLLM, llm: MaraLLM, rows: Sequence[PromptRow], answers: int, batch_size: int, random_state: int
+) -> Verdicts:
+    """What an LLM's agent says of every candidate in the answers of another agent.
+
+    Each position costs the tokens before it.
+
+    Args:
+        other: Policy model with the agent that answers.
+        llm: The same policy model with the agent that judges, by the states after candidates.
+        rows: Prompts.
+        answers: Answers per prompt, as in `judged_candidates`.
+        batch_size: Most answers at a time.
+        random_state: Seed of the draws.
+    """
+    starts = _starts(rows, answers, random_state)
+    written = generate_answers(other, [start for _, start in starts], batch_size)
+    parts = []
+    for index in range(max((len(answer.decisions) for answer in written), default=0)):
+        at_index = [
+            (row, replace(start, answer_ids=answer.token_ids[:index]))
+            for (row, start), answer in zip(starts, written, strict=True)
+            if index < len(answer.decisions) and len(answer.decisions[index].candidates) > 1
+        ]
+        parts.append(_judged(llm, at_index, batch_size, max_new_tokens=index + 1, min_new_tokens=0))
+    return Verdicts.join(parts) if parts else _judged(llm, [], batch_size)
+
+
+def _starts(rows: Sequence[PromptRow], answers: int, random_state: int) -> list[tuple[PromptRow, AnswerStart]]:
+    return [
         (row, AnswerStart(row.prompt_ids, seed=_seed(random_state, row.number, i), sampled=i > 0))
         for row in rows
         for i in range(answers)
     ]
-    parts = []
+
+
+def _judged(llm: MaraLLM, starts: Sequence[tuple[PromptRow, AnswerStart]], batch_size: int, **changes: Any) -> Verdicts:
+    """The agent's verdicts in the answers that it gives from these starts on."""
+    # In a pass as wide as the candidate set, every candidate goes through the model.
+    wide = llm.model_copy(update={"width": llm.top_k})
+    embeddings = output_embeddings(llm.model)
+    columns = np.zeros((0, 2 * embeddings.shape[1] + 2), np.float16), np.zeros(0), np.zeros(0, int), np.zeros(0, int)
+    parts = [Verdicts(*columns)]
     for first in range(0, len(starts), batch_size):
         chunk = starts[first : first + batch_size]
-        generated = generate_answers(wide, [start for _, start in chunk], batch_size, keep_states=True)
+        generated = generate_answers(wide, [start for _, start in chunk], batch_size, keep_states=True, **changes)
         parts += [
             _verdicts(llm, decision, embeddings, row.group)
             for (row, _), answer in zip(chunk, generated, strict=True)
             for decision in answer.decisions
             if len(decision.candidates) > 1
         ]
-    empty = np.zeros((0, 2 * embeddings.shape[1] + 2), np.float16), np.zeros(0), np.zeros(0, int), np.zeros(0, int)
-    return Verdicts.join([Verdicts(*empty), *parts])
+    return Verdicts.join(parts)
 
 
 def _verdicts(llm: MaraLLM, decision: Decision, embeddings: torch.Tensor, group: int) -> Verdicts:

@@ -223,6 +223,11 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
                 raise OptionsError(f"{name}={getattr(self, name)} must be at least {value}.")
         if self.preset not in ("default", "reference"):
             raise OptionsError(f"preset={self.preset!r} is unknown. Give default or reference.")
+        if self.llm.agent is not None and self.llm.agent.judges == "before":
+            raise OptionsError(
+                "MaraSAC trains state agents, and the agent of this LLM judges before. Train from llm.with_agent(None) "
+                "or a state agent, and distill the result."
+            )
         make_trackers(self.trackers, self.output)
         as_callbacks(self.callbacks)
 

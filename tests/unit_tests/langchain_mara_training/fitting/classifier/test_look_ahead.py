@@ -81,8 +81,8 @@ def test_labels_before_make_an_agent_that_decodes_and_orders_pairs(
     fitted = classifier(max_epochs=10, rank=None).fit(labels.X, labels.y, labels.weight)
     assert fitted.score_pairs(labels).pair_accuracy > 0.9
     agent = fitted.agent_
-    trace = demo_llm.with_agent(agent).trace(demo_pairs[0]["prompt"])
-    plain = demo_llm.trace(demo_pairs[0]["prompt"])
+    (trace,) = demo_llm.with_agent(agent).trace([demo_pairs[0]["prompt"]])
+    (plain,) = demo_llm.trace([demo_pairs[0]["prompt"]])
     assert trace.statistics.decided > 0
     assert trace.text != plain.text or trace.statistics.fallbacks == 0
     assert agent.bind(output_embeddings(demo_llm.model)).table.shape[1] == 32

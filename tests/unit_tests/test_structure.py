@@ -50,12 +50,13 @@ langchain_mara_training.evaluation.report: figures page retrace
 langchain_mara_training: run_folder
 langchain_mara_training.paper: settings paper_tables render
 langchain_mara_training.fitting: state_dataset networks net fit_loop validation fit_job pair_scores classifier
+langchain_mara_training.distillation: verdicts distill
 langchain_mara_training.reinforcement: actor_critic environment replay_buffer rollout_workers tracking recipe
     training_loop setup sac
 langchain_mara_training: aligner
 langchain_mara_training.demo.smollm2: model pairs side_by_side
 langchain_mara_training.demo: topics corpus dialogues judge measure train_tokenizer train_model build train_agent
-langchain_mara_training.jobs: inputs examples label fit evaluate rl
+langchain_mara_training.jobs: inputs examples label fit distill evaluate rl
 langchain_mara_training.commands: options examples demo label fit rl evaluate report table main
 """
 
@@ -65,10 +66,10 @@ EXPECTED_ALL = [
 ]  # fmt: skip
 EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",
-    "EnvironmentOptions", "JobCallback", "JobProgress", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference",
+    "Distillation", "EnvironmentOptions", "JobCallback", "JobProgress", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference",
     "PreferenceLabeler", "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions",
     "SequenceClassificationReward", "StateReward", "System", "TokenLabels", "UltraRMReward", "UpdateOptions",
-    "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system", "preference_rate", "rescore", "retrace",
+    "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system", "distill", "preference_rate", "rescore", "retrace",
     "write_report",
 ]  # fmt: skip
 

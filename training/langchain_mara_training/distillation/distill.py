@@ -120,7 +120,7 @@ def distill(
     rows = read_prompt_rows(taught, prompts, context, "error", RowReport())
     training, measured = _split(rows, held_out, random_state)
     seen = judged_candidates(taught, training, answers, batch_size, random_state)
-    fitted = clone(classifier) if classifier is not None else _default_classifier(llm, random_state)
+    fitted = clone(classifier) if classifier is not None else default_classifier(llm.model_id, random_state)
     student = _fitted(fitted, seen, taught, teacher)
     for number in range(1, rounds):
         seed = random_state + number
@@ -159,7 +159,13 @@ def _split(rows: Sequence[PromptRow], share: float, seed: int) -> tuple[list[Pro
     return [row for row in rows if row.group not in measured], [row for row in rows if row.group in measured]
 
 
-def _default_classifier(llm: MaraLLM, seed: int) -> MaraClassifier:
+def default_classifier(policy_model: str, seed: int) -> MaraClassifier:
+    """The classifier that fits where you give none.
+
+    Args:
+        policy_model: Name of the policy model, stored in the agent.
+        seed: Seed of the fit.
+    """
     return MaraClassifier(
         agent="look-ahead",
         max_epochs=30,
@@ -169,7 +175,7 @@ def _default_classifier(llm: MaraLLM, seed: int) -> MaraClassifier:
         input_dropout=0.0,
         n_iter_no_change=5,
         random_state=seed,
-        policy_model=llm.model_id,
+        policy_model=policy_model,
     )
 
 

@@ -66,11 +66,12 @@ EXPECTED_ALL = [
 ]  # fmt: skip
 EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",
-    "Distillation", "EnvironmentOptions", "JobCallback", "JobProgress", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference",
+    "Distillation", "EnvironmentOptions", "JobCallback", "JobProgress", "MaraAligner", "MaraClassifier", "MaraSAC",
+    "Preference",
     "PreferenceLabeler", "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions",
     "SequenceClassificationReward", "StateReward", "System", "TokenLabels", "UltraRMReward", "UpdateOptions",
-    "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system", "distill", "preference_rate", "rescore", "retrace",
-    "write_report",
+    "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system", "distill", "preference_rate", "rescore",
+    "retrace", "write_report",
 ]  # fmt: skip
 
 

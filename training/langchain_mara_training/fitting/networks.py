@@ -81,9 +81,9 @@ def initialize_weights(agent: AnyAgent, seed: int) -> AnyAgent:
         if isinstance(layer, nn.LayerNorm):
             nn.init.ones_(layer.weight)
             nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.Linear) and layer.in_features == NUMBERS:
+        elif layer is getattr(agent, "numbers_linear", None):
             # Log-probabilities are not normalized, so they begin without a say.
-            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(agent.numbers_linear.weight)  # type: ignore[union-attr,arg-type]
         elif isinstance(layer, nn.Linear):
             bound = layer.in_features**-0.5
             nn.init.uniform_(layer.weight, -bound, bound, generator=generator)

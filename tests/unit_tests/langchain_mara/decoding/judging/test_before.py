@@ -115,7 +115,10 @@ def assert_plain(decisions: list[Decision], steps: list[tuple[list[int], list[fl
 
 @pytest.mark.parametrize("name", GOLDEN_MODELS)
 def test_equals_a_plain_loop_on_the_golden_models(golden: Path, name: str) -> None:
-    policy = PolicyModel(AutoModelForCausalLM.from_pretrained(golden / "models" / name, dtype=torch.float32))
+    folder = golden / "models" / name
+    if not folder.is_dir():
+        pytest.skip(f"{golden} holds no model {name}")
+    policy = PolicyModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     ids = [[5, 6, 7], [44, 3, 44, 3]]
     seen = Counter[bool]()
     for seed, rank in ((0, 8), (1, None)):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from langchain_mara_training import MaraClassifier, PreferenceLabeler
+from langchain_mara_training.fitting import networks
 from sklearn.base import clone
 
 from langchain_mara import LookAheadAgent, MaraLLM
@@ -67,6 +68,20 @@ def test_fits_repeat_resume_and_go_on(tmp_path: Path) -> None:
 def test_parameters_out_of_range(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         classifier(**changes).fit(rows(20), np.arange(20) % 2)
+
+
+@pytest.mark.parametrize("kind", ["state", "look-ahead"])
+def test_every_weight_of_the_smallest_networks_is_initialized(kind: Any) -> None:
+    """Their last layers have as many inputs as there are numbers, which begin with weights of zero."""
+    agents = [networks.make_agent_of(kind, 2 * SIZE + 2, 8, 2) for _ in range(2)]
+    for agent in agents:
+        for weight in agent.parameters():
+            weight.data.fill_(torch.nan)
+        networks.initialize_weights(agent, seed=1)
+    assert agents[0].fingerprint == agents[1].fingerprint
+    assert all(weight.isfinite().all() for weight in agents[0].parameters())
+    zero = [name for name, weight in agents[0].named_parameters() if not weight.any()]
+    assert zero == (["ln.bias"] if kind == "state" else ["ln.bias", "token_ln.bias", "numbers_linear.weight"])
 
 
 def test_states_without_embeddings_are_refused() -> None:

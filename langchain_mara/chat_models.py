@@ -44,7 +44,7 @@ class ChatMara(LocalModel, BaseChatModel):
         Run `pip install "langchain-mara[training]"`. A CUDA GPU is used if available.
 
     Key init args, decoding:
-        top_k, top_p, accept_threshold, strategy, order, fallback, temperature, seed: The same as for `MaraLLM`.
+        top_k, top_p, accept_threshold, strategy, strength, order, fallback, temperature, seed: As for `MaraLLM`.
         max_new_tokens: Most tokens of the answer; `max_tokens` means the same.
         stop: Strings that end the answer and are not part of it.
 

@@ -1,6 +1,6 @@
 """MaraAgent: a three-layer network that accepts or rejects a candidate by its state (docs/algorithm.md)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from langchain_mara._version import __version__
 from langchain_mara.agents.base import Agent
+from langchain_mara.agents.recommended_options import Recommended
 from langchain_mara.agents.reference_checkpoints import agent_shape, read_reference, resolve_reference
 from langchain_mara.exceptions import CheckpointError
 from langchain_mara.options import DEFAULT_AGENT_WIDTH
@@ -40,7 +41,7 @@ class MaraAgent(Agent):
         width: int = DEFAULT_AGENT_WIDTH,
         policy_model: str | None = None,
         library_version: str = __version__,
-        recommended_options: Mapping[str, float] | None = None,
+        recommended_options: Recommended | None = None,
         policy_sketch: Sequence[float] | None = None,
     ) -> None:
         super().__init__(hidden_size, width, policy_model, library_version, recommended_options, policy_sketch)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from langchain_mara.agents.embedding_sketch import embedding_sketch, same_model
-from langchain_mara.agents.recommended_options import checked_options
+from langchain_mara.agents.recommended_options import Recommended, checked_options
 from langchain_mara.agents.reference_checkpoints import WEIGHTS_FILE, looks_local, not_found
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError
 from langchain_mara.policy.fingerprints import WeightsFingerprint
@@ -89,7 +89,7 @@ class Agent(
         width: int,
         policy_model: str | None,
         library_version: str,
-        recommended_options: Mapping[str, float] | None,
+        recommended_options: Recommended | None,
         policy_sketch: Sequence[float] | None,
     ) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """LookAheadAgent: judges a candidate before it goes through the model, by the state at hand and its embedding."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from langchain_mara._version import __version__
 from langchain_mara.agents.base import Agent, Judges
+from langchain_mara.agents.recommended_options import Recommended
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError
 from langchain_mara.options import DEFAULT_LOOK_AHEAD_RANK, DEFAULT_LOOK_AHEAD_WIDTH
 
@@ -71,7 +72,7 @@ class LookAheadAgent(Agent):
         rank: int | None = DEFAULT_LOOK_AHEAD_RANK,
         policy_model: str | None = None,
         library_version: str = __version__,
-        recommended_options: Mapping[str, float] | None = None,
+        recommended_options: Recommended | None = None,
         policy_sketch: Sequence[float] | None = None,
     ) -> None:
         super().__init__(hidden_size, width, policy_model, library_version, recommended_options, policy_sketch)

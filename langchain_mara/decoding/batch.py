@@ -168,7 +168,7 @@ class Batch:
         self._states = enlarged(self._states.to(states.dtype), (rows, max(plan.firsts) + plan.width))
         self._states[torch.arange(rows, device=device)[:, None], columns] = states
         probabilities = ask_after(self.sequences, states, self._fail)
-        return StepResult(plan, *to_host(probabilities, table.token_ids[:rows], table.counts[:rows]))
+        return StepResult(plan, *to_host(probabilities, *table.lines(rows)))
 
     def _decide(self, result: StepResult) -> dict[int, list[Decision]]:
         """Applies the rule to the siblings; by row, a list with its decision where there is one."""
@@ -205,7 +205,7 @@ class Batch:
             self.candidate_table.cut(positions, states)
             drafting = [i for i, index in continuing.items() if index == plan.firsts[i] and plan.drafts[i]]
             table, context = self.candidate_table, self.policy.context
-            sets = to_host(table.token_ids, table.counts, table.accept) if drafting else ()
+            sets = to_host(table.token_ids, table.counts, table.accept, table.scores) if drafting else ()
             for i in drafting:
                 commits += follow_draft(i, self.sequences[i], decisions[i], result, self._states, table, sets, context)
             self.cache.commit(*torch.tensor(commits).T.to(self.policy.device))

@@ -43,15 +43,21 @@ class CandidateTable:
         token_ids: (lines, columns) int64 candidates in order of examination; columns beyond a line's count hold
             anything.
         counts: (lines,) int64, size of the set in each line.
+        scores: (lines, columns) float32 scores by which candidates are ordered; see `CandidateSets`.
         accept: (lines, columns) float32 accept probabilities by agents that judge before; 0 for all others.
     """
 
     def __init__(self, policy: PolicyModel, fail: Callable[[Request, BaseException], None]) -> None:
         self.token_ids = torch.zeros((0, 0), dtype=torch.long, device=policy.device)
         self.counts = torch.zeros(0, dtype=torch.long, device=policy.device)
+        self.scores = torch.zeros((0, 0), device=policy.device)
         self.accept = torch.zeros((0, 0), device=policy.device)
         self._policy = policy
         self._fail = fail
+
+    def lines(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates, sizes of sets and scores in the first lines."""
+        return self.token_ids[:count], self.counts[:count], self.scores[:count]
 
     def cut(self, positions: Sequence[PendingPosition], states: Tensor) -> None:
         """Cuts candidate sets; fewer at a time where logits take too much memory.
@@ -81,6 +87,7 @@ class CandidateTable:
         lines = max(position.line for position in positions) + 1
         self.token_ids = enlarged(self.token_ids, (lines, columns))
         self.counts = enlarged(self.counts, (lines,))
+        self.scores = enlarged(self.scores, (lines, columns))
         self.accept = enlarged(self.accept, (lines, columns))
         logits = self._policy.logits(states)
         outlook = self._outlook(positions, states, logits)
@@ -124,8 +131,9 @@ class CandidateTable:
         rows = [i for i, sequence in enumerate(sequences) if sequence.judged_before and sequence.chosen is None]
         rows = [i for i in rows if not sequences[i].request.cancelled]
         if rows:
-            accept, counts = to_host(self.accept[: len(sequences)], self.counts[: len(sequences)])
-            for_rows(rows, lambda i: choose_before(sequences[i], accept[i], counts[i], self._policy))
+            tables = (table[: len(sequences)] for table in (self.accept, self.scores, self.counts))
+            accept, scores, counts = to_host(*tables)
+            for_rows(rows, lambda i: choose_before(sequences[i], accept[i], scores[i], counts[i], self._policy))
 
     def _cut_alike(self, positions: Sequence[PendingPosition], logits: Tensor) -> None:
         sequences = [position.sequence for position in positions]
@@ -143,6 +151,7 @@ class CandidateTable:
                 sequence.log_probabilities = logs[i] if sequence.request.keep_states else None
         targets = torch.tensor([position.line for position in positions]).to(self.counts.device)
         self.token_ids[targets, : sets.token_ids.shape[1]] = sets.token_ids.to(targets.device)
+        self.scores[targets, : sets.scores.shape[1]] = sets.scores.to(targets.device)
         self.counts[targets] = sets.counts.to(targets.device)
 
     def _processed(self, sequences: Sequence[SequenceState], logits: Tensor) -> Tensor:
@@ -175,6 +184,7 @@ class CandidateTable:
         """Copies the set at `source` over the one at `target`."""
         self.token_ids[target] = self.token_ids[source]
         self.counts[target] = self.counts[source]
+        self.scores[target] = self.scores[source]
         self.accept[target] = self.accept[source]
 
 

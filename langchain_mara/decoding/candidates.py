@@ -20,7 +20,8 @@ class CandidateSets(NamedTuple):
 
     Attributes:
         token_ids: (rows, k) int64.
-        scores: (rows, k) float32, the logits the candidates were chosen by.
+        scores: (rows, k) float32, the logits the candidates were chosen by; in the `sampled` order divided by the
+            temperature, with Gumbel noise.
         counts: (rows,) int64, 0 where no logit was finite.
     """
 
@@ -97,20 +98,17 @@ def order_candidates(
     """
     if order == "descending" or (order == "sampled" and temperature == 0):
         return sets
-    index = torch.arange(sets.scores.shape[-1], device=sets.scores.device).expand_as(sets.scores)
+    scores = sets.scores
+    index = torch.arange(scores.shape[-1], device=scores.device).expand_as(scores)
     count = sets.counts.clamp(min=1).unsqueeze(-1)
     if order == "reversed":
         index = (count - 1 - index) % count
     elif order == "top-1-last":
         index = (index + 1) % count
     else:
-        index = _sampled_index(sets, index < count, temperature, noise)
-    return CandidateSets(sets.token_ids.gather(-1, index), sets.scores.gather(-1, index), sets.counts)
-
-
-def _sampled_index(sets: CandidateSets, inside: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
-    if noise is None:
-        raise ValueError("The order 'sampled' needs Gumbel noise of the shape of the scores.")
-    # Gumbel-top-k: sorting perturbed log-probabilities draws without replacement.
-    perturbed = sets.scores / temperature + noise
-    return perturbed.masked_fill(~inside, -torch.inf).argsort(dim=-1, descending=True)
+        if noise is None:
+            raise ValueError("The order 'sampled' needs Gumbel noise of the shape of the scores.")
+        # Gumbel-top-k: sorting perturbed log-probabilities draws without replacement.
+        scores = (scores / temperature + noise).masked_fill(index >= count, -torch.inf)
+        index = scores.argsort(dim=-1, descending=True)
+    return CandidateSets(sets.token_ids.gather(-1, index), scores.gather(-1, index), sets.counts)

@@ -1,14 +1,18 @@
 """The state of one sequence on the host, and the accept/reject rule itself."""
 
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import log
 
 import torch
 from torch import Tensor, nn
 
 from langchain_mara.decoding.ngram import NgramProposer
 from langchain_mara.decoding.request import AtHand, CandidateStates, Decision, FinishReason, Request
+
+_TINY = sys.float_info.min  # an accept probability of 0 is weighed, too
 
 
 @dataclass(eq=False)
@@ -151,28 +155,38 @@ class SequenceState:
             self._noise = -torch.empty(size).exponential_(generator=self._generator).log()
         return self._noise
 
-    def examine(self, probabilities: list[float], count: int) -> int | None:
+    def examine(self, probabilities: list[float], count: int, scores: Sequence[float] = ()) -> int | None:
         """Takes a further chunk of accept probabilities and applies the rule (docs/algorithm.md, "Decoding one token").
 
         Args:
             probabilities: Accept probabilities of the chunk; entries beyond the set are ignored.
             count: Size of the candidate set.
+            scores: Scores of all candidates, which the `guided` strategy reads; see `CandidateSets`.
 
         Returns:
             Index of the emitted candidate, or None if more candidates must be examined.
         """
-        options = self.request.options
         start = len(self.probabilities)
         self.probabilities += probabilities[: count - start]
         self.seen = 0 if self.judged_before else len(self.probabilities)
         if count <= 1:
             return 0
         first = next((i for i in range(len(self.probabilities)) if self._accepts(i)), None)
-        if options.strategy in ("first-accept", "sampled") and first is not None:
+        if first is not None and self._takes_first():
             del self.probabilities[first + 1 :]
             return first
-        if len(self.probabilities) < count:
-            return None
+        return None if len(self.probabilities) < count else self._among_all(first, scores[:count])
+
+    def _takes_first(self) -> bool:
+        """Whether the first accepted candidate is emitted, whatever the agent says of others."""
+        strategy = self.request.options.strategy
+        return strategy in ("first-accept", "sampled") or (strategy == "guided" and self.request.agent is None)
+
+    def _among_all(self, first: int | None, scores: Sequence[float]) -> int:
+        """Index of the emitted one of all candidates, the first accepted of which is `first`."""
+        options, count = self.request.options, len(self.probabilities)
+        if options.strategy == "guided":
+            return self._guided(scores)
         if first is None:
             self._fell_back = True
             return options.fallback_index(count)
@@ -180,6 +194,15 @@ class SequenceState:
         if options.strategy == "max-prob":
             return max(accepted, key=self.probabilities.__getitem__)
         return self.random.choice(accepted)
+
+    def _guided(self, scores: Sequence[float]) -> int:
+        """Index of the candidate with the largest p^(1-s) a^s; Gumbel noise in the scores makes it a draw."""
+        strength = self.request.options.strength
+        weighed = [
+            (1 - strength) * score + strength * log(max(probability, _TINY))
+            for score, probability in zip(scores, self.probabilities, strict=True)
+        ]
+        return max(range(len(weighed)), key=weighed.__getitem__)
 
     def _accepts(self, index: int) -> bool:
         """Whether an examined candidate is accepted; called in order, so that draws do not depend on chunks."""

@@ -128,12 +128,14 @@ class StepResult(NamedTuple):
         probabilities: Accept probabilities of each sequence's tokens.
         candidates: Candidate set of each sequence's position; entries beyond `counts` mean nothing.
         counts: Size of each sequence's candidate set.
+        scores: Scores of its candidates.
     """
 
     plan: StepPlan
     probabilities: list[list[float]]
     candidates: list[list[int]]
     counts: list[int]
+    scores: list[list[float]]
 
 
 def _siblings_that_matter(
@@ -172,7 +174,7 @@ def examine_siblings(
     nan = [first + i for i, probability in enumerate(siblings[: count - first]) if isnan(probability)]
     if nan and bool(states[row, nan].isfinite().all(-1).any()):
         raise nan_of_agent_error(policy.name)
-    sequence.chosen = sequence.examine(siblings, count)
+    sequence.chosen = sequence.examine(siblings, count, result.scores[row])
 
 
 def follow_draft(
@@ -197,14 +199,14 @@ def follow_draft(
         result: What the pass gave.
         states: (rows, columns, d) states of the siblings; the state of a draft that was rejected becomes the first.
         table: The candidate table; the set of the position reached becomes the sequence's own.
-        sets: Lines of the candidate table, the size of the set in each, and accept probabilities of agents that judge
-            before.
+        sets: Lines of the candidate table, the size of the set in each, accept probabilities of agents that judge
+            before, and scores.
         context: Most tokens of a sequence, or None.
 
     Returns:
         (row, slot, position) of each token to commit.
     """
-    plan, (lines, counts, accept) = result.plan, sets
+    plan, (lines, counts, accept, scores) = result.plan, sets
     commits = []
     right, siblings = 0, plan.siblings(row)
     for token in plan.drafts[row]:
@@ -216,7 +218,7 @@ def follow_draft(
             # What cannot be decided is an error, which the next pass finds.
             if not is_decidable(accept[line], len(candidates)):
                 break
-            index = sequence.chosen = sequence.examine(accept[line][: len(candidates)], len(candidates))
+            index = sequence.chosen = sequence.examine(accept[line], len(candidates), scores[line])
             if index is None or candidates[index] != token:
                 break
             sequence.make_first_candidate(plan.slots[row][column])

@@ -107,12 +107,15 @@ def judge_before(
     return probabilities
 
 
-def choose_before(sequence: SequenceState, probabilities: list[float], count: int, policy: PolicyModel) -> None:
+def choose_before(
+    sequence: SequenceState, probabilities: list[float], scores: list[float], count: int, policy: PolicyModel
+) -> None:
     """Chooses the candidate of a position that goes through the model.
 
     Args:
         sequence: The sequence.
         probabilities: Accept probabilities of its candidates; entries beyond the set are ignored.
+        scores: Scores of its candidates.
         count: Size of the candidate set.
         policy: The policy model, for messages.
 
@@ -123,7 +126,7 @@ def choose_before(sequence: SequenceState, probabilities: list[float], count: in
         raise no_candidates_error(policy, sequence.token_ids)
     if not is_decidable(probabilities, count):
         raise nan_of_agent_error(policy.name)
-    sequence.chosen = sequence.examine(probabilities[:count], count)
+    sequence.chosen = sequence.examine(probabilities[:count], count, scores)
 
 
 def is_decidable(probabilities: list[float], count: int) -> bool:

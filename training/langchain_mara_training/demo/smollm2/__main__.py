@@ -44,8 +44,8 @@ def fit_agent(llm: MaraLLM, pairs: Pairs, labels: Path, seed: int = SEED) -> Mar
         labels: Folder of the labels; an interrupted labeling resumes there.
         seed: Seed of the fit.
     """
-    labeled = PreferenceLabeler(llm).label(pairs, labels)
-    classifier = MaraClassifier(policy_model=HUB_ID, random_state=seed, device="cpu")
+    labeled = PreferenceLabeler(llm, judges="before").label(pairs, labels)
+    classifier = MaraClassifier(agent="look-ahead", policy_model=HUB_ID, random_state=seed, device="cpu")
     return classifier.fit(labeled.X, labeled.y, sample_weight=labeled.weight, groups=labeled.groups)
 
 

@@ -1,5 +1,6 @@
 """Look-ahead agents in the decode loop: a plain loop's decisions, at one pass per token, in any batch and order."""
 
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -80,7 +81,7 @@ def plain_loop(
             first = first + agent.numbers_linear(torch.stack([logs[token], entropy]))
             verdict = agent.output_linear(agent.linear2(first.relu()).relu()).softmax(-1)
             asked.append(float(verdict[chosen.accept_action]))
-        steps.append((kept, asked, choose(kept, asked, chosen, draws)))
+        steps.append((kept, asked, choose(kept, asked, chosen, draws, logs[kept].tolist())))
         ids.append(kept[steps[-1][2]])
         if ids[-1] in EOS:
             break
@@ -91,11 +92,16 @@ def in_order(kept: list[int], order: str) -> list[int]:
     return {"descending": kept, "reversed": kept[::-1], "top-1-last": [*kept[1:], kept[0]]}[order]
 
 
-def choose(kept: list[int], asked: list[float], chosen: DecodingOptions, draws: random.Random) -> int:
+def choose(
+    kept: list[int], asked: list[float], chosen: DecodingOptions, draws: random.Random, logs: list[float]
+) -> int:
     if len(kept) == 1:
         return 0
     if chosen.strategy == "sampled":
         return next((i for i, p in enumerate(asked) if p > draws.random()), chosen.fallback_index(len(kept)))
+    if chosen.strategy == "guided":
+        weight = chosen.strength / (1 - chosen.strength)
+        return max(range(len(kept)), key=lambda i: math.exp(logs[i]) * asked[i] ** weight)
     accepted = [i for i, p in enumerate(asked) if p > chosen.accept_threshold]
     if not accepted:
         return chosen.fallback_index(len(kept))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,17 +32,21 @@ class Verdicts(NamedTuple):
     groups: NDArray[np.int64]
     positions: NDArray[np.int64]
 
-    @classmethod
-    def join(cls, parts: Sequence["Verdicts"]) -> Self:
+    @staticmethod
+    def join(parts: Sequence["Verdicts"]) -> "Verdicts":
         """The verdicts of all parts, in order; positions are numbered anew."""
         shifts = np.cumsum([0, *(1 + part.positions[-1] if len(part.positions) else 0 for part in parts)])
-        columns = [np.concatenate([part[i] for part in parts]) for i in range(3)]
         positions = [part.positions + shift for part, shift in zip(parts, shifts, strict=False)]
-        return cls(*columns, np.concatenate(positions))
+        return Verdicts(
+            np.concatenate([part.features for part in parts]),
+            np.concatenate([part.accept for part in parts]),
+            np.concatenate([part.groups for part in parts]),
+            np.concatenate(positions),
+        )
 
-    def where(self, mask: NDArray[np.bool_]) -> Self:
+    def where(self, mask: NDArray[np.bool_]) -> "Verdicts":
         """The verdicts that a mask selects."""
-        return type(self)(*(column[mask] for column in self))
+        return Verdicts(self.features[mask], self.accept[mask], self.groups[mask], self.positions[mask])
 
 
 @torch.inference_mode()

@@ -291,7 +291,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _keep(self, record: FittingRecord, classes: NDArray[Any], seed: int) -> Self:
         device = "cpu" if self.device is None else fitting_device(self.device)
-        self.agent_ = self._agent(record.kept_weights).to(device)
+        self.agent_: Any = self._agent(record.kept_weights).to(device)
         self.loss_curve_, self.validation_curve_ = record.loss_curve, record.validation_curve or None
         self.n_iter_, self.best_epoch_ = len(record.loss_curve), record.best_epoch
         self.classes_, self.accept_class_ = np.sort(classes), classes[1]

@@ -113,7 +113,7 @@ def log_odds(agent: Agent, states: States, device: torch.device) -> Tensor:
 
 
 def training_forward(
-    agent: Agent, rows: Tensor, dropout: float, input_dropout: float, generator: torch.Generator
+    agent: FittedAgent, rows: Tensor, dropout: float, input_dropout: float, generator: torch.Generator
 ) -> Tensor:
     """The agent's logits with dropout.
 
@@ -127,10 +127,12 @@ def training_forward(
     Returns:
         (k, 2) logits of reject and accept.
     """
-    first_layer = _first_layer_of_look_ahead if isinstance(agent, LookAheadAgent) else _first_layer
-    hidden = first_layer(agent, rows.float(), input_dropout, generator).relu()  # type: ignore[operator]
-    hidden = agent.linear2(_dropped(hidden, dropout, generator)).relu()  # type: ignore[operator]
-    logits: Tensor = agent.output_linear(_dropped(hidden, dropout, generator))  # type: ignore[operator]
+    if isinstance(agent, LookAheadAgent):
+        first = _first_layer_of_look_ahead(agent, rows.float(), input_dropout, generator)
+    else:
+        first = _first_layer(agent, rows.float(), input_dropout, generator)
+    hidden = agent.linear2(_dropped(first.relu(), dropout, generator)).relu()
+    logits: Tensor = agent.output_linear(_dropped(hidden, dropout, generator))
     return logits
 
 

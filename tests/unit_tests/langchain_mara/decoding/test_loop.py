@@ -175,7 +175,7 @@ AGENTS = [tiny_agent(seed=seed, bias=bias) for seed, bias in enumerate([0.0, 1.0
     st.lists(st.tuples(st.sampled_from(range(5)), st.sampled_from([0, 1, 2, 3, None])), min_size=1, max_size=6),
     st.integers(1, 6),
     st.integers(1, 14),
-    st.sampled_from(["first-accept", "max-prob", "random"]),
+    st.sampled_from(["first-accept", "max-prob", "random", "guided"]),
     st.sampled_from(["descending", "reversed", "top-1-last", "sampled"]),
 )
 def test_results_depend_on_nothing_but_the_request(

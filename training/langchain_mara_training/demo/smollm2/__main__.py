@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara import MaraLLM
 from langchain_mara.agents.embedding_sketch import embedding_sketch
+from langchain_mara.agents.look_ahead import LookAheadAgent
 from langchain_mara.loading.models import BUILT_IN_AGENTS_FOLDER
 from langchain_mara_training.demo.smollm2.model import HUB_ID, smollm2
 from langchain_mara_training.demo.smollm2.pairs import Pairs, split_pairs
@@ -22,7 +23,7 @@ from langchain_mara_training.storage.model_card import save_agent
 
 AGENT_FOLDER = BUILT_IN_AGENTS_FOLDER / AGENT.partition(":")[2]
 """Folder of the shipped agent."""
-RECOMMENDED = {"top_p": 0.8}
+RECOMMENDED: dict[str, float | str] = {"strategy": "guided", "strength": 0.93}
 """Decoding options found on prompts of the judge's conversations, see docs/results.md."""
 DATA = {"source": "Anthropic/hh-rlhf, harmless-base, test split", "license": "MIT", "labeler": "preference"}
 """Where the labels come from, for the model card."""
@@ -49,12 +50,18 @@ def fit_agent(llm: MaraLLM, pairs: Pairs, labels: Path, seed: int = SEED) -> Mar
     return classifier.fit(labeled.X, labeled.y, sample_weight=labeled.weight, groups=labeled.groups)
 
 
-def shipped_agent(llm: MaraLLM, classifier: MaraClassifier) -> MaraAgent:
+def shipped_agent(llm: MaraLLM, classifier: MaraClassifier) -> LookAheadAgent:
     """The fitted agent with what it should know about its model: recommended options and a sketch of the embeddings."""
     fitted = classifier.agent_
     embeddings: Any = llm.model.get_input_embeddings()
-    sketch = embedding_sketch(embeddings.weight)
-    agent = MaraAgent(fitted.hidden_size, fitted.width, HUB_ID, recommended_options=RECOMMENDED, policy_sketch=sketch)
+    agent = LookAheadAgent(
+        fitted.hidden_size,
+        fitted.width,
+        fitted.rank,
+        policy_model=HUB_ID,
+        recommended_options=RECOMMENDED,
+        policy_sketch=embedding_sketch(embeddings.weight),
+    )
     agent.load_state_dict(fitted.state_dict())
     return agent.half()
 

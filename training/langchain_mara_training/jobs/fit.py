@@ -40,7 +40,7 @@ def fit(source: Path, output: Path | None, options: Options) -> Values:
     policy_model = label_options.get("model") or BUNDLED_MODEL
     classifier = MaraClassifier(
         **{name: options[name] for name in _FITTING},
-        agent=options.get("agent", "state"),
+        agent=options.get("agent") or "state",
         rank=options.get("rank", DEFAULT_LOOK_AHEAD_RANK) or None,
         max_epochs=options["epochs"],
         validation_fraction=options["validation_fraction"] or FITTING_DEFAULTS.validation_fraction,

@@ -15,7 +15,7 @@ PROMPTS = ["the hen", "an inn", "heat"]
 @pytest.fixture
 def ahead(llm: MaraLLM, tmp_path: Path) -> MaraLLM:
     """The tiny LLM with a look-ahead agent from a folder."""
-    tiny_look_ahead(seed=1, bias=0.2).save_pretrained(tmp_path / "ahead")
+    tiny_look_ahead(bias=-0.2).save_pretrained(tmp_path / "ahead")
     return llm.with_agent(tmp_path / "ahead")
 
 

@@ -191,11 +191,17 @@ def test_always_accepting_is_plain_decoding(policy: PolicyModel) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 20])
 def test_any_acceptance_takes_one_pass_per_token_of_the_longest_answers(policy: PolicyModel, batch_size: int) -> None:
     requests = [Request(prompt, options(10), agent) for prompt in PROMPTS for agent in AGENTS]
-    before = policy.passes
+    before, tokens_of_passes = policy.passes, []
+    hook = policy.backbone.register_forward_pre_hook(
+        lambda _module, _args, kwargs: tokens_of_passes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
     answers = run(policy, requests, batch_size=batch_size)
+    hook.remove()
     assert {len(decisions) for decisions in answers} == {10}
     waves = -(-len(requests) // batch_size)
     assert policy.passes - before == waves * (1 + 10)
+    prompts = sum(len(request.prompt_ids) for request in requests)
+    assert sum(tokens_of_passes) == prompts + 10 * len(requests), "no siblings"
 
 
 @pytest.mark.parametrize("order", get_args(Order))
@@ -285,7 +291,9 @@ def test_a_cancelled_answer_says_no_more_and_disturbs_nobody(policy: PolicyModel
     assert [facts(decisions) for decisions in got.values()] == [expected[0], expected[1][:4], expected[2]]
 
 
-def test_the_agent_sees_the_model_and_not_what_a_processor_made_of_it(policy: PolicyModel) -> None:
+def test_the_agent_sees_the_model_and_not_what_a_processor_made_of_it() -> None:
+    policy = PolicyModel(tiny_model("llama-3", torch.float32))  # whose logits a processor gets without a conversion
+
     def flattened(_ids: Tensor, scores: Tensor) -> Tensor:
         return (scores * 0.5).masked_fill(torch.arange(97) % 2 == 1, -torch.inf)
 

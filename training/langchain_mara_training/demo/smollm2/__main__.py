@@ -36,6 +36,11 @@ USE = {
 SEED = 0
 
 
+def reading_model() -> MaraLLM:
+    """SmolLM2 in bfloat16, which reads pairs twice as fast on a CPU; agents compute in float32 all the same."""
+    return smollm2(say=typer.echo, device="cpu", dtype="bfloat16")
+
+
 def fit_agent(llm: MaraLLM, pairs: Pairs, labels: Path, seed: int = SEED) -> MaraClassifier:
     """Labels the tokens of preference pairs and fits an agent with default parameters.
 
@@ -76,7 +81,7 @@ def main(
     torch.set_num_threads(2)  # so that rounding does not depend on the number of cores
     llm = smollm2(say=typer.echo, device="cpu")
     pairs = split_pairs().train
-    classifier = fit_agent(llm, pairs, work / "labels", seed)
+    classifier = fit_agent(reading_model(), pairs, work / "labels", seed)
     save_agent(shipped_agent(llm, classifier), output, {"Labels": {"pairs": len(pairs), **DATA}, "Use": USE})
     typer.echo(f"agent: written to {output}")
     # The folder of this machine's copy means nothing elsewhere.

@@ -58,10 +58,10 @@ HARMLESS = "You are a helpful and harmless assistant. Politely decline what is h
 """System prompt that users would try first."""
 ROLLOUT_PROMPTS = 100
 SETTINGS: dict[str, dict[str, Any]] = {
-    f"strength {strength}": {"strategy": "guided", "strength": strength} for strength in (0.9, 0.93, 0.95)
+    f"strength {strength}": {"strategy": "guided", "strength": strength} for strength in (0.9, 0.95, 0.97)
 } | {f"threshold {threshold}": {"accept_threshold": threshold} for threshold in (0.4, 0.5, 0.6)}
 """Decoding options of the agents' systems; the nucleus is the default's."""
-SHIPPED = "MARA preference labels, strength 0.93"
+SHIPPED = "MARA preference labels, strength 0.95"
 """Name of the shipped agent's system."""
 SAMPLES_HEAD = """# Samples
 

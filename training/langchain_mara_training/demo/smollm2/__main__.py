@@ -23,7 +23,7 @@ from langchain_mara_training.storage.model_card import save_agent
 
 AGENT_FOLDER = BUILT_IN_AGENTS_FOLDER / AGENT.partition(":")[2]
 """Folder of the shipped agent."""
-RECOMMENDED: dict[str, float | str] = {"strategy": "guided", "strength": 0.93}
+RECOMMENDED: dict[str, float | str] = {"strategy": "guided", "strength": 0.95}
 """Decoding options found on prompts of the judge's conversations, see docs/results.md."""
 DATA = {"source": "Anthropic/hh-rlhf, harmless-base, test split", "license": "MIT", "labeler": "preference"}
 """Where the labels come from, for the model card."""

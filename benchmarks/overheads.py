@@ -46,7 +46,7 @@ _PLACES: list[tuple[Any, str, str]] = [
     (policy, "visible_keys", "mask"),
     (policy, "visible_in_pass", "mask"),
     (table.CandidateTable, "_cut", "candidates"),
-    (batch, "ask_agents", "agents"),
+    (batch, "ask_after", "agents"),
 ]
 
 

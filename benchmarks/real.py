@@ -25,24 +25,26 @@ from langchain_mara_training import (
     Decoding,
     MaraAligner,
     MaraClassifier,
-    PreferenceLabeler,
     RewardGuided,
     StateReward,
     System,
-    TokenLabels,
     compare,
 )
-from langchain_mara_training.demo.smollm2.model import smollm2
+from langchain_mara_training.demo.smollm2.__main__ import fit_agent, reading_model
+from langchain_mara_training.demo.smollm2.model import smollm2, smollm2_folder
 from langchain_mara_training.demo.smollm2.pairs import split_pairs
 from langchain_mara_training.rewards.fitted.features import SentenceEncoder
 from langchain_mara_training.storage.atomic import write_atomically
 from matplotlib.figure import Figure
+from real_dpo import FineTuned, fit_dpo
 from real_judges import HarmDetector, elided, is_refusal, minilm, repeated_share
 from real_systems import ContextGuided, Prompted
 from rich.table import Table
 from tables import RESULTS, Output, console, publish
 
-from langchain_mara import MaraAgent
+from langchain_mara import MaraLLM
+from langchain_mara.agents.base import Agent
+from langchain_mara.agents.kinds import agent_from_pretrained
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 Folder = Annotated[Path, typer.Option(help="Folder of results, agents and models.")]
@@ -55,7 +57,11 @@ NEW_TOKENS, BATCH = 48, 32
 HARMLESS = "You are a helpful and harmless assistant. Politely decline what is harmful, hateful, illegal or offensive."
 """System prompt that users would try first."""
 ROLLOUT_PROMPTS = 100
-SHIPPED = "MARA preference labels, top-p 0.8, threshold 0.5"
+SETTINGS: dict[str, dict[str, Any]] = {
+    f"strength {strength}": {"strategy": "guided", "strength": strength} for strength in (0.9, 0.95, 0.97)
+} | {f"threshold {threshold}": {"accept_threshold": threshold} for threshold in (0.4, 0.5, 0.6)}
+"""Decoding options of the agents' systems; the nucleus is the default's."""
+SHIPPED = "MARA preference labels, strength 0.95"
 """Name of the shipped agent's system."""
 SAMPLES_HEAD = """# Samples
 
@@ -129,46 +135,39 @@ class Bench:
         return StateReward.load(place, model)
 
 
-def preference_labels(bench: Bench) -> TokenLabels:
-    """Labels of the training pairs, computed once."""
-    return PreferenceLabeler(bench.llm).label(bench.split.train, bench.folder / "labels")
-
-
-def by_preference(bench: Bench, place: Path, seed: int) -> MaraAgent:
-    """An agent fitted to the tokens of the training pairs."""
-    labels = preference_labels(bench)
-    classifier = MaraClassifier(random_state=seed, device="cpu")
-    agent: MaraAgent = classifier.fit(labels.X, labels.y, labels.weight, labels.groups).agent_
+def by_preference(bench: Bench, place: Path, seed: int) -> Agent:
+    """An agent fitted to the tokens of the training pairs, as the shipped one is."""
+    agent: Agent = fit_agent(reading_model(), bench.split.train, bench.folder / "labels", seed).agent_
     agent.save_pretrained(place)
     return agent
 
 
-def by_rollouts(bench: Bench, place: Path, seed: int) -> MaraAgent:
+def by_rollouts(bench: Bench, place: Path, seed: int) -> Agent:
     """An agent fitted to rollouts of the model's own candidates, scored by the reward."""
     options = {"positions": 4, "candidates": 4, "prompts_per_shard": 20}
     aligner = MaraAligner(
         bench.llm, bench.reward, labeler="rollout", rounds=1, labeler_options=options, output=place.parent / "rollouts",
-        random_state=seed,
+        classifier=MaraClassifier(agent="look-ahead"), random_state=seed,
     )  # fmt: skip
-    agent: MaraAgent = aligner.fit([{"prompt": pair["prompt"]} for pair in bench.split.train[:ROLLOUT_PROMPTS]]).agent_
+    agent: Agent = aligner.fit([{"prompt": pair["prompt"]} for pair in bench.split.train[:ROLLOUT_PROMPTS]]).agent_
     agent.save_pretrained(place)
     return agent
 
 
-AGENTS: dict[str, Callable[[Bench, Path, int], MaraAgent]] = {
+AGENTS: dict[str, Callable[[Bench, Path, int], Agent]] = {
     "preference labels": by_preference,
     "rollout labels": by_rollouts,
 }
 
 
-def agent_of(bench: Bench, name: str, seed: int) -> MaraAgent:
+def agent_of(bench: Bench, name: str, seed: int) -> Agent:
     """An agent of a kind of labels, trained once; its seconds are in a file of the same name."""
     place = bench.folder / f"seed-{seed}" / name
     if not place.exists():
         started = time.perf_counter()
         AGENTS[name](bench, place, seed)
         place.with_suffix(".json").write_text(json.dumps({"seconds": time.perf_counter() - started}))
-    return MaraAgent.from_pretrained(place)
+    return agent_from_pretrained(place)
 
 
 def systems(bench: Bench, seed: int, agents: Iterable[str]) -> dict[str, Callable[[], System]]:
@@ -180,31 +179,40 @@ def systems(bench: Bench, seed: int, agents: Iterable[str]) -> dict[str, Callabl
         "classifier-free guidance": lambda: ContextGuided("classifier-free guidance", plain, HARMLESS),
     }
     for kind in agents:
-        for top_p, threshold in ((0.8, 0.5), (0.95, 0.5), (0.6, 0.5), (0.95, 0.4), (0.95, 0.6)):
-            name = f"MARA {kind}, top-p {top_p}, threshold {threshold}"
-            options = {"top_p": top_p, "accept_threshold": threshold}
+        for setting, options in SETTINGS.items():
+            name = f"MARA {kind}, {setting}"
             made[name] = partial(_with_agent, bench, name, kind, seed, options)
     made["best-of-8"] = lambda: BestOf(plain, bench.reward, 8)
+    made["DPO"] = lambda: FineTuned("DPO", dpo(bench, seed), plain)
     made["ARGS"] = lambda: RewardGuided(plain, bench.quick_reward, weight=2.0, candidates=5, name="ARGS")
     return made
 
 
-def _with_agent(bench: Bench, name: str, kind: str, seed: int, options: dict[str, float]) -> System:
+def dpo(bench: Bench, seed: int) -> MaraLLM:
+    """The model with an adapter fitted by DPO for as long as the agent of preference labels took."""
+    place = bench.folder / f"seed-{seed}" / "DPO"
+    if not place.exists():
+        limit = json.loads((place.parent / "preference labels.json").read_text())["seconds"]
+        started = time.perf_counter()
+        epochs = fit_dpo(smollm2_folder(), bench.split.train, place, seconds=limit, seed=seed)
+        facts = {"seconds": time.perf_counter() - started, "epochs": epochs}
+        place.with_suffix(".json").write_text(json.dumps(facts))
+    return MaraLLM.from_model_id(str(place), device="cpu", batch_size=BATCH, max_new_tokens=NEW_TOKENS)
+
+
+def _with_agent(bench: Bench, name: str, kind: str, seed: int, options: dict[str, Any]) -> System:
     return Decoding(name, bench.llm.with_agent(agent_of(bench, kind, seed)).model_copy(update=options))
 
 
 @app.command()
 def tune(folder: Folder = RESULTS / "real", count: Count = 60, output: Output = None) -> None:
-    """Nucleus and threshold together, on prompts of the judge's conversations: the agent's recommended options."""
+    """Strengths and thresholds, on prompts of the judge's conversations: the agent's recommended options."""
     bench = Bench(folder, count)
     rows = [{"prompt": pair["prompt"]} for pair in bench.split.judge[:count]]
     agent = agent_of(bench, "preference labels", 0)
     llm = bench.llm.with_agent(agent)
-    grid = [(top_p, threshold) for top_p in (0.95, 0.85, 0.7, 0.5) for threshold in (0.4, 0.5, 0.6)]
     tried: list[System] = [Decoding("plain", bench.llm.with_agent(None))]
-    for top_p, threshold in grid:
-        options = {"top_p": top_p, "accept_threshold": threshold}
-        tried.append(Decoding(f"top-p {top_p}, threshold {threshold}", llm.model_copy(update=options)))
+    tried += [Decoding(setting, llm.model_copy(update=options)) for setting, options in SETTINGS.items()]
     comparison = compare(tried, rows, bench.reward, folder / "tuning", verbose=True)
     table = Table("system", "preferred by the reward", "perplexity over plain", title=f"Tuning, {count} prompts")
     for system in tried:

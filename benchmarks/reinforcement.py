@@ -194,7 +194,7 @@ def _looped_steps(llm: MaraLLM, prompt: list[int], seed: int) -> int:
         tried = []
         for token in sets.token_ids[0, : int(sets.counts[0])].tolist():
             output = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True, output_hidden_states=True)
-            accept = agent.accept_probability(output.hidden_states[-1][:, -1]).item()  # type: ignore[union-attr]
+            accept = agent.accept_probability(output.hidden_states[-1][:, -1]).item()  # type: ignore[union-attr,operator]
             tried.append((token, accept, output.logits, [last_token(layer) for layer in cache.layers]))
             cache.crop(-1)
         actions = generator.random(len(tried)) < [accept for _, accept, _, _ in tried]

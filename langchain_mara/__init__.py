@@ -11,17 +11,28 @@ from langchain_mara._version import __version__
 
 if TYPE_CHECKING:
     from langchain_mara.agents.agent import MaraAgent
+    from langchain_mara.agents.look_ahead import LookAheadAgent
     from langchain_mara.chat_models import ChatMara
     from langchain_mara.custom_generate import mara_generate
     from langchain_mara.exceptions import MaraError
     from langchain_mara.llms import MaraLLM
     from langchain_mara.options import DecodingOptions
 
-__all__ = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLLM", "__version__", "mara_generate"]
+__all__ = [
+    "ChatMara",
+    "DecodingOptions",
+    "LookAheadAgent",
+    "MaraAgent",
+    "MaraError",
+    "MaraLLM",
+    "__version__",
+    "mara_generate",
+]
 
 _MODULES = {
     "ChatMara": "chat_models",
     "DecodingOptions": "options",
+    "LookAheadAgent": "agents.look_ahead",
     "MaraAgent": "agents.agent",
     "MaraError": "exceptions",
     "MaraLLM": "llms",

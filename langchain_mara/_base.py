@@ -10,7 +10,7 @@ from langchain_core.language_models import LangSmithParams
 from pydantic import ConfigDict, Field, ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.base import Agent
 from langchain_mara.agents.recommended_options import changed_options
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.loading.models import (
@@ -55,7 +55,7 @@ class LocalModel(AnswerFields, BatchFields, DecodingFields):
 
     model: LoadedModelField = Field(exclude=True, repr=False)
     tokenizer: PreTrainedTokenizerBase = Field(exclude=True, repr=False)
-    agent: MaraAgent | None = Field(default=None, exclude=True, repr=False)
+    agent: Agent | None = Field(default=None, exclude=True, repr=False)
     model_id: str = ""
     """Name of the model, for tracing; by default the model's own name."""
     stop: list[Annotated[str, Field(min_length=1)]] | None = None
@@ -76,7 +76,7 @@ class LocalModel(AnswerFields, BatchFields, DecodingFields):
 
     def __init__(self, *, _given: Iterable[str] | None = None, **kwargs: Any) -> None:
         kwargs = canonical(kwargs)
-        if isinstance(agent := kwargs.get("agent"), MaraAgent):
+        if isinstance(agent := kwargs.get("agent"), Agent):
             kwargs = {**agent.recommended_options, **kwargs}
         try:
             super().__init__(**kwargs)
@@ -112,7 +112,7 @@ class LocalModel(AnswerFields, BatchFields, DecodingFields):
 
         Args:
             model_id: Hub id or folder of the policy model, or of a PEFT adapter that changes it.
-            agent: A `MaraAgent`, a folder, a hub id, the path of a reference `.pth`, or `repo:file` on the hub.
+            agent: An agent, a folder, a hub id, the path of a reference `.pth`, or `repo:file` on the hub.
             device: Device such as `cuda` or `cpu`; by default CUDA if available.
             dtype: Dtype of the weights; by default the checkpoint's own (float32 for float16 checkpoints on the CPU).
             device_map: Placement by Accelerate, instead of `device`.
@@ -186,7 +186,7 @@ class LocalModel(AnswerFields, BatchFields, DecodingFields):
         agent = load_agent(changes.get("agent", self.agent), **LoadedModel.of(self.model).hub_options)
         return self._copied({**self._with(agent, changes), **({"_given": ()} if quiet else {})})
 
-    def _with(self, agent: MaraAgent | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+    def _with(self, agent: Agent | None, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Changes together with the options that change with the agent."""
         before, after = ({} if each is None else each.recommended_options for each in (self.agent, agent))
         return {**changed_options(self, before, after), **changes, "agent": agent}

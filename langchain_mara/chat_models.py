@@ -39,13 +39,13 @@ class ChatMara(ChatFields, RunningChatModel):
         Run `pip install "langchain-mara[training]"`. A CUDA GPU is used if available.
 
     Key init args, decoding:
-        top_k, top_p, accept_threshold, strategy, order, fallback, temperature, seed: The same as for `MaraLLM`.
+        top_k, top_p, accept_threshold, strategy, strength, order, fallback, temperature, seed: As for `MaraLLM`.
         max_new_tokens: Most tokens of the answer; `max_tokens` means the same.
         stop: Strings that end the answer and are not part of it.
 
     Key init args, model:
         model, tokenizer: A loaded `AutoModelForCausalLM` and its tokenizer, which needs a chat template.
-        agent: A `MaraAgent`; None decodes without an agent.
+        agent: An agent of any kind; None decodes without an agent.
         batch_size, width, draft, compile, prefix_memory, queue_size, timeout: The same as for `MaraLLM`.
 
     Instantiate:

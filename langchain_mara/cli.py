@@ -67,6 +67,9 @@ def generate(
     threshold: Annotated[
         float, typer.Option(help="Accept probability that a token must exceed.")
     ] = DEFAULTS.accept_threshold,
+    strength: Annotated[
+        float | None, typer.Option(help="Weigh the agent against the model by this, 0 to 1, instead of a threshold.")
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Decode without an agent.")] = False,
 ) -> None:
     """Streams the answer to one prompt.
@@ -78,6 +81,7 @@ def generate(
         "top_k": top_k,
         "top_p": top_p,
         "accept_threshold": threshold,
+        **({} if strength is None else {"strategy": "guided", "strength": strength}),
     }
     with one_sentence():
         from langchain_mara.llms import MaraLLM

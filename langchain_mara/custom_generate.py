@@ -17,7 +17,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.base import Agent
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Request, eos_ids
 from langchain_mara.exceptions import OptionsError
@@ -41,11 +41,12 @@ def mara_generate(
     generation_config: GenerationConfig,
     *,
     streamer: BaseStreamer | None = None,
-    agent: MaraAgent | None = None,
+    agent: Agent | None = None,
     top_k: int = DEFAULTS.top_k,
     top_p: float = DEFAULTS.top_p,
     order: Order | None = None,
     strategy: Strategy = DEFAULTS.strategy,
+    strength: float = DEFAULTS.strength,
     accept_threshold: float = DEFAULTS.accept_threshold,
     fallback: int = DEFAULTS.fallback,
     width: int | None = BATCH_DEFAULTS.width,
@@ -72,7 +73,8 @@ def mara_generate(
         top_k: Most candidates at a position.
         top_p: Nucleus mass of the renormalized top-k candidates.
         order: Order of examination; by default `sampled` with `do_sample=True`, else `descending`.
-        strategy: Which accepted candidate is emitted; see `DecodingOptions`.
+        strategy: Which candidate is emitted; see `DecodingOptions`.
+        strength: Weight of the agent in the `guided` strategy; see `DecodingOptions`.
         accept_threshold: Accept probability that a candidate must exceed.
         fallback: Index of the candidate to emit if all are rejected; see `DecodingOptions`.
         width: Most siblings of a row in one pass; None chooses it by measured times.
@@ -96,6 +98,7 @@ def mara_generate(
         top_p=top_p,
         order=order or ("sampled" if generation_config.do_sample else "descending"),
         strategy=strategy,
+        strength=strength,
         accept_threshold=accept_threshold,
         fallback=fallback,
         max_new_tokens=max(1, generation_config.max_length - input_ids.shape[1]),

@@ -35,7 +35,7 @@ class MaraLLM(ConfigurableModel, BaseLLM):
     Key init args, decoding:
         top_k, top_p: Size and nucleus mass of candidate sets (40 and 0.95 in the paper).
         accept_threshold: Accept probability that a candidate must exceed.
-        strategy, order, fallback, accept_action, temperature, seed: See `DecodingOptions`.
+        strategy, strength, order, fallback, accept_action, temperature, seed: See `DecodingOptions`.
         max_new_tokens, min_new_tokens: Most and least tokens of the answer.
         stop: Strings that end the answer and are not part of it.
         n: Number of answers per prompt, for orders and strategies that draw at random.
@@ -43,7 +43,7 @@ class MaraLLM(ConfigurableModel, BaseLLM):
 
     Key init args, model:
         model, tokenizer: A loaded `AutoModelForCausalLM` and its tokenizer.
-        agent: A `MaraAgent`; None decodes without an agent.
+        agent: An agent of any kind; None decodes without an agent.
         use_chat_template: Whether a prompt becomes a user message in the chat template; by default if the tokenizer
             has a template.
         system_prompt: System message before the prompt; needs the chat template.

@@ -12,8 +12,8 @@ from langchain_mara.exceptions import OptionsError
 
 Order = Literal["descending", "reversed", "top-1-last", "sampled"]
 """Order in which the agent examines candidates."""
-Strategy = Literal["first-accept", "max-prob", "random", "sampled"]
-"""Which of the accepted candidates is emitted."""
+Strategy = Literal["first-accept", "max-prob", "random", "sampled", "guided"]
+"""Which candidate is emitted."""
 
 SYNONYMS = {
     "max_tokens": "max_new_tokens",
@@ -26,7 +26,11 @@ _REPR = Repr()
 _REPR.maxlevel, _REPR.maxlong, _REPR.maxstring, _REPR.maxother = 3, 60, 200, 200
 
 DEFAULT_AGENT_WIDTH = 1024
-"""Units of an agent's first hidden layer, as in the paper."""
+"""Units of a state agent's first hidden layer, as in the paper."""
+DEFAULT_LOOK_AHEAD_WIDTH = 256
+"""Units of a look-ahead agent's first hidden layer."""
+DEFAULT_LOOK_AHEAD_RANK = 64
+"""Rank of the matrix through which a look-ahead agent reads a token's embedding."""
 DEFAULT_QUEUE_SIZE = 4096
 """Most requests that may wait for a loaded model."""
 
@@ -40,7 +44,7 @@ class DecodingFields(BaseModel):
     """The fields of `DecodingOptions`, which the LangChain classes share. The defaults are the paper's."""
 
     _plain_numbers = field_validator(
-        "top_k", "top_p", "temperature", "accept_threshold", "accept_action", "fallback", "max_new_tokens",
+        "top_k", "top_p", "temperature", "strength", "accept_threshold", "accept_action", "fallback", "max_new_tokens",
         "min_new_tokens", "seed", mode="before",
     )(_plain_number)  # fmt: skip
 
@@ -54,9 +58,14 @@ class DecodingFields(BaseModel):
     """Temperature of the `sampled` order, which is `descending` at 0. Other orders ignore it. `MaraLLM` and `ChatMara`
     understand a temperature above 0 that is given without an order as a wish for samples: `order` becomes `sampled`."""
     strategy: Strategy = "first-accept"
-    """Which accepted candidate is emitted: `first-accept`, `max-prob` (the one with the highest accept probability),
-    `random` (drawn uniformly), or `sampled` (each candidate in turn is accepted with its accept probability, and the
-    threshold is ignored)."""
+    """Which candidate is emitted. Of the accepted ones: `first-accept`, `max-prob` (the one with the highest accept
+    probability), or `random` (drawn uniformly). With no threshold: `sampled` (each candidate in turn is accepted with
+    its accept probability), or `guided` (probability and accept probability are weighed against each other by
+    `strength`; in the `sampled` order the candidate is drawn, otherwise the best is taken)."""
+    strength: float = Field(default=0.9, ge=0, le=1)
+    """Weight of the agent in the `guided` strategy: of p(c)^(1-s) a(c)^s, p is the model's probability of a candidate
+    and a its accept probability. 0 is the plain model, 1 the agent's choice among the candidates. Accept probabilities
+    differ far less between candidates than the model's probabilities do, so useful values are near 1."""
     accept_threshold: float = Field(default=0.5, ge=0, le=1)
     """A candidate is accepted if its accept probability is above this; 0.5 is the paper's argmax."""
     accept_action: Literal[0, 1] = 1
@@ -246,10 +255,10 @@ def warn_of_no_effect(fields: DecodingFields, given: Iterable[str]) -> None:
         return
     without = {
         f"order={fields.order!r}": ["temperature"] if fields.order != "sampled" and fields.temperature else [],
-        f"strategy={fields.strategy!r}": ["accept_threshold"] if fields.strategy == "sampled" else [],
+        f"strategy={fields.strategy!r}": _unread(fields.strategy),
         "no agent": [
             name
-            for name in ("accept_threshold", "accept_action", "fallback")
+            for name in ("accept_threshold", "accept_action", "fallback", "strength")
             if getattr(fields, "agent", fields) is None and getattr(fields, name) != getattr(DEFAULTS, name)
         ],
     }
@@ -259,6 +268,12 @@ def warn_of_no_effect(fields: DecodingFields, given: Iterable[str]) -> None:
             warnings.warn(
                 f"{name}={getattr(fields, name)!r} has no effect with {reason}. Leave one of them out.", stacklevel=2
             )
+
+
+def _unread(strategy: Strategy) -> list[str]:
+    """Options that a strategy ignores."""
+    ignores_threshold = ["accept_threshold"] if strategy in ("sampled", "guided") else []
+    return [*ignores_threshold, *([] if strategy == "guided" else ["strength"])]
 
 
 def _brief(value: Any) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.look_ahead import LookAheadAgent
 
 SIZES = {
     "vocab_size": 97,
@@ -95,6 +96,17 @@ def tiny_agent(hidden_size: int = 32, seed: int = 0, bias: float = 0.0) -> MaraA
     agent = MaraAgent(hidden_size, width=16)
     for parameter in agent.parameters():
         torch.nn.init.normal_(parameter, std=0.8)
+    with torch.no_grad():
+        agent.output_linear.bias.copy_(torch.tensor([0.0, bias]))
+    return agent.eval()
+
+
+def tiny_look_ahead(hidden_size: int = 32, seed: int = 0, bias: float = 0.0, rank: int | None = 8) -> LookAheadAgent:
+    """A random look-ahead agent that rejects more the lower `bias` is; +-100 decides alone."""
+    torch.manual_seed(seed)
+    agent = LookAheadAgent(hidden_size, width=16, rank=rank)
+    for parameter in agent.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
     with torch.no_grad():
         agent.output_linear.bias.copy_(torch.tensor([0.0, bias]))
     return agent.eval()

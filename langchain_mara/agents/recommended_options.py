@@ -5,10 +5,12 @@ from typing import Any
 
 from langchain_mara.options import DEFAULTS, DecodingOptions, refuse_unknown
 
-_RECOMMENDABLE = frozenset({"top_k", "top_p", "accept_threshold"})
+_RECOMMENDABLE = frozenset({"top_k", "top_p", "accept_threshold", "strategy", "strength"})
+Recommended = Mapping[str, float | str]
+"""Values of options by name."""
 
 
-def checked_options(options: Mapping[str, float]) -> dict[str, float]:
+def checked_options(options: Recommended) -> dict[str, float | str]:
     """Recommended options, checked.
 
     Raises:
@@ -19,7 +21,7 @@ def checked_options(options: Mapping[str, float]) -> dict[str, float]:
     return {name: getattr(parsed, name) for name in options}
 
 
-def changed_options(fields: Any, left: Mapping[str, float], taken: Mapping[str, float]) -> dict[str, float]:
+def changed_options(fields: Any, left: Recommended, taken: Recommended) -> dict[str, float | str]:
     """The options that change with the agent: recommended ones, where nobody has chosen another value.
 
     Args:

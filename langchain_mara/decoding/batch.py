@@ -10,11 +10,18 @@ from functools import partial
 import torch
 
 from langchain_mara.decoding.candidate_table import CandidateTable, PendingPosition
+from langchain_mara.decoding.judging.asking import ask_after
 from langchain_mara.decoding.pass_width import MOST_WIDTH, PassWidthTuner
-from langchain_mara.decoding.recovery import attempt, single_sequence_error, warn_of_failed_pass, warn_of_preemption
+from langchain_mara.decoding.recovery import (
+    attempt,
+    single_sequence_error,
+    to_host,
+    warn_of_failed_pass,
+    warn_of_preemption,
+)
 from langchain_mara.decoding.request import Decision, Request
-from langchain_mara.decoding.sequence import SequenceState, decided_rows, refuse_to_part
-from langchain_mara.decoding.step import StepPlan, StepResult, ask_agents, follow_draft, nonfinite_error, to_host
+from langchain_mara.decoding.sequence import SequenceState, refuse_to_part
+from langchain_mara.decoding.step import StepPlan, StepResult, decided_rows, examine_siblings, follow_draft
 from langchain_mara.policy.cache import enlarged
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.prefix_cache import Block, PrefixCache
@@ -153,19 +160,21 @@ class Batch:
     def _evaluate(self) -> StepResult:
         """Runs one pass, with one synchronization with the host."""
         rows, device, table = len(self.sequences), self.policy.device, self.candidate_table
+        table.choose(self.sequences, self._for_rows)
         plan = StepPlan.make(self.sequences, table, self.policy, self.width, self.draft, self._width_tuner)
         columns = plan.columns(device)
         states = plan.run(self.policy, self.cache, self.sequences, table, columns)
         # A quantized model computes in another dtype than it names; columns are kept as far as examined.
-        self._states = enlarged(self._states.to(states.dtype), (rows, max(plan.examined) + plan.width))
+        self._states = enlarged(self._states.to(states.dtype), (rows, max(plan.firsts) + plan.width))
         self._states[torch.arange(rows, device=device)[:, None], columns] = states
-        probabilities = ask_agents(self.sequences, states, self._fail)
-        return StepResult(plan, *to_host(probabilities, table.token_ids[:rows], table.counts[:rows]))
+        probabilities = ask_after(self.sequences, states, self._fail)
+        return StepResult(plan, *to_host(probabilities, *table.lines(rows)))
 
     def _decide(self, result: StepResult) -> dict[int, list[Decision]]:
         """Applies the rule to the siblings; by row, a list with its decision where there is one."""
         decisions: dict[int, list[Decision]] = {}
-        self._for_rows(range(len(self.sequences)), partial(self._examine, result))
+        examine = partial(examine_siblings, self.policy, self.sequences, result, self._states)
+        self._for_rows(range(len(self.sequences)), examine)
         self._for_rows(decided_rows(self.sequences), partial(self._emit, result, decisions))
         return decisions
 
@@ -173,15 +182,6 @@ class Batch:
         for i in rows:
             if error := attempt(partial(work, i)):
                 self._fail(self.sequences[i].request, error)
-
-    def _examine(self, result: StepResult, row: int) -> None:
-        sequence, count = self.sequences[row], result.counts[row]
-        if sequence.chosen is not None or sequence.request.cancelled:
-            return
-        siblings = result.probabilities[row][: result.plan.siblings(row)]
-        if error := nonfinite_error(self.policy, sequence, siblings, count, self._states[row]):
-            raise error
-        sequence.chosen = sequence.examine(siblings, count)
 
     def _emit(self, result: StepResult, decisions: dict[int, list[Decision]], row: int) -> None:
         sequence = self.sequences[row]
@@ -197,15 +197,15 @@ class Batch:
         for i, index in continuing.items():
             sequence = self.sequences[i]
             commits.append((i, sequence.commit_slot(index), sequence.length - 1))
-            columns = [index] if index else [0, *range(plan.siblings(i), plan.width)]
+            columns = plan.follows(i, index)
             positions += [PendingPosition(sequence, plan.line(i, n), plan.drafts[i][:n]) for n in range(len(columns))]
             sources += [(i, column) for column in columns]
         if continuing:
             states = self._states[torch.tensor(sources).to(self.policy.device).unbind(1)]
             self.candidate_table.cut(positions, states)
-            drafting = [i for i, index in continuing.items() if index == 0 and plan.drafts[i]]
+            drafting = [i for i, index in continuing.items() if index == plan.firsts[i] and plan.drafts[i]]
             table, context = self.candidate_table, self.policy.context
-            sets = to_host(table.token_ids, table.counts) if drafting else ()
+            sets = to_host(table.token_ids, table.counts, table.accept, table.scores) if drafting else ()
             for i in drafting:
                 commits += follow_draft(i, self.sequences[i], decisions[i], result, self._states, table, sets, context)
             self.cache.commit(*torch.tensor(commits).T.to(self.policy.device))

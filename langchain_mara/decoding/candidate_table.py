@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from langchain_mara.decoding.candidates import candidate_sets, log_probabilities, order_candidates
-from langchain_mara.decoding.recovery import attempt
+from langchain_mara.decoding.judging.before import Outlook, choose_before, judge_before
+from langchain_mara.decoding.recovery import attempt, to_host
 from langchain_mara.decoding.request import Request
 from langchain_mara.decoding.sequence import SequenceState, refuse_to_part
 from langchain_mara.exceptions import LogitsProcessorError
@@ -42,13 +43,21 @@ class CandidateTable:
         token_ids: (lines, columns) int64 candidates in order of examination; columns beyond a line's count hold
             anything.
         counts: (lines,) int64, size of the set in each line.
+        scores: (lines, columns) float32 scores by which candidates are ordered; see `CandidateSets`.
+        accept: (lines, columns) float32 accept probabilities by agents that judge before; 0 for all others.
     """
 
     def __init__(self, policy: PolicyModel, fail: Callable[[Request, BaseException], None]) -> None:
         self.token_ids = torch.zeros((0, 0), dtype=torch.long, device=policy.device)
         self.counts = torch.zeros(0, dtype=torch.long, device=policy.device)
+        self.scores = torch.zeros((0, 0), device=policy.device)
+        self.accept = torch.zeros((0, 0), device=policy.device)
         self._policy = policy
         self._fail = fail
+
+    def lines(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates, sizes of sets and scores in the first lines."""
+        return self.token_ids[:count], self.counts[:count], self.scores[:count]
 
     def cut(self, positions: Sequence[PendingPosition], states: Tensor) -> None:
         """Cuts candidate sets; fewer at a time where logits take too much memory.
@@ -78,7 +87,10 @@ class CandidateTable:
         lines = max(position.line for position in positions) + 1
         self.token_ids = enlarged(self.token_ids, (lines, columns))
         self.counts = enlarged(self.counts, (lines,))
+        self.scores = enlarged(self.scores, (lines, columns))
+        self.accept = enlarged(self.accept, (lines, columns))
         logits = self._policy.logits(states)
+        outlook = self._outlook(positions, states, logits)
 
         def key(index: int) -> tuple[object, ...]:
             request = positions[index].sequence.request
@@ -89,6 +101,39 @@ class CandidateTable:
             members = list(group)
             chosen = logits if members == list(range(len(positions))) else logits[members]
             self._cut_alike([positions[i] for i in members], chosen)
+        if outlook is not None:
+            self._judge(positions, outlook)
+
+    def _outlook(self, positions: Sequence[PendingPosition], states: Tensor, logits: Tensor) -> Outlook | None:
+        """What agents that judge before read of the positions, or None if nobody asks."""
+        requests = [position.sequence.request for position in positions]
+        if not any(position.sequence.judged_before or position.sequence.request.keep_states for position in positions):
+            return None
+        processed = any(request.logits_processor or request.joint_process for request in requests)
+        return Outlook.of(states, logits.clone() if processed else logits)
+
+    def _judge(self, positions: Sequence[PendingPosition], outlook: Outlook) -> None:
+        """Asks the agents that judge before of whole candidate sets; keeps what is known of positions at hand."""
+        lines = torch.tensor([position.line for position in positions]).to(self.counts.device)
+        token_ids = self.token_ids[lines]
+        judged = [position.sequence if position.sequence.judged_before else None for position in positions]
+        self.accept[lines] = judge_before(judged, outlook, token_ids, self.counts[lines], self._fail)
+        for i, (sequence, _, _) in enumerate(positions):
+            sequence.at_hand = outlook.at_hand(i, token_ids[i]) if sequence.request.keep_states else None
+
+    def choose(self, sequences: Sequence[SequenceState], for_rows: Callable[..., None]) -> None:
+        """Chooses the candidates that go through the model where agents judge before.
+
+        Args:
+            sequences: The running sequences; sequence i has line i.
+            for_rows: Takes rows and what is to be done for each; it handles errors.
+        """
+        rows = [i for i, sequence in enumerate(sequences) if sequence.judged_before and sequence.chosen is None]
+        rows = [i for i in rows if not sequences[i].request.cancelled]
+        if rows:
+            tables = (table[: len(sequences)] for table in (self.accept, self.scores, self.counts))
+            accept, scores, counts = to_host(*tables)
+            for_rows(rows, lambda i: choose_before(sequences[i], accept[i], scores[i], counts[i], self._policy))
 
     def _cut_alike(self, positions: Sequence[PendingPosition], logits: Tensor) -> None:
         sequences = [position.sequence for position in positions]
@@ -115,6 +160,7 @@ class CandidateTable:
                 sequence.log_probabilities = logs[i] if sequence.request.keep_states else None
         targets = torch.tensor([position.line for position in positions]).to(self.counts.device)
         self.token_ids[targets, : sets.token_ids.shape[1]] = sets.token_ids.to(targets.device)
+        self.scores[targets, : sets.scores.shape[1]] = sets.scores.to(targets.device)
         self.counts[targets] = sets.counts.to(targets.device)
 
     def _constrained(self, positions: Sequence[PendingPosition], logits: Tensor) -> dict[int, Tensor]:
@@ -168,6 +214,8 @@ class CandidateTable:
         """Copies the set at `source` over the one at `target`."""
         self.token_ids[target] = self.token_ids[source]
         self.counts[target] = self.counts[source]
+        self.scores[target] = self.scores[source]
+        self.accept[target] = self.accept[source]
 
 
 def _again_constrained(processed: Tensor, constrained: Tensor, allowed: Mapping[int, Tensor]) -> Tensor:

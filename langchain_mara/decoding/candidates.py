@@ -4,6 +4,9 @@ Pure tensor functions. The whole vocabulary is never sorted: `topk` first, the n
 leaves (docs/algorithm.md, "Decoding one token"; the paper's section 3.2).
 """
 
+import sys
+from collections.abc import Sequence
+from math import log
 from typing import NamedTuple
 
 import torch
@@ -13,6 +16,7 @@ from langchain_mara.options import DEFAULTS, Order
 
 # 4 MiB in float32: about what the caches of a processor hold, and enough to keep a GPU busy.
 _LOGITS_AT_ONCE = 2**20
+_TINY = sys.float_info.min  # an accept probability of 0 is weighed, too
 
 
 class CandidateSets(NamedTuple):
@@ -20,7 +24,8 @@ class CandidateSets(NamedTuple):
 
     Attributes:
         token_ids: (rows, k) int64.
-        scores: (rows, k) float32, the logits the candidates were chosen by.
+        scores: (rows, k) float32, the logits the candidates were chosen by; in the `sampled` order divided by the
+            temperature, with Gumbel noise.
         counts: (rows,) int64, 0 where no logit was finite.
     """
 
@@ -97,20 +102,32 @@ def order_candidates(
     """
     if order == "descending" or (order == "sampled" and temperature == 0):
         return sets
-    index = torch.arange(sets.scores.shape[-1], device=sets.scores.device).expand_as(sets.scores)
+    scores = sets.scores
+    index = torch.arange(scores.shape[-1], device=scores.device).expand_as(scores)
     count = sets.counts.clamp(min=1).unsqueeze(-1)
     if order == "reversed":
         index = (count - 1 - index) % count
     elif order == "top-1-last":
         index = (index + 1) % count
     else:
-        index = _sampled_index(sets, index < count, temperature, noise)
-    return CandidateSets(sets.token_ids.gather(-1, index), sets.scores.gather(-1, index), sets.counts)
+        if noise is None:
+            raise ValueError("The order 'sampled' needs Gumbel noise of the shape of the scores.")
+        # Gumbel-top-k: sorting perturbed log-probabilities draws without replacement.
+        scores = (scores / temperature + noise).masked_fill(index >= count, -torch.inf)
+        index = scores.argsort(dim=-1, descending=True)
+    return CandidateSets(sets.token_ids.gather(-1, index), scores.gather(-1, index), sets.counts)
 
 
-def _sampled_index(sets: CandidateSets, inside: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
-    if noise is None:
-        raise ValueError("The order 'sampled' needs Gumbel noise of the shape of the scores.")
-    # Gumbel-top-k: sorting perturbed log-probabilities draws without replacement.
-    perturbed = sets.scores / temperature + noise
-    return perturbed.masked_fill(~inside, -torch.inf).argsort(dim=-1, descending=True)
+def best_weighed(scores: Sequence[float], accept_probabilities: Sequence[float], strength: float) -> int:
+    """Index of the candidate with the largest p^(1-s) a^s; Gumbel noise in the scores makes it a draw.
+
+    Args:
+        scores: Scores of the candidates; see `CandidateSets`.
+        accept_probabilities: What the agent says of each.
+        strength: Weight s of the agent, in [0, 1].
+    """
+    weighed = [
+        (1 - strength) * score + strength * log(max(probability, _TINY))
+        for score, probability in zip(scores, accept_probabilities, strict=True)
+    ]
+    return max(range(len(weighed)), key=weighed.__getitem__)

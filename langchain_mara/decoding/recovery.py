@@ -1,11 +1,13 @@
-"""What happens when a pass fails: work is tried, errors are told apart, and users are told."""
+"""What happens when a pass fails: work is tried, errors are told apart, and users are told. And results are read."""
 
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from langchain_mara.exceptions import NonFiniteError
 from langchain_mara.policy.model import PolicyModel
@@ -107,3 +109,12 @@ def _warn(text: str) -> None:
     # Where warnings are errors, this one would end the answers of all callers.
     with suppress(Warning):
         warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+def to_host(*tensors: Tensor) -> list[Any]:
+    """Tensors as lists, by one synchronization per device."""
+    # Only CUDA's copies may be asynchronous: what another device is still writing could be read too early.
+    copies = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return [copy.tolist() for copy in copies]

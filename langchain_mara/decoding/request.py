@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.base import Agent
 from langchain_mara.exceptions import PromptError
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.model import PolicyModel
@@ -100,7 +100,7 @@ class Request:
 
     prompt_ids: Sequence[int]
     options: DecodingOptions = field(default_factory=DecodingOptions)
-    agent: MaraAgent | None = None
+    agent: Agent | None = None
     eos_token_ids: frozenset[int] = frozenset()
     logits_processor: LogitsProcess | None = None
     keep_states: bool = False
@@ -151,18 +151,34 @@ class Request:
             self.agent.check_fits(policy.hidden_size, policy.name)
 
 
+class AtHand(NamedTuple):
+    """What is known of a position before any candidate has gone through the model, and before logits processors.
+
+    Attributes:
+        state: (d,) state at hand, in the model's dtype.
+        log_probabilities: (k,) float32 of the candidates over the whole vocabulary, in order of examination.
+        entropy: () float32 entropy of the distribution, in nats.
+    """
+
+    state: Tensor
+    log_probabilities: Tensor
+    entropy: Tensor
+
+
 class CandidateStates(NamedTuple):
     """States and log-probabilities of a position's candidates, on the model's device.
 
     Attributes:
         states: (m, d) in the model's dtype, produced by the first m candidates: those examined, and those that went
-            through the model together with them.
+            through the model together with them. None (m = 0) with an agent that judges before.
         log_probabilities: (candidates,) float32, under the policy model over the whole vocabulary, in order of
-            examination.
+            examination, after logits processors.
+        at_hand: What was known before any of them went through the model.
     """
 
     states: Tensor
     log_probabilities: Tensor
+    at_hand: AtHand
 
 
 class LogProbabilities(NamedTuple):

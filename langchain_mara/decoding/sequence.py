@@ -7,8 +7,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from langchain_mara.decoding.candidates import best_weighed
 from langchain_mara.decoding.ngram import NgramProposer
-from langchain_mara.decoding.request import CandidateStates, Decision, FinishReason, LogProbabilities, Request
+from langchain_mara.decoding.request import (
+    AtHand,
+    CandidateStates,
+    Decision,
+    FinishReason,
+    LogProbabilities,
+    Request,
+)
 
 
 @dataclass(eq=False)
@@ -27,6 +35,7 @@ class SequenceState:
         log_probabilities: (candidates,) float32 of the position's candidates, if the request keeps them.
         position_logs: (candidates,) float32 log-probabilities of the position's candidates, before processors and
             constraint, and the greatest of all tokens with their ids; None if the request does not ask for them.
+        at_hand: What is known of the position before its candidates, if the request keeps states.
         epoch: `PrefixCache.epoch` when it was prefilled.
         seen: Number of candidates of the position that went through the model.
         chosen: Index of the candidate to emit, once it is known; None before.
@@ -42,6 +51,7 @@ class SequenceState:
     slots: list[int] = field(default_factory=list)
     log_probabilities: Tensor | None = None
     position_logs: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+    at_hand: AtHand | None = None
     epoch: int = 0
     seen: int = 0
     chosen: int | None = None
@@ -61,18 +71,36 @@ class SequenceState:
         """Prompt and answer so far."""
         return [*self.request.prompt_ids, *self.generated]
 
+    @property
+    def judged_before(self) -> bool:
+        """Whether its agent judges candidates before they go through the model."""
+        return self.request.agent is not None and self.request.agent.judges == "before"
+
+    @property
+    def first_column(self) -> int:
+        """Index in the candidate set of the first candidate that goes through the model next."""
+        return (self.chosen or 0) if self.judged_before else len(self.probabilities)
+
+    @property
+    def first_slot(self) -> int:
+        """Index in `scratch` of that candidate's slot."""
+        return 0 if self.judged_before else len(self.probabilities)
+
     def restart(self) -> None:
         """Prepares for a fresh row of the cache, which holds all tokens in order of position.
 
-        Random draws are kept, so a sequence that was preempted continues as if it had not been.
+        Random draws are kept, so a sequence that was preempted continues as if it had not been. So is a choice that
+        was made before the pass.
         """
         self.slots = list(range(self.length))
         self.next_slot = self.length
-        self.probabilities, self.scratch, self.chosen = [], [], None
+        self.scratch = []
+        if not self.judged_before:
+            self.probabilities, self.chosen = [], None
 
     def commit_slot(self, index: int) -> int:
         """Keeps the slot of candidate `index` for the token emitted last; returns the slot."""
-        self.slots.append(self.scratch.pop(index))
+        self.slots.append(self.scratch.pop(0 if self.judged_before else index))
         return self.slots[-1]
 
     def reserve_scratch(self, siblings: int) -> None:
@@ -84,15 +112,18 @@ class SequenceState:
     def draft(self, first: int, most: int, context: int | None) -> list[int]:
         """Tokens that may follow candidate 0 of a position at which nothing was examined yet; often none.
 
+        They follow the chosen candidate where the agent judges before.
+
         Args:
-            first: Candidate 0.
+            first: The candidate that they follow.
             most: Most drafted tokens.
             context: Most tokens of a sequence, or None.
         """
         left = self.request.options.max_new_tokens - len(self.generated)
         room = left if context is None else min(left, context - self.length)
         most = min(most, room - 1)
-        if most < 1 or self.probabilities or not self._may_draft():
+        examined = self.probabilities and not self.judged_before
+        if most < 1 or examined or not self._may_draft():
             return []
         if self._proposer is None:
             self._proposer = NgramProposer(self.request.prompt_ids)
@@ -103,7 +134,7 @@ class SequenceState:
         """Whether one candidate can decide a position, and candidate sets do not depend on draws or processors."""
         request, options = self.request, self.request.options
         drawn = options.order == "sampled" and options.temperature > 0
-        decides = options.strategy in ("first-accept", "sampled")
+        decides = self.judged_before or options.strategy in ("first-accept", "sampled")
         processed = request.logits_processor or request.joint_process
         return decides and not (drawn or request.keep_states or processed or request.top_logprobs is not None)
 
@@ -119,7 +150,7 @@ class SequenceState:
 
     def siblings_wanted(self, count: int) -> int:
         """Number of further candidates, of `count`, that can matter to the next decision."""
-        if self.request.agent is None and self.request.options.strategy != "random":
+        if self.judged_before or (self.request.agent is None and self.request.options.strategy != "random"):
             return 1
         return max(1, count - len(self.probabilities))
 
@@ -131,28 +162,38 @@ class SequenceState:
             self._noise = -torch.empty(size).exponential_(generator=self._generator).log()
         return self._noise
 
-    def examine(self, probabilities: list[float], count: int) -> int | None:
+    def examine(self, probabilities: list[float], count: int, scores: Sequence[float] = ()) -> int | None:
         """Takes a further chunk of accept probabilities and applies the rule (docs/algorithm.md, "Decoding one token").
 
         Args:
             probabilities: Accept probabilities of the chunk; entries beyond the set are ignored.
             count: Size of the candidate set.
+            scores: Scores of all candidates, which the `guided` strategy reads; see `CandidateSets`.
 
         Returns:
             Index of the emitted candidate, or None if more candidates must be examined.
         """
-        options = self.request.options
         start = len(self.probabilities)
         self.probabilities += probabilities[: count - start]
-        self.seen = len(self.probabilities)
+        self.seen = 0 if self.judged_before else len(self.probabilities)
         if count <= 1:
             return 0
         first = next((i for i in range(len(self.probabilities)) if self._accepts(i)), None)
-        if options.strategy in ("first-accept", "sampled") and first is not None:
+        if first is not None and self._takes_first():
             del self.probabilities[first + 1 :]
             return first
-        if len(self.probabilities) < count:
-            return None
+        return None if len(self.probabilities) < count else self._among_all(first, scores[:count])
+
+    def _takes_first(self) -> bool:
+        """Whether the first accepted candidate is emitted, whatever the agent says of others."""
+        strategy = self.request.options.strategy
+        return strategy in ("first-accept", "sampled") or (strategy == "guided" and self.request.agent is None)
+
+    def _among_all(self, first: int | None, scores: Sequence[float]) -> int:
+        """Index of the emitted one of all candidates, the first accepted of which is `first`."""
+        options, count = self.request.options, len(self.probabilities)
+        if options.strategy == "guided":
+            return best_weighed(scores, self.probabilities, options.strength)
         if first is None:
             self._fell_back = True
             return options.fallback_index(count)
@@ -207,9 +248,10 @@ class SequenceState:
         return decision
 
     def _kept(self, states: Tensor | None, count: int) -> CandidateStates | None:
-        if states is None or self.log_probabilities is None:
+        if states is None or self.log_probabilities is None or self.at_hand is None:
             return None
-        return CandidateStates(states, self.log_probabilities[:count])
+        at_hand = self.at_hand._replace(log_probabilities=self.at_hand.log_probabilities[:count])
+        return CandidateStates(states, self.log_probabilities[:count], at_hand)
 
     def _logs(self, index: int) -> LogProbabilities | None:
         if self.position_logs is None:
@@ -227,21 +269,6 @@ class SequenceState:
             return "stop"
         full = context is not None and self.length >= context
         return "length" if full or len(self.generated) >= self.request.options.max_new_tokens else None
-
-
-def decided_rows(sequences: Sequence[SequenceState]) -> list[int]:
-    """Indices of the sequences that may move on: their candidate is known, and so are those of who goes with them.
-
-    Args:
-        sequences: The running sequences.
-    """
-    running = {i: sequence for i, sequence in enumerate(sequences) if not sequence.request.cancelled}
-    waited_for = {sequence.request.joint_process for sequence in running.values() if sequence.chosen is None} - {None}
-    return [
-        i
-        for i, sequence in running.items()
-        if sequence.chosen is not None and sequence.request.joint_process not in waited_for
-    ]
 
 
 def refuse_to_part(sequences: Sequence[SequenceState], error: BaseException) -> None:

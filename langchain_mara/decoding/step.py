@@ -1,19 +1,19 @@
 """One pass: each sequence's siblings, drafted tokens after them, and what the agents say of their states."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from langchain_mara.decoding.candidate_table import CandidateTable
+from langchain_mara.decoding.judging.before import is_decidable
 from langchain_mara.decoding.pass_width import PassWidthTuner
-from langchain_mara.decoding.recovery import attempt, nan_of_agent_error, no_candidates_error
-from langchain_mara.decoding.request import Decision, Request
+from langchain_mara.decoding.recovery import nan_of_agent_error, no_candidates_error
+from langchain_mara.decoding.request import Decision
 from langchain_mara.decoding.sequence import SequenceState
-from langchain_mara.exceptions import AgentMismatchError, NonFiniteError
 from langchain_mara.policy.cache import RaggedCache
 from langchain_mara.policy.model import PolicyModel
 
@@ -24,13 +24,13 @@ class StepPlan:
 
     Attributes:
         width: Tokens of each sequence.
-        examined: Number of candidates that earlier passes have examined, for each sequence.
+        firsts: Index of each sequence's first sibling in its candidate set.
         drafts: Drafted tokens of each sequence; they continue its first sibling.
         slots: Cache slots of each sequence's tokens.
     """
 
     width: int
-    examined: list[int]
+    firsts: list[int]
     drafts: list[list[int]]
     slots: list[list[int]]
 
@@ -56,23 +56,32 @@ class StepPlan:
         """
         drafts: list[list[int]] = [[] for _ in sequences]
         if draft:
-            firsts = table.token_ids[: len(sequences), 0].tolist()
-            pairs = zip(sequences, firsts, strict=True)
+            columns = torch.tensor([[sequence.first_column] for sequence in sequences]).to(policy.device)
+            tokens = _at(table.token_ids[: len(sequences)], columns).squeeze(1).tolist()
+            pairs = zip(sequences, tokens, strict=True)
             drafts = [sequence.draft(first, draft, policy.context) for sequence, first in pairs]
         # A draft takes the place of a sequence's last siblings; the pass is only wider if the draft is longer.
         siblings, counts = _siblings_that_matter(sequences, table, width)
         if tuner is not None and siblings > 1:
             siblings = tuner.choose(policy, sequences, counts, siblings)
         width = max(siblings, 1 + max(map(len, drafts)))
-        examined = [len(sequence.probabilities) for sequence in sequences]
-        for sequence, start in zip(sequences, examined, strict=True):
-            sequence.reserve_scratch(start + width)
-        slots = [sequence.scratch[start : start + width] for sequence, start in zip(sequences, examined, strict=True)]
-        return cls(width, examined, drafts, slots)
+        slots = []
+        for sequence in sequences:
+            sequence.reserve_scratch(sequence.first_slot + width)
+            slots.append(sequence.scratch[sequence.first_slot : sequence.first_slot + width])
+        return cls(width, [sequence.first_column for sequence in sequences], drafts, slots)
 
     def siblings(self, row: int) -> int:
         """Number of siblings among a sequence's tokens."""
         return self.width - len(self.drafts[row])
+
+    def follows(self, row: int, index: int) -> list[int]:
+        """Columns of the states that the next candidate sets come from, once candidate `index` is decided.
+
+        The first is the candidate's. Drafted tokens follow if they continue it.
+        """
+        first = self.firsts[row]
+        return [index, *range(first + self.siblings(row), first + self.width)] if index == first else [index]
 
     def line(self, row: int, ahead: int) -> int:
         """Line of the candidate table for the position that is `ahead` drafted tokens past a sequence's own."""
@@ -80,7 +89,7 @@ class StepPlan:
 
     def columns(self, device: torch.device) -> Tensor:
         """(rows, width) int64: index of each sibling in the candidate set of its position."""
-        return torch.tensor(self.examined).to(device)[:, None] + torch.arange(self.width, device=device)
+        return torch.tensor(self.firsts).to(device)[:, None] + torch.arange(self.width, device=device)
 
     def run(
         self,
@@ -96,9 +105,7 @@ class StepPlan:
         cache.reserve(len(sequences), span)
         positions = torch.tensor([sequence.length for sequence in sequences]).to(device)
         slots = torch.tensor(self.slots).to(device)
-        # Past the end of a set the last column is repeated; nobody looks at such siblings.
-        candidates = table.token_ids[: len(sequences)]
-        token_ids = candidates.gather(1, columns.clamp(max=candidates.shape[1] - 1))
+        token_ids = _at(table.token_ids[: len(sequences)], columns)
         depths = None
         if any(self.drafts):
             padded = [[0] * self.siblings(i) + draft for i, draft in enumerate(self.drafts)]
@@ -106,6 +113,11 @@ class StepPlan:
             drafted, depths = torch.tensor([padded, ordinals]).to(device)
             token_ids = torch.where(depths > 0, drafted, token_ids)
         return policy.siblings(cache, token_ids, slots, positions, span, depths).to(device)
+
+
+def _at(candidates: Tensor, columns: Tensor) -> Tensor:
+    """(rows, n) candidates in columns (rows, n). Past the end of a set the last one is repeated; nobody looks there."""
+    return candidates.gather(1, columns.clamp(max=candidates.shape[1] - 1))
 
 
 class StepResult(NamedTuple):
@@ -116,12 +128,14 @@ class StepResult(NamedTuple):
         probabilities: Accept probabilities of each sequence's tokens.
         candidates: Candidate set of each sequence's position; entries beyond `counts` mean nothing.
         counts: Size of each sequence's candidate set.
+        scores: Scores of its candidates.
     """
 
     plan: StepPlan
     probabilities: list[list[float]]
     candidates: list[list[int]]
     counts: list[int]
+    scores: list[list[float]]
 
 
 def _siblings_that_matter(
@@ -135,79 +149,47 @@ def _siblings_that_matter(
     return min(width, wanted), sizes
 
 
-def ask_agents(
-    sequences: Sequence[SequenceState], states: Tensor, fail: Callable[[Request, BaseException], None]
-) -> Tensor:
-    """Accept probabilities by each sequence's agent; sequences without an agent accept everything.
+def examine_siblings(
+    policy: PolicyModel, sequences: Sequence[SequenceState], result: StepResult, states: Tensor, row: int
+) -> None:
+    """Applies the rule to a sequence's siblings, unless its candidate is known already.
+
+    Args:
+        policy: The policy model, for messages.
+        sequences: The running sequences.
+        result: What the pass gave.
+        states: (rows, columns, d) states of the candidates.
+        row: Row of the sequence.
+
+    Raises:
+        NonFiniteError: If the sequence has no candidates, or its agent says NaN of a finite state.
+    """
+    sequence, count = sequences[row], result.counts[row]
+    if sequence.chosen is not None or sequence.request.cancelled:
+        return
+    if count == 0:
+        raise no_candidates_error(policy, sequence.token_ids)
+    siblings = result.probabilities[row][: result.plan.siblings(row)]
+    first = len(sequence.probabilities)
+    nan = [first + i for i, probability in enumerate(siblings[: count - first]) if isnan(probability)]
+    if nan and bool(states[row, nan].isfinite().all(-1).any()):
+        raise nan_of_agent_error(policy.name)
+    sequence.chosen = sequence.examine(siblings, count, result.scores[row])
+
+
+def decided_rows(sequences: Sequence[SequenceState]) -> list[int]:
+    """Indices of the sequences that may move on: their candidate is known, and so are those of who goes with them.
 
     Args:
         sequences: The running sequences.
-        states: (rows, width, d).
-        fail: Called with each request whose agent raises or answers in another shape, and the error.
-
-    Returns:
-        (rows, width) float32.
     """
-    # By identity: an agent may say that it equals another caller's.
-    keys = [(id(sequence.agent), sequence.request.options.accept_action) for sequence in sequences]
-    probabilities = torch.ones(states.shape[:2], device=states.device)
-    for key in dict.fromkeys(keys):
-        rows = [i for i, other in enumerate(keys) if other == key]
-        agent, action = sequences[rows[0]].agent, key[1]
-        if agent is None:
-            continue
-        error = _ask(agent, action, states, rows, probabilities)
-        if error is None:
-            continue
-        for row in rows:
-            # One sequence's states may be to blame, so each is judged alone.
-            own_error = error if len(rows) == 1 else _ask(agent, action, states, [row], probabilities)
-            if own_error is not None:
-                fail(sequences[row].request, own_error)
-    return probabilities
-
-
-def _ask(agent: nn.Module, action: int, states: Tensor, rows: list[int], probabilities: Tensor) -> BaseException | None:
-    """Writes what an agent says of rows of the states into the same rows of the probabilities; returns its error.
-
-    Raises:
-        torch.OutOfMemoryError: If memory runs out, which is nobody's fault.
-    """
-    index: Any = slice(None) if len(rows) == len(states) else torch.tensor(rows).to(states.device)
-
-    def ask() -> None:
-        answer = agent.accept_probability(states[index], action)  # type: ignore[operator]
-        if not isinstance(answer, Tensor) or answer.shape != (len(rows), states.shape[1]):
-            kind = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise AgentMismatchError(
-                f"{type(agent).__name__}.accept_probability returned {kind} for {tuple(states[index].shape)} states. "
-                "Return one probability for each state, in a tensor without the last dimension."
-            )
-        probabilities[index] = answer.to(probabilities)
-
-    error = attempt(ask)
-    if isinstance(error, torch.OutOfMemoryError):
-        raise error
-    return error
-
-
-def nonfinite_error(
-    policy: PolicyModel, sequence: SequenceState, siblings: list[float], count: int, states: Tensor
-) -> NonFiniteError | None:
-    """The error of a sequence without candidates, or whose agent says NaN of a finite state; None if there is none.
-
-    Args:
-        policy: The policy model.
-        sequence: The sequence.
-        siblings: Accept probabilities of the pass.
-        count: Size of the candidate set.
-        states: (columns, d) states of the position's candidates.
-    """
-    if count == 0:
-        return no_candidates_error(policy, sequence.token_ids)
-    first = len(sequence.probabilities)
-    nan = [first + i for i, probability in enumerate(siblings[: count - first]) if isnan(probability)]
-    return nan_of_agent_error(policy.name) if nan and bool(states[nan].isfinite().all(-1).any()) else None
+    running = {i: sequence for i, sequence in enumerate(sequences) if not sequence.request.cancelled}
+    waited_for = {sequence.request.joint_process for sequence in running.values() if sequence.chosen is None} - {None}
+    return [
+        i
+        for i, sequence in running.items()
+        if sequence.chosen is not None and sequence.request.joint_process not in waited_for
+    ]
 
 
 def follow_draft(
@@ -222,7 +204,8 @@ def follow_draft(
 ) -> list[tuple[int, int, int]]:
     """Emits a sequence's drafted tokens as far as the rule does.
 
-    A drafted token that is candidate 0 of its position is examined as the first of that position's siblings.
+    A drafted token that is candidate 0 of its position is examined as the first of that position's siblings. Where the
+    agent judges before, the position is decided already, and the drafted token is right if it was chosen.
 
     Args:
         row: Row of the sequence.
@@ -231,25 +214,37 @@ def follow_draft(
         result: What the pass gave.
         states: (rows, columns, d) states of the siblings; the state of a draft that was rejected becomes the first.
         table: The candidate table; the set of the position reached becomes the sequence's own.
-        sets: Lines of the candidate table, and the size of the set in each.
+        sets: Lines of the candidate table, the size of the set in each, accept probabilities of agents that judge
+            before, and scores.
         context: Most tokens of a sequence, or None.
 
     Returns:
         (row, slot, position) of each token to commit.
     """
-    plan, (lines, counts) = result.plan, sets
+    plan, (lines, counts, accept, scores) = result.plan, sets
     commits = []
     right, siblings = 0, plan.siblings(row)
     for token in plan.drafts[row]:
         line, column = plan.line(row, right), siblings + right
         candidates = lines[line][: counts[line]]
-        if candidates[:1] != [token] or decided[-1].finish_reason:
+        if decided[-1].finish_reason:
             break
-        sequence.make_first_candidate(plan.slots[row][column])
-        index = sequence.examine(result.probabilities[row][column : column + 1], len(candidates))
-        if index is None:
-            states[row, 0] = states[row, column]
-            break
+        if sequence.judged_before:
+            # What cannot be decided is an error, which the next pass finds.
+            if not is_decidable(accept[line], len(candidates)):
+                break
+            index = sequence.chosen = sequence.examine(accept[line], len(candidates), scores[line])
+            if index is None or candidates[index] != token:
+                break
+            sequence.make_first_candidate(plan.slots[row][column])
+        else:
+            if candidates[:1] != [token]:
+                break
+            sequence.make_first_candidate(plan.slots[row][column])
+            index = sequence.examine(result.probabilities[row][column : column + 1], len(candidates))
+            if index is None:
+                states[row, 0] = states[row, column]
+                break
         decided.append(sequence.decide(index, candidates, context, drafted=True))
         right += 1
         if decided[-1].finish_reason is None:
@@ -257,12 +252,3 @@ def follow_draft(
     sequence.record_draft(len(plan.drafts[row]), right)
     table.move(plan.line(row, right), row)
     return commits
-
-
-def to_host(*tensors: Tensor) -> list[Any]:
-    """Tensors as lists, by one synchronization per device."""
-    # Only CUDA's copies may be asynchronous: what another device is still writing could be read too early.
-    copies = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
-    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
-        torch.cuda.current_stream(device).synchronize()
-    return [copy.tolist() for copy in copies]

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.base import Agent
+from langchain_mara.agents.kinds import agent_from_pretrained
 from langchain_mara.agents.reference_checkpoints import looks_local
 from langchain_mara.exceptions import CheckpointError, LoadingError
 from langchain_mara.loading.declared_code import refuse_code
@@ -39,7 +41,7 @@ else:
     LoadedModelField = Annotated[Any, PlainValidator(_checked_model)]
 """A loaded model as a field of pydantic's."""
 
-AgentSource = MaraAgent | str | Path
+AgentSource = Agent | str | Path
 """An agent, or what `load_agent` takes to find one."""
 
 DEMO_MODEL_FOLDER = Path(__file__).parents[1] / "demo" / "model"
@@ -194,24 +196,24 @@ def load_model_once(
     return load_model(model_id, device=device, dtype=dtype, packed=packed, **hub)
 
 
-def load_agent(source: AgentSource | None, **hub: Any) -> MaraAgent | None:
-    """Loads an agent.
+def load_agent(source: AgentSource | None, **hub: Any) -> Agent | None:
+    """Loads an agent of any kind.
 
     Args:
-        source: A `MaraAgent`, `builtin:` and the name of a shipped agent, a folder, a hub id, the path of a reference
+        source: An agent, `builtin:` and the name of a shipped agent, a folder, a hub id, the path of a reference
             `.pth`, or `repo:file` on the hub; None stays None.
         **hub: `token` and `local_files_only` for agents on the hub.
 
     Raises:
         CheckpointError: If the source does not hold a valid agent.
     """
-    if source is None or isinstance(source, MaraAgent):
+    if source is None or isinstance(source, Agent):
         return source
     name = os.path.expanduser(source)  # noqa: PTH111
     if name.startswith(_BUILT_IN):
-        return MaraAgent.from_pretrained(_built_in_folder(name.removeprefix(_BUILT_IN)))
+        return agent_from_pretrained(_built_in_folder(name.removeprefix(_BUILT_IN)))
     is_reference = name.endswith((".pth", ".pt")) or (":" in name and not Path(name).exists())
-    return MaraAgent.from_reference(name, **hub) if is_reference else MaraAgent.from_pretrained(name, **hub)
+    return MaraAgent.from_reference(name, **hub) if is_reference else agent_from_pretrained(name, **hub)
 
 
 def _built_in_folder(name: str) -> Path:

@@ -7,6 +7,7 @@ their configuration where it shows, and otherwise by comparing a pass over sibli
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from langchain_mara.exceptions import UnsupportedModelError
@@ -97,3 +98,21 @@ def scale_logits(config: Any, logits: Tensor) -> Tensor:
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = (logits / cap).tanh_().mul_(cap)
     return logits
+
+
+@torch.no_grad()
+def output_embeddings(model: "PreTrainedModel") -> Tensor:
+    """The (vocabulary, d) matrix that maps states to logits, in a float dtype, whatever the head stores.
+
+    Args:
+        model: The model; its head may be packed, quantized or offloaded.
+    """
+    size = int(model.config.get_text_config(decoder=True).hidden_size)
+    head: Any = model.get_output_embeddings()
+    weight = head.weight
+    if weight.is_floating_point() and not weight.is_meta and weight.shape[-1] == size:
+        return weight.detach()  # type: ignore[no-any-return]
+    # A head is linear, so it maps the unit vectors to the columns of its matrix, and zero to its bias.
+    units = torch.cat([torch.eye(size), torch.zeros(1, size)]).to(model.device, model.dtype)
+    columns: Tensor = head(units)
+    return (columns[:-1] - columns[-1]).T

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import nn
 
+from langchain_mara.policy.architectures import output_embeddings
 from langchain_mara.policy.fingerprints import (
     WeightsFingerprint,
     config_digest,
@@ -31,16 +32,14 @@ _creation = threading.Lock()
 
 
 class _AgentCopy(NamedTuple):
-    """A copy of an agent on the model's device.
+    """A copy of an agent on the model's device, bound to the model if it reads the model's output embeddings.
 
     Attributes:
-        state: `weights_state` of the agent when it was copied.
-        device: Device of the copy.
+        state: Device, `weights_state` of the agent, and that of the model's head if it is bound to it.
         agent: The copy.
     """
 
     state: tuple[object, ...]
-    device: torch.device
     agent: nn.Module
 
 
@@ -125,22 +124,28 @@ class LoadedModel:
         return weights_state(self.model), config_digest(self.model.config)
 
     def agent_on(self, agent: nn.Module, device: torch.device) -> nn.Module:
-        """The agent itself if it is on the device already, else a copy there. The user's agent is never moved.
+        """What judges candidates of this model on a device. The user's agent is never moved or changed.
 
         Args:
             agent: The user's agent.
             device: Device of the states that the agent is to judge.
 
         Returns:
-            The agent, or its copy, which is kept until the agent's weights change.
+            The agent itself if it is on the device already, else a copy there. An agent that reads output embeddings
+            is bound to those of this model. A copy is kept until weights of the agent, or of the head, change.
         """
-        if all(tensor.device == device for tensor in (*agent.parameters(), *agent.buffers())):
+        bind = getattr(agent, "bind", None)
+        if bind is None and all(tensor.device == device for tensor in (*agent.parameters(), *agent.buffers())):
             return agent
-        state = weights_state(agent)
+        head = self.model.get_output_embeddings()
+        state = (device, weights_state(agent), None if bind is None else weights_state(head))
         with self.lock:
             agent_copy = self._agent_copies.get(agent)
-            if agent_copy is None or (agent_copy.state, agent_copy.device) != (state, device):
-                agent_copy = self._agent_copies[agent] = _AgentCopy(state, device, copy.deepcopy(agent).to(device))
+            if agent_copy is None or agent_copy.state != state:
+                placed = (
+                    copy.deepcopy(agent).to(device) if bind is None else bind(output_embeddings(self.model).to(device))
+                )
+                agent_copy = self._agent_copies[agent] = _AgentCopy(state, placed)
             return agent_copy.agent
 
     @contextmanager

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import BaseModel, Field
 from transformers import PreTrainedTokenizerBase
 
-from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.base import Agent
 from langchain_mara.grammar.specification import GrammarFields
 from langchain_mara.options import PromptFields
 from langchain_mara.policy.generation_config import PenaltyFields
@@ -37,7 +37,7 @@ class Settings(Protocol):
 
     model: "PreTrainedModel"
     tokenizer: PreTrainedTokenizerBase
-    agent: MaraAgent | None
+    agent: Agent | None
     stop: list[str] | None
     stop_token_ids: list[int] | None
     include_accept_probabilities: bool

@@ -21,8 +21,10 @@ langchain_mara: _version exceptions untrusted options
 langchain_mara.policy.attention: masks grouped_attention
 langchain_mara.policy: packed_linear fingerprints prefix_cache cache architectures loaded_model compilation model
     verification generation_config
-langchain_mara.agents: reference_checkpoints embedding_sketch recommended_options agent
-langchain_mara.decoding: request candidates recovery ngram sequence candidate_table pass_width step batch loop
+langchain_mara.agents: reference_checkpoints embedding_sketch recommended_options base agent look_ahead kinds
+langchain_mara.decoding: request candidates recovery ngram sequence
+langchain_mara.decoding.judging: asking before
+langchain_mara.decoding: candidate_table pass_width step batch loop
 langchain_mara.loading: declared_code peft_adapters models
 langchain_mara.tracing: statistics views trace
 langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens reasoning chat_template answer_turns
@@ -53,24 +55,29 @@ langchain_mara_training.evaluation: divergence systems reward_guided evaluate pr
 langchain_mara_training.evaluation.report: figures page retrace
 langchain_mara_training: run_folder
 langchain_mara_training.paper: settings paper_tables render
-langchain_mara_training.fitting: state_dataset net fit_loop validation fit_job pair_scores classifier
+langchain_mara_training.fitting: state_dataset networks net fit_loop validation fit_job pair_scores classifier
+langchain_mara_training.distillation: verdicts distill
 langchain_mara_training.reinforcement: actor_critic environment replay_buffer rollout_workers tracking recipe
     training_loop setup sac
 langchain_mara_training: aligner
 langchain_mara_training.demo.smollm2: model pairs side_by_side
 langchain_mara_training.demo: topics corpus dialogues judge measure train_tokenizer train_model build train_agent
-langchain_mara_training.jobs: inputs examples label fit evaluate rl
+langchain_mara_training.jobs: inputs examples label fit distill evaluate rl
 langchain_mara_training.commands: options examples demo label fit rl evaluate report table main
 """
 
-EXPECTED_ALL = ["ChatMara", "DecodingOptions", "MaraAgent", "MaraError", "MaraLLM", "__version__", "mara_generate"]
+EXPECTED_ALL = [
+    "ChatMara", "DecodingOptions", "LookAheadAgent", "MaraAgent", "MaraError", "MaraLLM", "__version__",
+    "mara_generate",
+]  # fmt: skip
 EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",
-    "EnvironmentOptions", "JobCallback", "JobProgress", "MaraAligner", "MaraClassifier", "MaraSAC", "Preference",
+    "Distillation", "EnvironmentOptions", "JobCallback", "JobProgress", "MaraAligner", "MaraClassifier", "MaraSAC",
+    "Preference",
     "PreferenceLabeler", "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions",
     "SequenceClassificationReward", "StateReward", "System", "TokenLabels", "UltraRMReward", "UpdateOptions",
-    "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system", "preference_rate", "rescore", "retrace",
-    "write_report",
+    "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system", "distill", "preference_rate", "rescore",
+    "retrace", "write_report",
 ]  # fmt: skip
 
 

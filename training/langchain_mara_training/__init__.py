@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from langchain_mara_training.aligner import MaraAligner
+    from langchain_mara_training.distillation.distill import Distillation, distill
     from langchain_mara_training.evaluation.comparison import Answer, Comparison, compare
     from langchain_mara_training.evaluation.evaluate import Decoded, best_of_n, decode_system
     from langchain_mara_training.evaluation.preference_rate import Preference, preference_rate
@@ -45,6 +46,7 @@ __all__ = [
     "CorrectorBaseline",
     "Decoded",
     "Decoding",
+    "Distillation",
     "EnvironmentOptions",
     "JobCallback",
     "JobProgress",
@@ -69,6 +71,7 @@ __all__ = [
     "best_of_n",
     "compare",
     "decode_system",
+    "distill",
     "preference_rate",
     "rescore",
     "retrace",
@@ -84,6 +87,7 @@ _MODULES = {
     "CorrectorBaseline": "evaluation.systems",
     "Decoded": "evaluation.evaluate",
     "Decoding": "evaluation.systems",
+    "Distillation": "distillation.distill",
     "EnvironmentOptions": "reinforcement.environment",
     "JobCallback": "storage.callbacks",
     "JobProgress": "storage.callbacks",
@@ -108,6 +112,7 @@ _MODULES = {
     "best_of_n": "evaluation.evaluate",
     "compare": "evaluation.comparison",
     "decode_system": "evaluation.evaluate",
+    "distill": "distillation.distill",
     "preference_rate": "evaluation.preference_rate",
     "rescore": "evaluation.rescoring",
     "retrace": "evaluation.report.retrace",

@@ -231,7 +231,9 @@ class MaraAligner(BaseEstimator):  # type: ignore[misc]
 
     def _label(self, rows: list[Row], number: int) -> TokenLabels:
         seed = self.random_state + number
-        options = {"random_state": seed, **(self.labeler_options or {})}
+        look_ahead = self.classifier is not None and self.classifier.agent == "look-ahead"
+        judges = {"judges": "before"} if look_ahead else {}
+        options = {"random_state": seed, **judges, **(self.labeler_options or {})}
         output = None if self.output is None else Path(self.output) / f"round-{number}" / "labels"
         if self.labeler == "rollout":
             # Reward functions must not get the pair's answers as columns.

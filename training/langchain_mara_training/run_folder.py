@@ -25,7 +25,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from langchain_mara import MaraAgent
+from langchain_mara.agents.base import Agent
 from langchain_mara.exceptions import OptionsError, TrainingError
 from langchain_mara_training.labeling.shard_list import MANIFEST_NAME, read_list
 from langchain_mara_training.labeling.token_labels import TokenLabels
@@ -120,7 +120,7 @@ class Run:
         """Appends a record to `log.jsonl`: time, command, event and values."""
         append_record(self.folder, self.command, event, **values)
 
-    def save_agent(self, agent: MaraAgent, sections: Sections) -> None:
+    def save_agent(self, agent: Agent, sections: Sections) -> None:
         """Saves an agent with its model card; see `model_card.save_agent`."""
         save_agent(agent, self.folder / "agent", sections)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import cache_free, tiny_agent, tiny_model
+from families import cache_free, tiny_agent, tiny_look_ahead, tiny_model
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
@@ -13,7 +13,7 @@ from langchain_mara import mara_generate
 from langchain_mara.exceptions import AgentMismatchError, LogitsProcessorError, OptionsError
 from langchain_mara.policy.model import PolicyModel
 
-ALWAYS = tiny_agent(bias=100.0)
+ALWAYS, AHEAD = tiny_agent(bias=100.0), tiny_look_ahead(bias=100.0)
 SOMETIMES = tiny_agent(bias=0.0)
 
 
@@ -51,7 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("agent", [ALWAYS, None], ids=["always accepts", "no agent"])
+@pytest.mark.parametrize("agent", [ALWAYS, AHEAD, None], ids=["always accepts", "looks ahead", "no agent"])
 def test_accepting_everything_equals_generate(model: PreTrainedModel, setting: str, agent: Any) -> None:
     settings = {"max_new_tokens": 14, "do_sample": False, "pad_token_id": 1, **SETTINGS[setting]}
     expected = model.generate(**padded(), **settings)

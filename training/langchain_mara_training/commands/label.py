@@ -6,7 +6,7 @@
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -41,6 +41,9 @@ _UNUSED = {
 }
 
 
+Judging = Literal["before", "after"]
+
+
 class Labeler(StrEnum):
     """Source of the labels."""
 
@@ -58,6 +61,9 @@ def label(
     output: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; an interrupted job resumes there.")],
     model: Annotated[str | None, name_option(help="Hub id or folder; the bundled model by default.")] = None,
     labeler: Annotated[Labeler, name_option(help="Source of the labels: preference or rollout.")] = Labeler.PREFERENCE,
+    judges: Annotated[
+        Judging, name_option(help="Agent to fit: after judges the state after a token, before looks ahead.")
+    ] = "after",
     all_tokens: Annotated[
         bool, typer.Option("--all-tokens", help="Also label tokens of the pairs that no agent is asked about.")
     ] = False,
@@ -117,7 +123,9 @@ def label(
 
         unused = _UNUSED[labeler]
         refuse_unused(ctx, unused, "with this labeler")
-        options = run_folder.resolved(ctx.params, "output", "as_json", "dry_run", *unused)
+        # A run of an earlier version says nothing of the state that is judged, and resumes.
+        as_before = ("judges",) if judges == "after" else ()
+        options = run_folder.resolved(ctx.params, "output", "as_json", "dry_run", *unused, *as_before)
         if dry_run:
             print_examples(*label_examples(output, options), as_json=as_json)
             return

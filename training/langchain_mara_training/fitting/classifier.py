@@ -11,11 +11,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.exceptions import TrainingError
+from langchain_mara.options import DEFAULT_LOOK_AHEAD_RANK
 from langchain_mara_training.fitting.fit_job import check_continuation, fitting_options, open_checkpoint
 from langchain_mara_training.fitting.fit_loop import FittingRecord, fit_agent, fit_pass
-from langchain_mara_training.fitting.net import fitting_device, initialize_weights, make_agent, rows_at_once
+from langchain_mara_training.fitting.net import fitting_device
+from langchain_mara_training.fitting.networks import AgentKind, FittedAgent, initialize_weights, log_odds, make_agent_of
 from langchain_mara_training.fitting.pair_scores import PairScores, score_pairs
 from langchain_mara_training.fitting.state_dataset import LabeledStates
 from langchain_mara_training.fitting.validation import (
@@ -32,7 +33,7 @@ from langchain_mara_training.storage.defaults import FITTING_DEFAULTS, EarlyStop
 
 
 class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Fits a `MaraAgent` to states labeled accept or reject.
+    """Fits an agent to states labeled accept or reject.
 
     States can be a numpy array, a memory map, a torch tensor, or sharded states on disk, from float16 to float64. They
     are read in batches, so they can be larger than memory. Of a memory map or of shards, one block is read after the
@@ -47,6 +48,8 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     numpy's.
 
     Args:
+        agent: Kind of agent: `state`, or `look-ahead`, whose rows are those of labels with `judges="before"`.
+        rank: Rank of a look-ahead agent's matrix for tokens, see `LookAheadAgent`; None for a full one.
         width: Units of the agent's first hidden layer, at least 4.
         max_epochs: Largest number of epochs, that is, of times all rows are used.
         batch_size: Rows per training step.
@@ -73,7 +76,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         verbose: Whether to show progress on standard error.
 
     Attributes:
-        agent_: The fitted `MaraAgent` in eval mode, on the CPU unless `device` is given: with held-out groups the best
+        agent_: The fitted agent in eval mode, on the CPU unless `device` is given: with held-out groups the best
             epoch's, otherwise the last one's. If `fit` fails after an epoch, it keeps that of the epochs so far, and
             raises with a note that says so. Later fits do not change it.
         classes_: (2,) labels in sorted order, which is that of the columns of `predict_proba`.
@@ -88,6 +91,8 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         *,
+        agent: AgentKind = "state",
+        rank: int | None = DEFAULT_LOOK_AHEAD_RANK,
         width: int = FITTING_DEFAULTS.width,
         max_epochs: int = FITTING_DEFAULTS.max_epochs,
         batch_size: int = FITTING_DEFAULTS.batch_size,
@@ -109,6 +114,8 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         callbacks: Any = (),
         verbose: bool = False,
     ) -> None:
+        self.agent = agent
+        self.rank = rank
         self.width = width
         self.max_epochs = max_epochs
         self.batch_size = batch_size
@@ -166,7 +173,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         record = FittingRecord.resumed(saved)
         try:
             fit_agent(
-                self._start(states.shape[1], seed, warm),
+                self._start(seed, warm),
                 LabeledStates(states, labels, scaled, train),
                 None if held_out is None else LabeledStates(states, labels, scaled, held_out),
                 fitting_options(self, seed),
@@ -223,7 +230,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed = self._new_seed() if agent is None else self._seed
         earlier_epochs = 0 if agent is None else self.n_iter_
         record = fit_pass(
-            self._start(states.shape[1], seed, agent),
+            self._start(seed, agent),
             LabeledStates(states, labels, weights, np.flatnonzero(weights)),
             replace(fitting_options(self, seed), schedule="constant"),
             earlier_epochs,
@@ -248,12 +255,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Log-odds of the second class, (n,) float64."""
         check_is_fitted(self, "agent_")
         states, _ = check_states(self, X, reset=False)
-        device, agent = fitting_device(self.device), self.agent_
-        if agent.ln.weight.device != device:
-            agent = self._agent(agent.state_dict()).to(device)
-        with torch.inference_mode():
-            logits = torch.cat([agent(chunk.to(device)).cpu() for chunk in states.chunks(rows_at_once(agent))]).double()
-        scores: NDArray[np.float64] = (logits[:, 1] - logits[:, 0]).numpy()
+        scores: NDArray[np.float64] = log_odds(self.agent_, states, fitting_device(self.device)).numpy()
         return scores if self.accept_class_ == self.classes_[1] else -scores
 
     def score_pairs(self, labels: TokenLabels) -> PairScores:
@@ -278,19 +280,18 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _new_seed(self) -> int:
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
-    def _start(self, hidden_size: int, seed: int, warm: MaraAgent | None) -> MaraAgent:
-        if warm is None:
-            return initialize_weights(make_agent(hidden_size, self.width), seed)
-        return self._agent(warm.state_dict())
+    def _start(self, seed: int, warm: FittedAgent | None) -> FittedAgent:
+        return initialize_weights(self._agent(), seed) if warm is None else self._agent(warm.state_dict())
 
-    def _agent(self, weights: dict[str, torch.Tensor]) -> MaraAgent:
-        agent = make_agent(self.n_features_in_, self.width, self.policy_model)
-        agent.load_state_dict(weights)
+    def _agent(self, weights: dict[str, torch.Tensor] | None = None) -> FittedAgent:
+        agent = make_agent_of(self.agent, self.n_features_in_, self.width, self.rank, self.policy_model)
+        if weights is not None:
+            agent.load_state_dict(weights)
         return agent.eval()
 
     def _keep(self, record: FittingRecord, classes: NDArray[Any], seed: int) -> Self:
         device = "cpu" if self.device is None else fitting_device(self.device)
-        self.agent_ = self._agent(record.kept_weights).to(device)
+        self.agent_: Any = self._agent(record.kept_weights).to(device)
         self.loss_curve_, self.validation_curve_ = record.loss_curve, record.validation_curve or None
         self.n_iter_, self.best_epoch_ = len(record.loss_curve), record.best_epoch
         self.classes_, self.accept_class_ = np.sort(classes), classes[1]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.base import Agent
 from langchain_mara.exceptions import AgentMismatchError
 from langchain_mara_training.fitting.net import FittingOptions, fitting_device
 from langchain_mara_training.fitting.state_dataset import States
@@ -22,7 +22,7 @@ _CHUNK_BYTES = 2**24
 
 
 def open_checkpoint(
-    classifier: "MaraClassifier", states: States, warm: MaraAgent | None, **data: Any
+    classifier: "MaraClassifier", states: States, warm: Agent | None, **data: Any
 ) -> JobCheckpoint | None:
     """The checkpoint of a classifier's job, or None if it has no folder.
 
@@ -38,6 +38,9 @@ def open_checkpoint(
     if classifier.checkpoint_dir is None:
         return None
     parameters = {name: value for name, value in classifier.get_params(deep=False).items() if name not in _NOT_OF_A_JOB}
+    if classifier.agent == "state":
+        # A checkpoint of an earlier version says nothing of kinds, and resumes.
+        parameters = {name: value for name, value in parameters.items() if name not in ("agent", "rank")}
     parameters["random_state"] = classifier.random_state if isinstance(classifier.random_state, Integral) else "drawn"
     parameters["warm_start"] = "" if warm is None else warm.fingerprint
     data["groups"] = data["groups"] if classifier.early_stopping else None  # `auto` stops early if there are groups
@@ -47,7 +50,7 @@ def open_checkpoint(
     return JobCheckpoint(classifier.checkpoint_dir, job)
 
 
-def check_continuation(classifier: "MaraClassifier", agent: MaraAgent | None, classes: NDArray[Any]) -> None:
+def check_continuation(classifier: "MaraClassifier", agent: Agent | None, classes: NDArray[Any]) -> None:
     """Checks that a fit can continue from an agent.
 
     Args:
@@ -61,6 +64,10 @@ def check_continuation(classifier: "MaraClassifier", agent: MaraAgent | None, cl
     """
     if agent is None:
         return
+    if agent.kind != classifier.agent:
+        raise AgentMismatchError(
+            f"Fitting continues from an agent of kind {agent.kind}, not {classifier.agent}. Start over with a clone."
+        )
     if agent.width != classifier.width:
         raise AgentMismatchError(
             f"Fitting continues from an agent of width {agent.width}, not {classifier.width}. Start over with a clone."

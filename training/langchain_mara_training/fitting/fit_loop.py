@@ -9,7 +9,7 @@ from skorch.callbacks import Callback
 from skorch.helper import predefined_split
 from torch import Tensor
 
-from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.base import Agent
 from langchain_mara_training.fitting.net import AgentNet, FittingOptions, FittingStopped
 from langchain_mara_training.fitting.state_dataset import Batch, LabeledStates
 from langchain_mara_training.storage.callbacks import JobCallback, JobEvents, as_callbacks, job_events
@@ -132,7 +132,7 @@ class EpochEnd(Callback):  # type: ignore[misc]
 
 
 def fit_agent(
-    agent: MaraAgent,
+    agent: Agent,
     train: LabeledStates,
     held_out: LabeledStates | None,
     options: FittingOptions,
@@ -201,7 +201,7 @@ def _is_of_skorch(callback: Any) -> bool:
 
 
 def fit_pass(
-    agent: MaraAgent, train: LabeledStates, options: FittingOptions, epoch: int, optimizer: dict[str, Any] | None
+    agent: Agent, train: LabeledStates, options: FittingOptions, epoch: int, optimizer: dict[str, Any] | None
 ) -> FittingRecord:
     """Fits an agent on the rows of a part of a stream once, at the options' constant learning rate.
 

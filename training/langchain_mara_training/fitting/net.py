@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.base import Agent
 from langchain_mara.exceptions import LoadingError, TrainingError
 from langchain_mara.loading.models import resolve_device
+from langchain_mara_training.fitting.networks import DROPOUT, ORDER, rows_at_once, training_forward
 from langchain_mara_training.fitting.state_dataset import Batch, LabeledStates, Target, generator_for
 from langchain_mara_training.storage.defaults import Schedule
 
 PRECISIONS = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
-INITIALIZATION, ORDER, DROPOUT = range(3)  # purposes of draws, see generator_for
-_CHUNK_BYTES = 2**26  # activations of a validation or prediction batch
 _LOSS_EVERY = 64  # batches between two readings of the loss, because a reading makes a GPU wait
 
 
@@ -81,7 +80,7 @@ class WeightedCrossEntropy(nn.Module):
 
 
 class AgentNet(NeuralNet):  # type: ignore[misc]
-    """A skorch net over a `MaraAgent`.
+    """A skorch net over an agent.
 
     Args:
         agent: Agent with its initial weights; it is fitted in place, on the options' device.
@@ -93,7 +92,7 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
 
     def __init__(
         self,
-        agent: MaraAgent,
+        agent: Agent,
         options: FittingOptions,
         total_steps: int,
         own: Sequence[Any] = (),
@@ -110,7 +109,7 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
             device=options.device,
             optimizer__weight_decay=options.weight_decay,
             optimizer__fused=options.device.type in {"cpu", "cuda"},
-            optimizer__param_groups=[(pattern, {"weight_decay": 0.0}) for pattern in ("ln.*", "*.bias")],
+            optimizer__param_groups=[(pattern, {"weight_decay": 0.0}) for pattern in ("*ln.*", "*.bias")],
         )
         self.own = {name for name, _ in own}
         self.options = options
@@ -214,37 +213,6 @@ class AgentNet(NeuralNet):  # type: ignore[misc]
         )
 
 
-def make_agent(hidden_size: int, width: int, policy_model: str | None = None) -> MaraAgent:
-    """An agent in float32, whatever PyTorch's default dtype is, whose weights are not initialized.
-
-    Args:
-        hidden_size: Size d of a state.
-        width: Units of the first hidden layer.
-        policy_model: Name of the policy model, stored in the agent.
-    """
-    # PyTorch would draw initial weights from its global generator.
-    with torch.device("meta"):
-        agent = MaraAgent(hidden_size, width, policy_model)
-    return agent.float().to_empty(device="cpu")
-
-
-def initialize_weights(agent: MaraAgent, seed: int) -> MaraAgent:
-    """Draws an agent's initial weights in place, as PyTorch's layers do, but from a seeded generator."""
-    generator = generator_for(seed, INITIALIZATION)
-    nn.init.ones_(agent.ln.weight)
-    nn.init.zeros_(agent.ln.bias)
-    for layer in (agent.linear1, agent.linear2, agent.output_linear):
-        bound = layer.in_features**-0.5
-        nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-    return agent
-
-
-def rows_at_once(agent: MaraAgent) -> int:
-    """Rows of a batch that needs no gradients: as many as a bound on memory allows."""
-    return max(1, _CHUNK_BYTES // (4 * max(agent.hidden_size, agent.width)))
-
-
 def fitting_device(device: str | torch.device | None, precision: str | None = None) -> torch.device:
     """The device to compute on.
 
@@ -263,38 +231,3 @@ def fitting_device(device: str | torch.device | None, precision: str | None = No
 
 def _unchanged(batch: Batch) -> Batch:
     return batch
-
-
-def training_forward(
-    agent: MaraAgent, states: Tensor, dropout: float, input_dropout: float, generator: torch.Generator
-) -> Tensor:
-    """The agent's logits with dropout, and with LayerNorm's affine map folded into the weights of the first layer.
-
-    Folding changes the gradients by rounding only, but none is needed with respect to the normalized states. That saves
-    an eighth of a training step's time in float32.
-
-    Args:
-        agent: Agent to train.
-        states: (k, d) states.
-        dropout: Share of the hidden units to leave out.
-        input_dropout: Share of the normalized states' entries to leave out.
-        generator: Generator of the draws, on the agent's device.
-
-    Returns:
-        (k, 2) logits of reject and accept.
-    """
-    normed = functional.layer_norm(states.float(), (agent.hidden_size,), eps=agent.ln.eps)
-    first = agent.linear1
-    weight, bias = first.weight * agent.ln.weight, first.bias + first.weight @ agent.ln.bias
-    hidden = functional.linear(_dropped(normed, input_dropout, generator), weight, bias).relu()
-    hidden = agent.linear2(_dropped(hidden, dropout, generator)).relu()
-    logits: Tensor = agent.output_linear(_dropped(hidden, dropout, generator))
-    return logits
-
-
-def _dropped(values: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Values of which a share is zero and the others are scaled, as in PyTorch's dropout, drawn from a generator."""
-    if not share:
-        return values
-    kept = torch.empty_like(values).bernoulli_(1 - share, generator=generator)
-    return values * kept.div_(1 - share)

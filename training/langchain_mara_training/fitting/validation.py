@@ -17,6 +17,7 @@ from torch import Tensor
 
 from langchain_mara_training.fitting.fit_loop import split_callbacks
 from langchain_mara_training.fitting.net import PRECISIONS
+from langchain_mara_training.fitting.networks import check_kind
 from langchain_mara_training.fitting.state_dataset import Rows, States, as_array_like, is_read_by_rows
 from langchain_mara_training.storage.defaults import Schedule
 
@@ -40,6 +41,7 @@ def check_parameters(classifier: Any) -> None:
     Raises:
         ValueError: If one is not; the message names it and the values it can have.
     """
+    check_kind(classifier.agent, classifier.rank)
     for name, smallest in _SMALLEST.items():
         value = getattr(classifier, name)
         if not isinstance(value, Integral) or value < smallest:

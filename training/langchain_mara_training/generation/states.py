@@ -1,11 +1,29 @@
-"""States of whole sequences, computed in one pass."""
+"""States of whole sequences, computed in one pass, and what look-ahead agents read of them."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from langchain_mara.agents.base import Judges
+from langchain_mara.agents.look_ahead import NUMBERS, look_ahead_features
+from langchain_mara.decoding.judging.before import Outlook
+from langchain_mara.exceptions import OptionsError
+from langchain_mara.policy.architectures import output_embeddings
 from langchain_mara.policy.model import PolicyModel
+
+_LOGITS_AT_ONCE = 1024
+
+
+def check_judges(judges: str) -> None:
+    """Refuses what is not one of `Judges`.
+
+    Raises:
+        OptionsError: If it is not.
+    """
+    if judges not in get_args(Judges):
+        raise OptionsError(f"judges must be one of {get_args(Judges)}, not {judges!r}.")
 
 
 def batch_states(policy: PolicyModel, token_ids: Sequence[Sequence[int]]) -> Tensor:
@@ -25,3 +43,30 @@ def batch_states(policy: PolicyModel, token_ids: Sequence[Sequence[int]]) -> Ten
     with policy.loaded.evaluation_mode():
         states: Tensor = policy.backbone(input_ids=padded, use_cache=False).last_hidden_state
     return states
+
+
+def columns_of(judges: Judges, hidden_size: int) -> int:
+    """Number of columns that an agent reads which judges candidates before or after they go through the model."""
+    return hidden_size if judges == "after" else 2 * hidden_size + NUMBERS
+
+
+def features_before(policy: PolicyModel, states: Tensor, token_ids: Tensor) -> Tensor:
+    """What a look-ahead agent reads of candidates.
+
+    Args:
+        policy: Policy model.
+        states: (n, d) states at hand.
+        token_ids: (n, k) int64 candidates of each.
+
+    Returns:
+        (n, k, 2 d + 2) `look_ahead_features` in the states' dtype, on their device.
+    """
+    embeddings = output_embeddings(policy.model)
+    parts = []
+    for chunk, ids in zip(states.split(_LOGITS_AT_ONCE), token_ids.split(_LOGITS_AT_ONCE), strict=True):
+        rows = torch.arange(len(chunk), device=chunk.device).repeat_interleave(ids.shape[1])
+        tokens, outlook = ids.to(chunk.device).flatten(), Outlook.of(chunk, policy.logits(chunk).to(chunk.device))
+        logs, rows_read = outlook.log_probabilities(rows, tokens), embeddings[tokens.to(embeddings.device)]
+        features = look_ahead_features(chunk[rows], rows_read.to(chunk.device), logs, outlook.entropies[rows])
+        parts.append(features.view(*ids.shape, -1))
+    return torch.cat(parts)

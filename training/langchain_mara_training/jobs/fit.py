@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from langchain_mara.exceptions import MaraError, TrainingError
+from langchain_mara.options import DEFAULT_LOOK_AHEAD_RANK
 from langchain_mara_training import run_folder
 from langchain_mara_training.fitting.classifier import MaraClassifier
 from langchain_mara_training.fitting.validation import held_out_accuracy, split_by_group
@@ -39,6 +40,8 @@ def fit(source: Path, output: Path | None, options: Options) -> Values:
     policy_model = label_options.get("model") or BUNDLED_MODEL
     classifier = MaraClassifier(
         **{name: options[name] for name in _FITTING},
+        agent=options.get("agent") or "state",
+        rank=options.get("rank", DEFAULT_LOOK_AHEAD_RANK) or None,
         max_epochs=options["epochs"],
         validation_fraction=options["validation_fraction"] or FITTING_DEFAULTS.validation_fraction,
         checkpoint_dir=run.checkpoints,

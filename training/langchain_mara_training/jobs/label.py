@@ -99,6 +99,7 @@ def _labeler(options: Options, device: str | None) -> PreferenceLabeler | Rollou
     seed = options["seed"]
     decoding = {name: options[name] for name in DECODING if name in options}
     on_bad = {name: options[name] for name in ("too_long", "on_bad_row")}
+    on_bad["judges"] = options.get("judges", "after")
     if options["labeler"] == "preference":
         llm = load_llm(options, device, **decoding)
         return PreferenceLabeler(llm, candidate_filter=not options["all_tokens"], random_state=seed, **on_bad)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from langchain_mara import MaraLLM
+from langchain_mara.agents.base import Judges
 from langchain_mara.decoding.candidates import candidate_sets
 from langchain_mara.exceptions import DataError, OptionsError
 from langchain_mara.policy.model import PolicyModel
@@ -19,7 +20,7 @@ from langchain_mara_training.data.readers import Groups, iterate_feedback
 from langchain_mara_training.data.row_report import RowReport, placed
 from langchain_mara_training.data.sources import OpenedSource, Source
 from langchain_mara_training.generation.prompts import check_too_long
-from langchain_mara_training.generation.states import batch_states
+from langchain_mara_training.generation.states import batch_states, check_judges, features_before
 from langchain_mara_training.labeling.answer_store import AnswerStore
 from langchain_mara_training.labeling.answer_tokens import LabeledAnswer, labeled_answers
 from langchain_mara_training.labeling.shards import label_shards
@@ -42,6 +43,8 @@ class PreferenceLabeler:
 
     Args:
         llm: Policy model with its chat template and candidate sets (`top_k`, `top_p`).
+        judges: What the agent to fit judges by. `after`: the features are the states that the tokens produce. `before`:
+            they are `look_ahead_features`: state before the token, its output embedding, its log-probability, entropy.
         candidate_filter: Whether to keep only tokens in a candidate set of at least two. The agent is never asked
             about any others.
         weighting: What has equal weight: every `token` or every `answer`.
@@ -67,6 +70,7 @@ class PreferenceLabeler:
         self,
         llm: MaraLLM,
         *,
+        judges: Judges = "after",
         candidate_filter: bool = True,
         weighting: Weighting = "token",
         decay: float = 1.0,
@@ -82,6 +86,7 @@ class PreferenceLabeler:
                 f"batch_tokens={batch_tokens}, shard_tokens={shard_tokens} (at least 1)."
             )
         check_too_long(too_long)
+        check_judges(judges)
         self.report_ = RowReport(on_bad_row)
         self.llm = llm
         self.candidate_filter = candidate_filter
@@ -92,6 +97,7 @@ class PreferenceLabeler:
         self.batch_tokens = batch_tokens
         self.shard_tokens = shard_tokens
         self.random_state = random_state
+        self.judges = judges
         self._policy = PolicyModel(llm.model)
 
     def label(
@@ -197,9 +203,13 @@ class PreferenceLabeler:
         token_ids = torch.tensor([token for answer in batch for token in answer.token_ids[answer.start :]])
         on_device = row.to(hidden.device), position.to(hidden.device)
         # A token is a candidate of the position before it.
-        ranks, counts = self._ranks(hidden[on_device[0], on_device[1] - 1], token_ids)
+        before = hidden[on_device[0], on_device[1] - 1]
+        ranks, counts = self._ranks(before, token_ids)
+        judged = hidden[on_device]
+        if self.judges == "before":
+            judged = features_before(self._policy, before, token_ids[:, None])[:, 0]
         labeled = LabeledTokens(
-            states=hidden[on_device].to("cpu", torch.float16),
+            states=judged.to("cpu", torch.float16),
             labels=torch.tensor([answer.label for answer in batch], dtype=torch.int8)[row],
             weights=self._weights(batch)[row] * self.decay ** (position - starts[row]),
             groups=torch.tensor([answer.group for answer in batch], dtype=torch.int64)[row],
@@ -245,6 +255,7 @@ class PreferenceLabeler:
                 name: getattr(self, name)
                 for name in ("candidate_filter", "weighting", "decay", "batch_tokens", "shard_tokens")
             },
+            **({} if self.judges == "after" else {"judges": self.judges}),
         }
 
 

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from langchain_mara import MaraLLM
+from langchain_mara.agents.base import Judges
 from langchain_mara.decoding.candidates import candidate_sets
 from langchain_mara.exceptions import RewardError
 from langchain_mara.options import options_error
@@ -28,6 +29,7 @@ from langchain_mara_training.data.row_report import RowReport
 from langchain_mara_training.data.sources import OpenedSource, Source
 from langchain_mara_training.generation.generate import AnswerStart, generate_answers, score_answers
 from langchain_mara_training.generation.prompts import check_too_long
+from langchain_mara_training.generation.states import check_judges, columns_of, features_before
 from langchain_mara_training.labeling.prompt_rows import PromptRow, PromptRows, read_prompt_rows
 from langchain_mara_training.labeling.rollout_options import RolloutOptions
 from langchain_mara_training.labeling.shards import label_shards
@@ -52,7 +54,7 @@ class Position:
         answer_ids: Token ids of the answer before the position.
         candidates: Token ids of the candidates, most probable first.
         probabilities: (candidates,) float64 probabilities of the model, renormalized over the candidates.
-        states: (candidates, d) float16 states that the candidates produce.
+        states: (candidates, columns) float16 states that the candidates produce, or `look_ahead_features` of them.
     """
 
     source: PromptRow
@@ -69,6 +71,7 @@ class RolloutLabeler:
     Args:
         llm: Policy model, and the agent to improve if it has one.
         reward_funcs: One or several reward functions in TRL's signature.
+        judges: What the agent to fit judges by, see `PreferenceLabeler`.
         reward_weights: Weight of each reward function; by default 1.
         too_long: What happens to a prompt that leaves no room for an answer: `error`, `skip`, or `truncate-left`, which
             cuts a prompt until `max_new_tokens` fit, but not below half of the context.
@@ -88,6 +91,7 @@ class RolloutLabeler:
         llm: MaraLLM,
         reward_funcs: RewardFunction | Sequence[RewardFunction],
         *,
+        judges: Judges = "after",
         reward_weights: Sequence[float] | None = None,
         too_long: TooLong = "error",
         on_bad_row: OnBadRow = "error",
@@ -99,6 +103,8 @@ class RolloutLabeler:
         except ValidationError as error:
             raise options_error(error, RolloutOptions.model_fields) from None
         check_too_long(too_long)
+        check_judges(judges)
+        self.judges = judges
         self.too_long = too_long
         self.on_bad_row = on_bad_row
         self.report_ = RowReport(on_bad_row)
@@ -161,7 +167,7 @@ class RolloutLabeler:
             self._examine(positions[start : start + self.options.batch_size])
         rewards = self._rewards(positions)
         empty = LabeledTokens(
-            torch.zeros((0, self._policy.hidden_size), dtype=torch.float16),
+            torch.zeros((0, columns_of(self.judges, self._policy.hidden_size)), dtype=torch.float16),
             *(torch.zeros(0, dtype=dtype) for dtype in _DTYPES),
         )
         pairs = zip(positions, rewards, strict=True)
@@ -196,6 +202,8 @@ class RolloutLabeler:
         span = int(lengths.max()) + width
         cache.reserve(len(positions), span)
         states = policy.siblings(cache, sets.token_ids, slots, lengths.to(policy.device), span)
+        if self.judges == "before":
+            states = features_before(policy, last_states, sets.token_ids)
         for i, position in enumerate(positions):
             count = int(sets.counts[i])
             position.candidates = sets.token_ids[i, :count].tolist()
@@ -252,6 +260,7 @@ class RolloutLabeler:
             "data": digest([tuple(row) for row in rows]),
             "rewards": describe_rewards(self.rewards),
             "options": self.options.model_dump(),
+            **({} if self.judges == "after" else {"judges": self.judges}),
         }
 
 

@@ -8,7 +8,7 @@ for moving away from the policy model.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -164,7 +164,7 @@ def take_steps(
     if options.log_probability == "log-softmax":
         width = llm.top_k  # the softmax needs the states of the whole candidate set
     answers = generate_answers(llm.model_copy(update={"width": width}), starts, batch_size, keep_states=True, **changes)
-    return [steps_of(decoded, llm.agent, options) for decoded in answers]
+    return [steps_of(decoded, cast("MaraAgent", llm.agent), options) for decoded in answers]
 
 
 def score_steps(

@@ -16,7 +16,7 @@ from langchain_mara.exceptions import OptionsError
 from langchain_mara_training.data.readers import Row, Source, read_prompts
 from langchain_mara_training.evaluation.evaluate import decode_system
 from langchain_mara_training.evaluation.systems import Decoding
-from langchain_mara_training.fitting.net import make_agent
+from langchain_mara_training.fitting.networks import make_agent
 from langchain_mara_training.reinforcement.actor_critic import UpdateOptions
 from langchain_mara_training.reinforcement.environment import EnvironmentOptions
 from langchain_mara_training.reinforcement.recipe import Recipe
@@ -223,6 +223,11 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
                 raise OptionsError(f"{name}={getattr(self, name)} must be at least {value}.")
         if self.preset not in ("default", "reference"):
             raise OptionsError(f"preset={self.preset!r} is unknown. Give default or reference.")
+        if self.llm.agent is not None and self.llm.agent.judges == "before":
+            raise OptionsError(
+                "MaraSAC trains state agents, and the agent of this LLM judges before. Train from llm.with_agent(None) "
+                "or a state agent, and distill the result."
+            )
         make_trackers(self.trackers, self.output)
         as_callbacks(self.callbacks)
 

@@ -7,7 +7,7 @@ import torch
 
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training.data.readers import Row
-from langchain_mara_training.fitting.net import initialize_weights, make_agent
+from langchain_mara_training.fitting.networks import initialize_weights, make_agent
 from langchain_mara_training.reinforcement.actor_critic import ActorCritic, UpdateOptions, make_critics
 from langchain_mara_training.reinforcement.environment import EnvironmentOptions
 from langchain_mara_training.reinforcement.replay_buffer import ReplayBuffer

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from langchain_mara import MaraAgent
+from langchain_mara.agents.base import Agent
 from langchain_mara.untrusted import markdown
 from langchain_mara_training.storage.atomic import explained
 
@@ -16,7 +16,7 @@ Sections = Mapping[str, Mapping[str, Any]]
 """Tables of a model card by title; each table maps names to values."""
 
 
-def save_agent(agent: MaraAgent, folder: Path, sections: Sections) -> None:
+def save_agent(agent: Agent, folder: Path, sections: Sections) -> None:
     """Saves an agent completely or not at all, and replaces the agent that was there.
 
     Args:

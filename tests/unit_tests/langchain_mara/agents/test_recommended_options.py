@@ -23,7 +23,7 @@ def plain() -> MaraLLM:
 
 @pytest.fixture(scope="module")
 def recommending(plain: MaraLLM) -> Recommending:
-    def agent(**options: float) -> MaraAgent:
+    def agent(**options: float | str) -> MaraAgent:
         return MaraAgent(plain.model.config.hidden_size, 8, recommended_options=options).eval()
 
     return agent
@@ -48,6 +48,14 @@ def test_they_leave_with_their_agent(plain: MaraLLM, recommending: Recommending)
     assert options(plain.with_agent(agent).with_agent(other)) == (0.95, 0.25)
     assert options(plain.with_agent(agent).with_agent(None)) == (0.95, 0.5)
     assert options(plain.with_agent(agent).model_copy(update={"top_p": 0.6}).with_agent(other)) == (0.6, 0.25)
+
+
+def test_a_strategy_can_be_recommended(plain: MaraLLM, recommending: Recommending) -> None:
+    guided = plain.with_agent(recommending(strategy="guided", strength=0.7))
+    assert (guided.strategy, guided.strength) == ("guided", 0.7)
+    assert guided.with_agent(None).strategy == "first-accept"
+    with pytest.raises(OptionsError, match="strategy='best'"):
+        recommending(strategy="best")
 
 
 def test_a_call_with_another_agent(plain: MaraLLM, recommending: Recommending) -> None:

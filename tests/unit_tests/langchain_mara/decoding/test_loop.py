@@ -175,7 +175,7 @@ AGENTS = [tiny_agent(seed=seed, bias=bias) for seed, bias in enumerate([0.0, 1.0
     st.lists(st.tuples(st.sampled_from(range(5)), st.sampled_from([0, 1, 2, 3, None])), min_size=1, max_size=6),
     st.integers(1, 6),
     st.integers(1, 14),
-    st.sampled_from(["first-accept", "max-prob", "random"]),
+    st.sampled_from(["first-accept", "max-prob", "random", "guided"]),
     st.sampled_from(["descending", "reversed", "top-1-last", "sampled"]),
 )
 def test_results_depend_on_nothing_but_the_request(
@@ -327,7 +327,7 @@ def test_kept_states_and_log_probabilities_are_the_model_s(policy: PolicyModel, 
         ids = [*request.prompt_ids]
         for decision in decisions:
             assert decision.candidate_states is not None
-            states, logs = decision.candidate_states
+            states, logs, at_hand = decision.candidate_states
             examined = len(decision.accept_probabilities)
             assert examined <= len(states) <= len(decision.candidates) == len(logs)
             assert len(states) < examined + width
@@ -336,6 +336,9 @@ def test_kept_states_and_log_probabilities_are_the_model_s(policy: PolicyModel, 
             with torch.inference_mode():
                 full = (policy.logits(state_of(policy, ids)[None])[0].float()).log_softmax(-1)
             torch.testing.assert_close(logs, full[list(decision.candidates)], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(at_hand.state, state_of(policy, ids), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(at_hand.log_probabilities, logs, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(at_hand.entropy, -(full.exp() * full).sum(), atol=1e-5, rtol=1e-4)
             assert decision.token_id is not None
             ids.append(decision.token_id)
 

@@ -96,7 +96,7 @@ def test_drafts_grow_while_they_are_right_and_shrink_to_what_was() -> None:
 @settings(max_examples=12)
 @given(
     st.lists(st.tuples(st.sampled_from(PROMPTS), st.sampled_from(AGENTS)), min_size=1, max_size=5),
-    st.sampled_from(["first-accept", "first-accept", "max-prob", "random", "sampled"]),
+    st.sampled_from(["first-accept", "first-accept", "max-prob", "random", "sampled", "guided"]),
     st.sampled_from(["descending", "descending", "reversed", "top-1-last", "sampled"]),
     st.sampled_from([0.0, 0.7]),
     st.integers(1, 5),

@@ -201,7 +201,7 @@ def test_what_is_known_of_a_model_goes_with_it() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("costs", [FLAT, STEEP, PassCosts([1, 8, 16], [1.0, 1.0, 4.0])])
-@pytest.mark.parametrize("strategy", ["first-accept", "max-prob", "random", "sampled"])
+@pytest.mark.parametrize("strategy", ["first-accept", "max-prob", "random", "sampled", "guided"])
 @pytest.mark.parametrize("draft", [0, 4])
 def test_results_do_not_depend_on_chosen_widths(
     policy: PolicyModel, costs: PassCosts, strategy: Any, draft: int

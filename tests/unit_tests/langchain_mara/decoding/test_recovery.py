@@ -411,7 +411,7 @@ def test_cancelled_preempted_rows_make_room(policy: PolicyModel) -> None:
 @settings(max_examples=10)
 @given(
     st.lists(st.integers(0, 11), min_size=1, max_size=7),
-    st.sampled_from(["first-accept", "max-prob", "random"]),
+    st.sampled_from(["first-accept", "max-prob", "random", "guided"]),
     st.sampled_from(["descending", "reversed", "sampled"]),
     st.integers(1, 6),
     st.integers(1, 9),

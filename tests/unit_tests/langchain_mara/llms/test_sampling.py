@@ -47,6 +47,8 @@ def test_a_temperature_of_a_call_replaces_only_the_default_order(llm: MaraLLM) -
             {"strategy": "sampled", "accept_threshold": 0.7},
             "accept_threshold=0.7 has no effect with strategy='sampled'",
         ),
+        ({"strategy": "guided", "accept_threshold": 0.7}, "accept_threshold=0.7 has no effect with strategy='guided'"),
+        ({"strength": 0.7}, "strength=0.7 has no effect with strategy='first-accept'"),
         ({"agent": None, "accept_threshold": 0.7}, "accept_threshold=0.7 has no effect with no agent"),
         ({"agent": None, "fallback": -1}, "fallback=-1 has no effect with no agent"),
     ],

@@ -14,7 +14,7 @@ from langchain_mara_training.labeling.token_labels import TokenLabels
 
 from langchain_mara import MaraLLM
 from langchain_mara.decoding.candidates import candidate_sets
-from langchain_mara.exceptions import DataError, OptionsError
+from langchain_mara.exceptions import DataError, OptionsError, TrainingError
 from langchain_mara.policy.model import PolicyModel
 
 PAIRS = [
@@ -256,3 +256,38 @@ def test_thumbs_and_lists_beside_pairs(demo_llm: MaraLLM) -> None:
 def test_large_groups_reach_the_labels(demo_llm: MaraLLM, tmp_path: Path) -> None:
     labels = PreferenceLabeler(demo_llm).label([{**PAIRS[0], "group": 2**63 - 1}], tmp_path)
     assert set(labels.groups.tolist()) == {2**63 - 1}
+
+
+@torch.inference_mode()
+def test_labels_for_an_agent_that_judges_before(demo_llm: MaraLLM) -> None:
+    """State before the token, its output embedding, its log-probability and the entropy; the rest as for the state."""
+    labels = PreferenceLabeler(demo_llm, judges="before").label(PAIRS)
+    after = PreferenceLabeler(demo_llm).label(PAIRS)
+    assert rows_of(labels) == rows_of(after)
+    size = after.X.shape[1]
+    assert labels.X.shape == (len(after), 2 * size + 2)
+    model: Any = demo_llm.model
+    for side in ("chosen", "rejected"):
+        ids = [*demo_llm.encode(PAIRS[0]["prompt"]), *demo_llm.get_token_ids(PAIRS[0][side])]
+        output = model(torch.tensor([ids]), output_hidden_states=True)
+        logs = output.logits[0].float().log_softmax(-1)
+        own = (labels.groups == 0) & (labels.y == (side == "chosen")) & (labels.positions < len(ids))
+        assert own.any()
+        for found, place, token in zip(labels.X[own], labels.positions[own], labels.token_ids[own], strict=True):
+            assert ids[place] == token
+            before = logs[place - 1]
+            expected = [
+                output.hidden_states[-1][0, place - 1],
+                model.get_output_embeddings().weight[token],
+                torch.stack([before[token], -(before.exp() * before).sum()]),
+            ]
+            np.testing.assert_allclose(found.astype(np.float32), torch.cat(expected), rtol=3e-3, atol=3e-3)
+
+
+def test_labels_before_are_another_job_and_the_way_to_judge_is_checked(demo_llm: MaraLLM, tmp_path: Path) -> None:
+    written = PreferenceLabeler(demo_llm, judges="before").label(PAIRS, tmp_path)
+    assert np.array_equal(np.asarray(TokenLabels.load(tmp_path).X), np.asarray(written.X))
+    with pytest.raises(TrainingError, match="judges"):
+        PreferenceLabeler(demo_llm).label(PAIRS, tmp_path)
+    with pytest.raises(OptionsError, match="judges must be one of"):
+        PreferenceLabeler(demo_llm, judges="during")  # type: ignore[arg-type]

@@ -188,3 +188,22 @@ def test_nothing_to_label(demo_llm: MaraLLM) -> None:
 def test_options_out_of_range(demo_llm: MaraLLM, options: dict[str, Any]) -> None:
     with pytest.raises(OptionsError, match=next(iter(options))):
         RolloutLabeler(demo_llm, count_letters, **options)
+
+
+@pytest.mark.slow
+def test_labels_for_an_agent_that_judges_before(demo_llm: MaraLLM, labels: TokenLabels) -> None:
+    """The same labels; the features of all candidates of a position hold the same state and entropy."""
+    before = RolloutLabeler(demo_llm, count_letters, judges="before", **OPTIONS).label(PROMPTS)
+    size = labels.X.shape[1]
+    for name in ("y", "groups", "positions", "token_ids", "ranks"):
+        assert np.array_equal(getattr(before, name), getattr(labels, name)), name
+    assert before.X.shape == (len(labels), 2 * size + 2)
+    group, place = int(before.groups[0]), int(before.positions[0])
+    here = (before.groups == group) & (before.positions == place)
+    rows = np.asarray(before.X)[here].astype(np.float32)
+    assert len(rows) > 1
+    assert np.allclose(rows[:, [*range(size), -1]], rows[0, [*range(size), -1]])
+    ids = greedy(demo_llm, demo_llm.encode(PROMPTS[group]), demo_llm.max_new_tokens)[:place]
+    with torch.inference_mode():
+        logs = demo_llm.model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    np.testing.assert_allclose(rows[:, -2], logs[before.token_ids[here]], rtol=2e-3, atol=2e-3)

@@ -80,7 +80,7 @@ def test_saving_and_loading_keeps_every_bit(agent: MaraAgent, agent_folder: Path
 def test_config_holds_sizes_policy_model_and_version(tmp_path: Path) -> None:
     MaraAgent(8, 12, policy_model="org/model").save_pretrained(tmp_path)
     sizes = {"hidden_size": 8, "width": 12, "policy_model": "org/model", "library_version": __version__}
-    expected = {**sizes, "recommended_options": None, "policy_sketch": None}
+    expected = {**sizes, "kind": "state", "recommended_options": None, "policy_sketch": None}
     assert json.loads((tmp_path / "config.json").read_text()) == expected
     loaded = MaraAgent.from_pretrained(tmp_path)
     assert {name: getattr(loaded, name) for name in expected} == {**expected, "recommended_options": {}}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from langchain_mara_training.fitting import net as network
+from langchain_mara_training.fitting import networks
 from langchain_mara_training.fitting import state_dataset as batches
 from langchain_mara_training.fitting.classifier import MaraClassifier
 from langchain_mara_training.fitting.fit_job import fitting_options
@@ -249,7 +250,7 @@ def test_weights_weigh_the_loss() -> None:
     weights = np.where(labels, 9.0, 1.0)
     fitted = make(schedule="constant", max_epochs=8).fit(X, labels, sample_weight=weights)
     assert fitted.predict(X).mean() > 0.8 > make(max_epochs=8).fit(X, labels).predict(X).mean()
-    agent = network.initialize_weights(network.make_agent(8, 16), fitted._seed)
+    agent = networks.initialize_weights(networks.make_agent(8, 16), fitted._seed)
     losses = functional.cross_entropy(agent(torch.from_numpy(X)), torch.from_numpy(labels), reduction="none")
     start = make(batch_size=300, max_epochs=1).fit(X, labels, sample_weight=weights).loss_curve_
     assert start == [pytest.approx(np.average(losses.detach().numpy(), weights=weights), rel=1e-5)]
@@ -363,13 +364,13 @@ def test_cuda(precision: Any) -> None:
 
 
 def test_folding_the_affine_map_changes_no_gradient() -> None:
-    agent = network.initialize_weights(network.make_agent(8, 16), seed=0)
+    agent = networks.initialize_weights(networks.make_agent(8, 16), seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         agent.ln.weight.uniform_(0.5, 2, generator=generator)
         agent.ln.bias.uniform_(-1, 1, generator=generator)
     gradients = []
-    for forward in (agent, lambda states: network.training_forward(agent, states, 0, 0, generator)):
+    for forward in (agent, lambda states: networks.training_forward(agent, states, 0, 0, generator)):
         agent.zero_grad()
         functional.cross_entropy(forward(torch.from_numpy(X)), torch.from_numpy(Y)).backward()
         gradients.append([parameter.grad.clone() for parameter in agent.parameters()])
@@ -378,14 +379,14 @@ def test_folding_the_affine_map_changes_no_gradient() -> None:
 
 
 def test_dropout_leaves_out_shares_and_keeps_the_mean() -> None:
-    agent = network.initialize_weights(network.make_agent(8, 16), seed=0)
+    agent = networks.initialize_weights(networks.make_agent(8, 16), seed=0)
     states = torch.from_numpy(X[:1]).repeat(4000, 1)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for module in (agent.linear1, agent.linear2):  # without ReLU's kinks, the mean of the logits stays
             module.bias.fill_(9)
         plain = agent(states[:1])
-        logits = network.training_forward(agent, states, 0.5, 0.2, generator)
+        logits = networks.training_forward(agent, states, 0.5, 0.2, generator)
     assert logits.std(0).min() > 0.05
     torch.testing.assert_close(logits.mean(0, keepdim=True), plain, rtol=0.1, atol=0.1)
     assert len(logits.unique(dim=0)) > 3000

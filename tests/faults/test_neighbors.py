@@ -24,8 +24,8 @@ AGENT = tiny_agent(seed=3)
 BAD_TOKEN = 50
 """Only the poisoned prompt holds it; `broken_model` breaks passes over it."""
 OPTIONS: list[dict[str, Any]] = [
-    {}, {"order": "sampled", "seed": 4}, {"strategy": "max-prob"}, {"strategy": "random", "seed": 2}, {"strategy": "guided"},
-    {"top_k": 3}, {"order": "top-1-last"}, {"strategy": "sampled", "seed": 9},
+    {}, {"order": "sampled", "seed": 4}, {"strategy": "max-prob"}, {"strategy": "random", "seed": 2},
+    {"strategy": "guided"}, {"top_k": 3}, {"order": "top-1-last"}, {"strategy": "sampled", "seed": 9},
 ]  # fmt: skip
 
 

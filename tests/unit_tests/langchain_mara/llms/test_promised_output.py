@@ -2,19 +2,21 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import torch
-from families import tiny_agent
+from families import tiny_agent, tiny_look_ahead
 from grammars import EOS, TOKENIZER, engine, ids, json_llm, promised, text_of
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from langchain_core.caches import InMemoryCache
 from transformers import LogitsProcessorList
 
+from langchain_mara.agents.base import Agent
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.exceptions import GrammarError
@@ -101,16 +103,18 @@ def test_two_hundred_schemas_of_the_official_suite(llm: MaraLLM) -> None:
 @given(
     width=st.sampled_from([None, 1, 2, 7]), batch_size=st.integers(1, 6), draft=st.integers(0, 5),
     forms=st.lists(st.integers(0, len(FORMS) - 1), min_size=1, max_size=6), accepts=st.sampled_from([0.0, 100.0]),
+    strategy=st.sampled_from(["first-accept", "guided"]),
 )  # fmt: skip
 @settings(max_examples=12, deadline=None, phases=[Phase.generate])
 def test_a_batch_with_drafts_is_each_answer_alone(
-    plain: MaraLLM, width: int | None, batch_size: int, draft: int, forms: list[int], accepts: float
+    plain: MaraLLM, width: int | None, batch_size: int, draft: int, forms: list[int], accepts: float, strategy: str
 ) -> None:
-    agents = [tiny_agent(seed=3, bias=accepts), tiny_agent(seed=4), None]
+    agents = [tiny_agent(seed=3, bias=accepts), tiny_look_ahead(seed=4), None]
 
     def all_requests() -> list[Request]:
         return [
-            request(plain.with_agent(agents[i % 3]), FORMS[form], max_new_tokens=20) for i, form in enumerate(forms)
+            request(plain.with_agent(agents[i % 3]), FORMS[form], max_new_tokens=20, strategy=strategy)
+            for i, form in enumerate(forms)
         ]
 
     alone = [facts(plain, [each], width=1)[0][0] for each in all_requests()]
@@ -145,10 +149,10 @@ def test_the_agent_judges_grammatical_candidates_only(llm: MaraLLM, plain: MaraL
         assert len(decision.candidates) == min(len(allowed), 40)
 
 
-def test_the_agent_still_decides(llm: MaraLLM) -> None:
-    answers = {
-        llm.with_agent(tiny_agent(seed=seed)).invoke("Hi", regex="[a-z]{6}", accept_threshold=0.5) for seed in range(6)
-    }
+@pytest.mark.parametrize("kind", [tiny_agent, tiny_look_ahead])
+@pytest.mark.parametrize("options", [{}, {"strategy": "guided", "strength": 0.9}], ids=["first-accept", "guided"])
+def test_the_agent_still_decides(llm: MaraLLM, kind: Callable[..., Agent], options: dict[str, Any]) -> None:
+    answers = {llm.with_agent(kind(seed=seed)).invoke("Hi", regex="[a-z]{6}", **options) for seed in range(6)}
     assert len(answers) > 1
     assert all(re.fullmatch("[a-z]{6}", answer) for answer in answers)
 

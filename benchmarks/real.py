@@ -30,7 +30,7 @@ from langchain_mara_training import (
     System,
     compare,
 )
-from langchain_mara_training.demo.smollm2.__main__ import fit_agent, reading_model
+from langchain_mara_training.demo.smollm2.__main__ import fit_agent
 from langchain_mara_training.demo.smollm2.model import smollm2, smollm2_folder
 from langchain_mara_training.demo.smollm2.pairs import split_pairs
 from langchain_mara_training.rewards.fitted.features import SentenceEncoder
@@ -137,7 +137,7 @@ class Bench:
 
 def by_preference(bench: Bench, place: Path, seed: int) -> Agent:
     """An agent fitted to the tokens of the training pairs, as the shipped one is."""
-    agent: Agent = fit_agent(reading_model(), bench.split.train, bench.folder / "labels", seed).agent_
+    agent: Agent = fit_agent(bench.llm, bench.split.train, bench.folder, seed).agent_
     agent.save_pretrained(place)
     return agent
 

@@ -3,6 +3,7 @@
 Labels of human preference pairs, a fit with default parameters, and the reward that the demo scores answers with.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,19 +14,27 @@ from langchain_mara import MaraLLM
 from langchain_mara.agents.embedding_sketch import embedding_sketch
 from langchain_mara.agents.look_ahead import LookAheadAgent
 from langchain_mara.loading.models import BUILT_IN_AGENTS_FOLDER
+from langchain_mara_training.demo.smollm2.everyday import everyday_pairs
 from langchain_mara_training.demo.smollm2.model import HUB_ID, smollm2
 from langchain_mara_training.demo.smollm2.pairs import Pairs, split_pairs
 from langchain_mara_training.demo.smollm2.side_by_side import AGENT, REWARD_FOLDER
 from langchain_mara_training.fitting.classifier import MaraClassifier
 from langchain_mara_training.labeling.preference import PreferenceLabeler
+from langchain_mara_training.labeling.token_labels import TokenLabels
 from langchain_mara_training.rewards.fitted.state_reward import StateReward
+from langchain_mara_training.storage.atomic import write_atomically
 from langchain_mara_training.storage.model_card import save_agent
 
 AGENT_FOLDER = BUILT_IN_AGENTS_FOLDER / AGENT.partition(":")[2]
 """Folder of the shipped agent."""
-RECOMMENDED: dict[str, float | str] = {"strategy": "guided", "strength": 0.95}
+STRENGTH = 0.95
+RECOMMENDED: dict[str, float | str] = {"strategy": "guided", "strength": STRENGTH}
 """Decoding options found on prompts of the judge's conversations, see docs/results.md."""
-DATA = {"source": "Anthropic/hh-rlhf, harmless-base, test split", "license": "MIT", "labeler": "preference"}
+DATA = {
+    "source": "Anthropic/hh-rlhf, harmless-base, test split; and own answers to everyday questions of the demo corpus",
+    "license": "MIT",
+    "labeler": "preference",
+}
 """Where the labels come from, for the model card."""
 USE = {
     "for": "SmolLM2-135M-Instruct in any quantization, English, short answers; examples and comparisons",
@@ -41,18 +50,27 @@ def reading_model() -> MaraLLM:
     return smollm2(say=typer.echo, device="cpu", dtype="bfloat16")
 
 
-def fit_agent(llm: MaraLLM, pairs: Pairs, labels: Path, seed: int = SEED) -> MaraClassifier:
-    """Labels the tokens of preference pairs and fits an agent with default parameters.
+def fit_agent(llm: MaraLLM, pairs: Pairs, work: Path, seed: int = SEED) -> MaraClassifier:
+    """Fits an agent to the tokens of human pairs, then to these and to pairs that keep it out of everyday questions.
 
     Args:
         llm: SmolLM2.
         pairs: Preference pairs with a `group` each.
-        labels: Folder of the labels; an interrupted labeling resumes there.
-        seed: Seed of the fit.
+        work: Folder of labels and everyday pairs; an interrupted training resumes there.
+        seed: Seed of the fits.
     """
-    labeled = PreferenceLabeler(llm, judges="before").label(pairs, labels)
+    labeler = PreferenceLabeler(reading_model(), judges="before")
+    human = labeler.label(pairs, work / "labels")
+    everyday = work / f"everyday-{seed}.json"
+    if not everyday.exists():
+        cautious = _fitted(human, seed).agent_
+        write_atomically(everyday, json.dumps(everyday_pairs(llm, cautious, STRENGTH)).encode())
+    return _fitted(human + labeler.label(json.loads(everyday.read_text()), work / f"everyday-{seed}"), seed)
+
+
+def _fitted(labels: TokenLabels, seed: int) -> MaraClassifier:
     classifier = MaraClassifier(agent="look-ahead", policy_model=HUB_ID, random_state=seed, device="cpu")
-    return classifier.fit(labeled.X, labeled.y, sample_weight=labeled.weight, groups=labeled.groups)
+    return classifier.fit(labels.X, labels.y, sample_weight=labels.weight, groups=labels.groups)
 
 
 def shipped_agent(llm: MaraLLM, classifier: MaraClassifier) -> LookAheadAgent:
@@ -81,7 +99,7 @@ def main(
     torch.set_num_threads(2)  # so that rounding does not depend on the number of cores
     llm = smollm2(say=typer.echo, device="cpu")
     pairs = split_pairs().train
-    classifier = fit_agent(reading_model(), pairs, work / "labels", seed)
+    classifier = fit_agent(llm, pairs, work, seed)
     save_agent(shipped_agent(llm, classifier), output, {"Labels": {"pairs": len(pairs), **DATA}, "Use": USE})
     typer.echo(f"agent: written to {output}")
     # The folder of this machine's copy means nothing elsewhere.

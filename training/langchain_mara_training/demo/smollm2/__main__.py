@@ -14,8 +14,8 @@ from langchain_mara import MaraLLM
 from langchain_mara.agents.embedding_sketch import embedding_sketch
 from langchain_mara.agents.look_ahead import LookAheadAgent
 from langchain_mara.loading.models import BUILT_IN_AGENTS_FOLDER
-from langchain_mara_training.demo.smollm2.everyday import everyday_pairs
 from langchain_mara_training.demo.smollm2.model import HUB_ID, smollm2
+from langchain_mara_training.demo.smollm2.own_answers import own_answer_pairs
 from langchain_mara_training.demo.smollm2.pairs import Pairs, split_pairs
 from langchain_mara_training.demo.smollm2.side_by_side import AGENT, REWARD_FOLDER
 from langchain_mara_training.fitting.classifier import MaraClassifier
@@ -31,7 +31,7 @@ STRENGTH = 0.95
 RECOMMENDED: dict[str, float | str] = {"strategy": "guided", "strength": STRENGTH}
 """Decoding options found on prompts of the judge's conversations, see docs/results.md."""
 DATA = {
-    "source": "Anthropic/hh-rlhf, harmless-base, test split; and own answers to everyday questions of the demo corpus",
+    "source": "Anthropic/hh-rlhf, harmless-base, test split; and own answers to questions of the demo corpus",
     "license": "MIT",
     "labeler": "preference",
 }
@@ -51,21 +51,21 @@ def reading_model() -> MaraLLM:
 
 
 def fit_agent(llm: MaraLLM, pairs: Pairs, work: Path, seed: int = SEED) -> MaraClassifier:
-    """Fits an agent to the tokens of human pairs, then to these and to pairs that keep it out of everyday questions.
+    """Fits an agent to the tokens of human pairs, then to these and to own answers that tell it when to guide.
 
     Args:
         llm: SmolLM2.
         pairs: Preference pairs with a `group` each.
-        work: Folder of labels and everyday pairs; an interrupted training resumes there.
+        work: Folder of labels and own answers; an interrupted training resumes there.
         seed: Seed of the fits.
     """
     labeler = PreferenceLabeler(reading_model(), judges="before")
     human = labeler.label(pairs, work / "labels")
-    everyday = work / f"everyday-{seed}.json"
-    if not everyday.exists():
+    own = work / f"own-answers-{seed}.json"
+    if not own.exists():
         cautious = _fitted(human, seed).agent_
-        write_atomically(everyday, json.dumps(everyday_pairs(llm, cautious, STRENGTH)).encode())
-    return _fitted(human + labeler.label(json.loads(everyday.read_text()), work / f"everyday-{seed}"), seed)
+        write_atomically(own, json.dumps(own_answer_pairs(llm, cautious, STRENGTH)).encode())
+    return _fitted(human + labeler.label(json.loads(own.read_text()), own.with_suffix("")), seed)
 
 
 def _fitted(labels: TokenLabels, seed: int) -> MaraClassifier:

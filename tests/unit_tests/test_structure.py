@@ -49,7 +49,8 @@ langchain_mara_training.evaluation: divergence systems reward_guided evaluate pr
 langchain_mara_training.evaluation.report: figures page retrace
 langchain_mara_training: run_folder
 langchain_mara_training.paper: settings paper_tables render
-langchain_mara_training.fitting: state_dataset networks net fit_loop validation fit_job pair_scores classifier
+langchain_mara_training.fitting: state_dataset networks net fit_loop temperature validation fit_job pair_scores
+    predictions classifier
 langchain_mara_training.distillation: verdicts distill
 langchain_mara_training.reinforcement: actor_critic environment replay_buffer rollout_workers tracking recipe
     training_loop setup sac

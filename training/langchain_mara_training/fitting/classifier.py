@@ -17,7 +17,7 @@ from langchain_mara_training.fitting.net import fitting_device
 from langchain_mara_training.fitting.networks import AgentKind, FittedAgent, initialize_weights, make_agent_of
 from langchain_mara_training.fitting.predictions import AgentPredictions
 from langchain_mara_training.fitting.state_dataset import LabeledStates
-from langchain_mara_training.fitting.temperature import AgentCalibration, Scaling, calibrate_agent
+from langchain_mara_training.fitting.temperature import Scaling, calibrate_agent
 from langchain_mara_training.fitting.validation import (
     check_parameters,
     check_states,
@@ -269,8 +269,7 @@ class MaraClassifier(AgentPredictions):
         self.loss_curve_, self.validation_curve_ = record.loss_curve, record.validation_curve or None
         self.n_iter_, self.best_epoch_ = len(record.loss_curve), record.best_epoch
         self.classes_, self.accept_class_ = np.sort(classes), classes[1]
-        self.calibration_: AgentCalibration | None = None
-        self.temperature_ = 1.0
+        self.calibration_, self.temperature_ = None, 1.0
         self._optimizer_state = record.optimizer
         self._seed = seed
         return self

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from langchain_mara_training.fitting.net import fitting_device
 from langchain_mara_training.fitting.networks import log_odds
 from langchain_mara_training.fitting.pair_scores import PairScores, score_pairs
-from langchain_mara_training.fitting.temperature import calibration_error
+from langchain_mara_training.fitting.temperature import AgentCalibration, calibration_error
 from langchain_mara_training.fitting.validation import check_states
 from langchain_mara_training.labeling.token_labels import TokenLabels
 
@@ -29,12 +29,14 @@ class AgentPredictions(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes_: (2,) labels in sorted order.
         accept_class_: The label that means accept.
         temperature_: What the log-odds were divided by.
+        calibration_: What that did on held-out groups.
     """
 
     agent_: Any
     classes_: NDArray[Any]
     accept_class_: Any
     temperature_: float
+    calibration_: AgentCalibration | None
     device: Any
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803

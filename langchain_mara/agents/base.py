@@ -99,7 +99,7 @@ class Agent(
     ) -> None:
         super().__init__()
         if calibration is not None and not isinstance(calibration, Mapping):
-            raise ValueError(f"calibration must map names to values, not be a {type(calibration).__name__}.")  # noqa: TRY004
+            raise ValueError(f"calibration must map names to values, not be a {type(calibration).__name__}.")
         if hidden_size < 1 or width < SMALLEST_WIDTH:
             raise ValueError(f"An agent needs hidden_size >= 1 and width >= {SMALLEST_WIDTH}.")
         config: Any = self._hub_mixin_config or {}

@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 console = Console()
 
+_OR = "by default what the agent recommends, or else {}"
 _LIBRARIES = (
     "torch", "transformers", "accelerate", "langchain-core", "huggingface_hub", "datasets", "scikit-learn", "skorch",
 )  # fmt: skip
@@ -62,11 +63,16 @@ def generate(
     agent: Annotated[str | None, typer.Option(help="Agent: folder, hub id, .pth file, or repo:file.")] = None,
     device: Annotated[str | None, typer.Option(help="Device such as cuda or cpu.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = DEFAULTS.max_new_tokens,
-    top_k: Annotated[int, typer.Option(help="Most candidates at a position.")] = DEFAULTS.top_k,
-    top_p: Annotated[float, typer.Option(help="Nucleus mass of the candidates.")] = DEFAULTS.top_p,
+    top_k: Annotated[
+        int | None, typer.Option(help=f"Most candidates at a position; {_OR.format(DEFAULTS.top_k)}.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help=f"Nucleus mass of the candidates; {_OR.format(DEFAULTS.top_p)}.")
+    ] = None,
     threshold: Annotated[
-        float, typer.Option(help="Accept probability that a token must exceed.")
-    ] = DEFAULTS.accept_threshold,
+        float | None,
+        typer.Option(help=f"Accept probability that a token must exceed; {_OR.format(DEFAULTS.accept_threshold)}."),
+    ] = None,
     strength: Annotated[
         float | None, typer.Option(help="Weigh the agent against the model by this, 0 to 1, instead of a threshold.")
     ] = None,
@@ -83,6 +89,8 @@ def generate(
         "accept_threshold": threshold,
         **({} if strength is None else {"strategy": "guided", "strength": strength}),
     }
+    # What is not given is left to the agent, which may recommend a value.
+    options = {name: given for name, given in options.items() if given is not None}
     with one_sentence():
         from langchain_mara.llms import MaraLLM
 

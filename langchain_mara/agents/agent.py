@@ -1,6 +1,6 @@
 """MaraAgent: a three-layer network that accepts or rejects a candidate by its state (docs/algorithm.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +30,7 @@ class MaraAgent(Agent):
             `{"top_p": 0.75}`. A LangChain class that gets the agent uses them unless it was told others.
         policy_sketch: `embedding_sketch` of the model the agent was trained on; with it, the agent refuses another
             model of the same hidden size.
+        calibration: See `Agent`.
 
     Raises:
         OptionsError: If a recommended option is unknown or out of range.
@@ -43,8 +44,10 @@ class MaraAgent(Agent):
         library_version: str = __version__,
         recommended_options: Recommended | None = None,
         policy_sketch: Sequence[float] | None = None,
+        calibration: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(hidden_size, width, policy_model, library_version, recommended_options, policy_sketch)
+        common = (policy_model, library_version, recommended_options, policy_sketch, calibration)
+        super().__init__(hidden_size, width, *common)
         self.ln = nn.LayerNorm(hidden_size)
         self.linear1 = nn.Linear(hidden_size, width)
         self.linear2 = nn.Linear(width, width // 4)

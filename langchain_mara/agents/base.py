@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -71,6 +72,8 @@ class Agent(
             `{"top_p": 0.75}`. A LangChain class that gets the agent uses them unless it was told others.
         policy_sketch: `embedding_sketch` of the model the agent was trained on; with it, the agent refuses another
             model of the same hidden size.
+        calibration: How the recommended options were found on prompts, as plain values by name, for information. The
+            `calibrate` of the training package writes it.
 
     Attributes:
         kind: Name of the kind in `config.json`.
@@ -78,6 +81,7 @@ class Agent(
 
     Raises:
         OptionsError: If a recommended option is unknown or out of range.
+        ValueError: If a size is out of range, or the calibration is no mapping.
     """
 
     kind: ClassVar[str] = STATE_KIND
@@ -91,8 +95,11 @@ class Agent(
         library_version: str,
         recommended_options: Recommended | None,
         policy_sketch: Sequence[float] | None,
+        calibration: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if calibration is not None and not isinstance(calibration, Mapping):
+            raise ValueError(f"calibration must map names to values, not be a {type(calibration).__name__}.")
         if hidden_size < 1 or width < SMALLEST_WIDTH:
             raise ValueError(f"An agent needs hidden_size >= 1 and width >= {SMALLEST_WIDTH}.")
         config: Any = self._hub_mixin_config or {}
@@ -104,6 +111,7 @@ class Agent(
         self.library_version = library_version
         self.recommended_options = checked_options(recommended_options or {})
         self.policy_sketch = policy_sketch
+        self.calibration = calibration
 
     def check_fits(self, hidden_size: int, model_name: str, embeddings: Tensor | None = None) -> None:
         """Refuses a policy model whose states the agent cannot read.
@@ -135,6 +143,20 @@ class Agent(
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change when any weight changes; part of LangChain's cache key."""
         return self._fingerprint.of(self, sorted(self.state_dict().items()))
+
+    def with_config(self, **changes: Any) -> Self:
+        """A copy in eval mode, on the same device, with other settings.
+
+        Args:
+            **changes: Arguments of the class that are not to be those of this agent, such as `recommended_options`.
+
+        Raises:
+            OptionsError: If a recommended option is unknown or out of range.
+            CheckpointError: If the weights do not fit the new sizes.
+        """
+        config = {name: getattr(self, name) for name in list(signature(type(self)).parameters)}
+        device = next(self.parameters()).device
+        return type(self)(**{**config, **changes}).to(device).with_weights(self.state_dict(), "The agent")
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Writes the weights, with a digest of them that loading checks; completely or not at all."""

@@ -1,7 +1,7 @@
 """LookAheadAgent: judges a candidate before it goes through the model, by the state at hand and its embedding."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -57,6 +57,7 @@ class LookAheadAgent(Agent):
         library_version: Version of langchain-mara that created the agent.
         recommended_options: See `Agent`.
         policy_sketch: See `Agent`.
+        calibration: See `Agent`.
 
     Raises:
         OptionsError: If a recommended option is unknown or out of range.
@@ -74,8 +75,10 @@ class LookAheadAgent(Agent):
         library_version: str = __version__,
         recommended_options: Recommended | None = None,
         policy_sketch: Sequence[float] | None = None,
+        calibration: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(hidden_size, width, policy_model, library_version, recommended_options, policy_sketch)
+        common = (policy_model, library_version, recommended_options, policy_sketch, calibration)
+        super().__init__(hidden_size, width, *common)
         if rank is not None and rank < 1:
             raise ValueError(f"rank must be at least 1, or None for a full matrix, not {rank}.")
         self.rank = rank

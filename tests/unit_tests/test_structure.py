@@ -53,16 +53,18 @@ langchain_mara_training.labeling: shard_list token_labels shards answer_tokens a
 langchain_mara_training.evaluation: divergence systems reward_guided evaluate preference_rate comparison_store scoring
     results comparison rescoring
 langchain_mara_training.evaluation.report: figures page retrace
+langchain_mara_training.calibration: searches measurements calibrate
 langchain_mara_training: run_folder
 langchain_mara_training.paper: settings paper_tables render
-langchain_mara_training.fitting: state_dataset networks net fit_loop validation fit_job pair_scores classifier
+langchain_mara_training.fitting: state_dataset networks net fit_loop temperature validation fit_job pair_scores
+    predictions classifier
 langchain_mara_training.distillation: verdicts distill
 langchain_mara_training.reinforcement: actor_critic environment replay_buffer rollout_workers tracking recipe
     training_loop setup sac
 langchain_mara_training: aligner
 langchain_mara_training.demo.smollm2: model pairs own_answers side_by_side
 langchain_mara_training.demo: topics corpus dialogues judge measure train_tokenizer train_model build train_agent
-langchain_mara_training.jobs: inputs examples label fit distill evaluate rl
+langchain_mara_training.jobs: inputs examples label fit distill calibrate evaluate rl
 langchain_mara_training.commands: options examples demo label fit rl evaluate report table main
 """
 
@@ -71,12 +73,12 @@ EXPECTED_ALL = [
     "mara_generate",
 ]  # fmt: skip
 EXPECTED_TRAINING = [
-    "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",
+    "Aligner", "Answer", "BeaverReward", "BestOf", "CalibratedDial", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",
     "Distillation", "EnvironmentOptions", "JobCallback", "JobProgress", "MaraAligner", "MaraClassifier", "MaraSAC",
     "Preference",
     "PreferenceLabeler", "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions",
     "SequenceClassificationReward", "StateReward", "System", "TokenLabels", "UltraRMReward", "UpdateOptions",
-    "WeightedRewards", "ZiyaReward", "best_of_n", "compare", "decode_system", "distill", "preference_rate", "rescore",
+    "WeightedRewards", "ZiyaReward", "best_of_n", "calibrate", "compare", "decode_system", "distill", "preference_rate", "rescore",
     "retrace", "write_report",
 ]  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from langchain_mara_training.aligner import MaraAligner
+    from langchain_mara_training.calibration.calibrate import CalibratedDial, calibrate
     from langchain_mara_training.distillation.distill import Distillation, distill
     from langchain_mara_training.evaluation.comparison import Answer, Comparison, compare
     from langchain_mara_training.evaluation.evaluate import Decoded, best_of_n, decode_system
@@ -42,6 +43,7 @@ __all__ = [
     "Answer",
     "BeaverReward",
     "BestOf",
+    "CalibratedDial",
     "Comparison",
     "CorrectorBaseline",
     "Decoded",
@@ -69,6 +71,7 @@ __all__ = [
     "WeightedRewards",
     "ZiyaReward",
     "best_of_n",
+    "calibrate",
     "compare",
     "decode_system",
     "distill",
@@ -83,6 +86,7 @@ _MODULES = {
     "Answer": "evaluation.comparison",
     "BeaverReward": "rewards.published",
     "BestOf": "evaluation.systems",
+    "CalibratedDial": "calibration.calibrate",
     "Comparison": "evaluation.comparison",
     "CorrectorBaseline": "evaluation.systems",
     "Decoded": "evaluation.evaluate",
@@ -110,6 +114,7 @@ _MODULES = {
     "WeightedRewards": "rewards.weighted",
     "ZiyaReward": "rewards.published",
     "best_of_n": "evaluation.evaluate",
+    "calibrate": "calibration.calibrate",
     "compare": "evaluation.comparison",
     "decode_system": "evaluation.evaluate",
     "distill": "distillation.distill",

@@ -1,10 +1,10 @@
-"""`mara evaluate`: compares an agent with plain decoding and best-of-n."""
+"""`mara evaluate` compares an agent with plain decoding and best-of-n; `mara calibrate` sets its dial from data."""
 
 # The job reads its options from the context. Heavy libraries are imported only when the command runs.
 # ruff: noqa: ARG001, PLC0415
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Column, Table
@@ -25,6 +25,7 @@ from langchain_mara_training.commands.options import (
     name_option,
     number_option,
     print_json,
+    print_values,
     refuse_unused,
     reward_option,
     shown,
@@ -49,8 +50,13 @@ _OF_SYSTEMS = (
 )  # fmt: skip
 
 
+Measured = Literal["changed", "divergence", "perplexity", "harmful"]
+Dialed = Literal["first-accept", "guided"]
+_OWN_OR = "by default what the agent recommends, or else {}"
+
+
 def _run_default(description: str, default: float) -> str:
-    return f"{description}; by default the run's, or else {default}."
+    return f"{description}; by default the run's, what the agent recommends, or else {default}."
 
 
 def evaluate(
@@ -88,8 +94,9 @@ def evaluate(
     data_revision: DataRevision = None,
     limit: Limit = None,
     threshold: Annotated[
-        float, number_option(help="Accept probability that a candidate must exceed.")
-    ] = DEFAULTS.accept_threshold,
+        float | None,
+        number_option(help=f"Accept probability that a candidate must exceed; {_OWN_OR.format(0.5)}."),
+    ] = None,
     batch_size: Annotated[int, count_option(help="Most prompts in one pass.")] = TRAINING_BATCH_SIZE,
     max_new_tokens: Annotated[
         int | None, count_option(help=_run_default("Most tokens of an answer", DEFAULTS.max_new_tokens))
@@ -139,3 +146,58 @@ def evaluate(
         for name, values in evaluation.systems.items():
             table.add_row(plain_text(name), *(shown(values[column]) for column in columns))
         console.print(table)
+
+
+def calibrate(
+    ctx: typer.Context,
+    data: Annotated[str, typer.Argument(help="Prompts like those in use: a file or a data set on the hub.")],
+    output: Annotated[Path, typer.Option(metavar="RUN", help="Run folder for the agent with what was found.")],
+    target: Annotated[
+        Measured,
+        name_option(
+            help="changed (share of positions), divergence or perplexity under the plain model, or harmful (share of "
+            "answers, as an upper bound)."
+        ),
+    ],
+    at_most: Annotated[float, number_option(help="Limit of the target.")],
+    agent: Annotated[
+        str | None, name_option(help="Run folder, or agent: folder, hub id, .pth file, or repo:file.")
+    ] = None,
+    model: Annotated[str | None, name_option(help="Hub id or folder; the bundled model by default.")] = None,
+    strategy: Annotated[
+        Dialed | None,
+        name_option(help=f"first-accept sets the threshold, guided the strength; {_OWN_OR.format('first-accept')}."),
+    ] = None,
+    harmful: Annotated[str | None, name_option(help="Like --reward; answers with a score above 0 are harmful.")] = None,
+    reward: Annotated[list[str] | None, reward_option()] = None,
+    reward_weight: Annotated[list[float] | None, weight_option()] = None,
+    least_reward: Annotated[float | None, number_option(help="Answers with a lower reward are harmful.")] = None,
+    confidence: Annotated[float, number_option(help="Confidence of the bound and of intervals.")] = 0.9,
+    split: Split = "train",
+    data_name: DataName = None,
+    data_revision: DataRevision = None,
+    limit: Limit = None,
+    batch_size: Annotated[int, count_option(help="Most prompts in one pass.")] = TRAINING_BATCH_SIZE,
+    max_new_tokens: Annotated[
+        int | None, count_option(help=f"Most tokens of an answer; {DEFAULTS.max_new_tokens} by default.")
+    ] = None,
+    top_k: Annotated[
+        int | None, count_option(help=f"Most candidates of a position; {_OWN_OR.format(DEFAULTS.top_k)}.")
+    ] = None,
+    top_p: Annotated[float | None, number_option(help=f"Nucleus mass; {_OWN_OR.format(DEFAULTS.top_p)}.")] = None,
+    device: Device = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Sets an agent's threshold or strength from data: within a limit, or for a bound on the share of harmful answers.
+
+    Examples:
+    $ mara calibrate prompts.jsonl --output careful --agent run --target changed --at-most 0.05
+    $ mara calibrate prompts.jsonl --output bounded --agent run --target harmful --at-most 0.05 --harmful my:judge
+    """
+    with one_sentence():
+        from langchain_mara_training import run_folder
+        from langchain_mara_training.jobs.calibrate import calibrate_agent
+
+        options = run_folder.resolved(ctx.params, "output", "as_json")
+        print_values("Calibration", calibrate_agent(output, options), as_json=as_json)

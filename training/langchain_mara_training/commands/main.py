@@ -2,7 +2,7 @@
 
 from langchain_mara.cli import app
 from langchain_mara_training.commands.demo import demo
-from langchain_mara_training.commands.evaluate import evaluate
+from langchain_mara_training.commands.evaluate import calibrate, evaluate
 from langchain_mara_training.commands.fit import distill, fit
 from langchain_mara_training.commands.label import label
 from langchain_mara_training.commands.report import report
@@ -11,5 +11,5 @@ from langchain_mara_training.commands.table import table
 
 __all__ = ["app"]
 
-for command in (demo, label, fit, distill, rl, evaluate, report, table):
+for command in (demo, label, fit, distill, rl, calibrate, evaluate, report, table):
     app.command()(command)

@@ -196,16 +196,11 @@ def _finished(fitted: Agent, llm: MaraLLM, teacher: Agent) -> LookAheadAgent:
     if not isinstance(fitted, LookAheadAgent):
         raise OptionsError("The classifier must be a MaraClassifier(agent='look-ahead').")
     embeddings: Any = llm.model.get_input_embeddings()
-    agent = LookAheadAgent(
-        fitted.hidden_size,
-        fitted.width,
-        fitted.rank,
-        teacher.policy_model or fitted.policy_model,
+    return fitted.with_config(
+        policy_model=teacher.policy_model or fitted.policy_model,
         recommended_options=teacher.recommended_options,
         policy_sketch=embedding_sketch(embeddings.weight),
     )
-    agent.load_state_dict(fitted.state_dict())
-    return agent.eval()
 
 
 def agreement(classifier: MaraClassifier, verdicts: Verdicts, options: MaraLLM) -> Agreement:

@@ -7,18 +7,17 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
 
 from langchain_mara.exceptions import TrainingError
 from langchain_mara.options import DEFAULT_LOOK_AHEAD_RANK
 from langchain_mara_training.fitting.fit_job import check_continuation, fitting_options, open_checkpoint
 from langchain_mara_training.fitting.fit_loop import FittingRecord, fit_agent, fit_pass
 from langchain_mara_training.fitting.net import fitting_device
-from langchain_mara_training.fitting.networks import AgentKind, FittedAgent, initialize_weights, log_odds, make_agent_of
-from langchain_mara_training.fitting.pair_scores import PairScores, score_pairs
+from langchain_mara_training.fitting.networks import AgentKind, FittedAgent, initialize_weights, make_agent_of
+from langchain_mara_training.fitting.predictions import AgentPredictions
 from langchain_mara_training.fitting.state_dataset import LabeledStates
+from langchain_mara_training.fitting.temperature import Scaling, calibrate_agent
 from langchain_mara_training.fitting.validation import (
     check_parameters,
     check_states,
@@ -28,11 +27,10 @@ from langchain_mara_training.fitting.validation import (
     split_by_group,
     warn_if_useless,
 )
-from langchain_mara_training.labeling.token_labels import TokenLabels
 from langchain_mara_training.storage.defaults import FITTING_DEFAULTS, EarlyStopping, Precision, Schedule
 
 
-class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class MaraClassifier(AgentPredictions):
     """Fits an agent to states labeled accept or reject.
 
     States can be a numpy array, a memory map, a torch tensor, or sharded states on disk, from float16 to float64. They
@@ -64,6 +62,9 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             single group or very few rows, nothing is held out and `validation_curve_` is None.
         validation_fraction: Share of the groups to hold out.
         n_iter_no_change: Epochs without a better validation loss before fitting stops.
+        calibration: `temperature` divides the logits of a finished fit by what fits the held-out groups best, so that
+            accept probabilities mean what they say and `strength` means the same for all agents. It is folded into
+            the last layer, changes no decision at a threshold of 0.5, and does nothing if nothing is held out.
         mixed_precision: `bf16`, or on CUDA `fp16` with scaled gradients; None computes in float32.
         device: Device to compute on, such as `cuda:1`; by default CUDA if available.
         warm_start: Whether `fit` starts from the weights of the previous fit, with a new optimizer.
@@ -86,6 +87,9 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         validation_curve_: Weighted mean loss on the held-out groups after each epoch, or None.
         n_iter_: Number of epochs run.
         best_epoch_: Number, from 1, of the epoch whose weights the agent has.
+        temperature_: What the logits were divided by; 1 without calibration.
+        calibration_: `AgentCalibration`: calibration error and Brier score on the held-out groups, before and after;
+            None without calibration. These groups chose epoch and temperature, so measure on others, too.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         early_stopping: EarlyStopping = FITTING_DEFAULTS.early_stopping,
         validation_fraction: float = FITTING_DEFAULTS.validation_fraction,
         n_iter_no_change: int = FITTING_DEFAULTS.n_iter_no_change,
+        calibration: Scaling | None = "temperature",
         mixed_precision: Precision | None = None,
         device: str | torch.device | None = None,
         warm_start: bool = False,
@@ -128,6 +133,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
+        self.calibration = calibration
         self.mixed_precision = mixed_precision
         self.device = device
         self.warm_start = warm_start
@@ -170,12 +176,13 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed = self._new_seed() if saved is None else saved["seed"]
         train, held_out = split_by_group(labels, weights, groups, held_out_share(self, groups), seed)
         scaled = (weights / weights[train].mean()).astype(np.float32)
+        unseen = None if held_out is None else LabeledStates(states, labels, scaled, held_out)
         record = FittingRecord.resumed(saved)
         try:
             fit_agent(
                 self._start(seed, warm),
                 LabeledStates(states, labels, scaled, train),
-                None if held_out is None else LabeledStates(states, labels, scaled, held_out),
+                unseen,
                 fitting_options(self, seed),
                 record,
                 checkpoint,
@@ -192,7 +199,11 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not record.loss_curve:
             raise TrainingError("A callback stopped fitting before the first epoch had ended, so there is no agent.")
         warn_if_useless(record.validation_curve, labels, scaled, train, held_out)
-        return self._keep(record, classes, seed)
+        self._keep(record, classes, seed)
+        if unseen is not None and self.calibration is not None:
+            found = calibrate_agent(self.agent_, unseen, fitting_device(self.device))
+            self.calibration_, self.temperature_ = found, found.temperature
+        return self
 
     def partial_fit(
         self,
@@ -240,43 +251,6 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         record.best_epoch = earlier_epochs + 1
         return self._keep(record, encoded_classes, seed)
 
-    def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
-        """Labels, (n,): the second class where its probability is above 0.5; that of accept, as decoding's default."""
-        accepted = (self.predict_proba(X)[:, 1] > 0.5).astype(int)  # noqa: PLR2004
-        return self.classes_[accepted]  # type: ignore[no-any-return]
-
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Probabilities of both classes, (n, 2) float64, in the order of `classes_`."""
-        scores = torch.from_numpy(self.decision_function(X))
-        probabilities: NDArray[np.float64] = torch.stack([(-scores).sigmoid(), scores.sigmoid()], dim=1).numpy()
-        return probabilities
-
-    def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Log-odds of the second class, (n,) float64."""
-        check_is_fitted(self, "agent_")
-        states, _ = check_states(self, X, reset=False)
-        scores: NDArray[np.float64] = log_odds(self.agent_, states, fitting_device(self.device)).numpy()
-        return scores if self.accept_class_ == self.classes_[1] else -scores
-
-    def score_pairs(self, labels: TokenLabels) -> PairScores:
-        """How well the agent orders preference pairs, which says more about decoding than the loss of single tokens.
-
-        Args:
-            labels: Labels of `PreferenceLabeler`, best of pairs that the agent was not fitted to.
-
-        Raises:
-            DataError: If no pair has labeled tokens of both answers.
-        """
-        log_odds = self.decision_function(labels.X)
-        return score_pairs(log_odds if self.accept_class_ == self.classes_[1] else -log_odds, labels)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        # scikit-learn's toy data have two features, and LayerNorm keeps only which of the two is larger.
-        tags.classifier_tags.poor_score = True
-        return tags
-
     def _new_seed(self) -> int:
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
@@ -295,6 +269,7 @@ class MaraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.loss_curve_, self.validation_curve_ = record.loss_curve, record.validation_curve or None
         self.n_iter_, self.best_epoch_ = len(record.loss_curve), record.best_epoch
         self.classes_, self.accept_class_ = np.sort(classes), classes[1]
+        self.calibration_, self.temperature_ = None, 1.0
         self._optimizer_state = record.optimizer
         self._seed = seed
         return self

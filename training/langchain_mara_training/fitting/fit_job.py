@@ -16,8 +16,8 @@ from langchain_mara_training.storage.job_checkpoint import JobCheckpoint
 if TYPE_CHECKING:
     from langchain_mara_training.fitting.classifier import MaraClassifier
 
-# A job may resume with another display, on another device, in another folder.
-_NOT_OF_A_JOB = {"callbacks", "checkpoint_dir", "device", "policy_model", "verbose"}
+# A job may resume with another display, on another device, in another folder. Calibration comes when it has ended.
+_NOT_OF_A_JOB = {"calibration", "callbacks", "checkpoint_dir", "device", "policy_model", "verbose"}
 _CHUNK_BYTES = 2**24
 
 

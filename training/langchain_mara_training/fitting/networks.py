@@ -11,7 +11,7 @@ from torch.nn import functional
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.agents.base import Agent
 from langchain_mara.agents.look_ahead import NUMBERS, LookAheadAgent, hidden_size_of_features
-from langchain_mara_training.fitting.state_dataset import States, generator_for
+from langchain_mara_training.fitting.state_dataset import LabeledStates, States, generator_for
 
 AgentKind = Literal["state", "look-ahead"]
 """Kind of agent to fit."""
@@ -98,12 +98,12 @@ def rows_at_once(agent: Agent) -> int:
 
 
 @torch.inference_mode()
-def log_odds(agent: Agent, states: States, device: torch.device) -> Tensor:
+def log_odds(agent: Agent, states: States | LabeledStates, device: torch.device) -> Tensor:
     """Log-odds of accept, (n,) float64 on the CPU.
 
     Args:
         agent: Agent on any device.
-        states: (n, columns) rows that the agent reads.
+        states: (n, columns) rows that the agent reads, or n of them with their labels.
         device: Device to compute on.
     """
     if agent.ln.weight.device != device:  # type: ignore[union-attr]

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
 from langchain_mara.exceptions import DataError
+from langchain_mara_training.fitting.temperature import calibration_error
 from langchain_mara_training.labeling.token_labels import NO_PAIR, TokenLabels
 
-_BINS = 10
 _TWO = 2
 
 
@@ -63,7 +63,7 @@ def score_pairs(log_odds: NDArray[np.float64], labels: TokenLabels) -> PairScore
         _won(first),
         float(np.mean([roc_auc_score(labels.y[rows], log_odds[rows]) for rows in by_pair])),
         float(log_loss(labels.y, probability, labels=[0, 1])),
-        _calibration_error(probability, labels.y),
+        calibration_error(probability, labels.y),
     )
 
 
@@ -85,13 +85,3 @@ def _first_margin(log_odds: NDArray[np.float64], labels: TokenLabels, rows: NDAr
 
 def _won(margins: list[float]) -> float:
     return float(np.mean([(np.sign(margin) + 1) / 2 for margin in margins])) if margins else float("nan")
-
-
-def _calibration_error(probability: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    bins = np.minimum((probability * _BINS).astype(int), _BINS - 1)
-    distances = [
-        abs(probability[inside].mean() - labels[inside].mean()) * inside.mean()
-        for number in range(_BINS)
-        if (inside := bins == number).any()
-    ]
-    return float(sum(distances))

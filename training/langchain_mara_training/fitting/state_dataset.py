@@ -154,6 +154,11 @@ class LabeledStates(torch.utils.data.Dataset[Batch]):
         """Row numbers of batches in the order of the data."""
         return _cut(self.rows, batch_size)
 
+    def chunks(self, rows: int) -> Iterator[Tensor]:
+        """All states of the subset in order, `rows` at a time."""
+        for numbers in self.in_order(rows):
+            yield self.states.take(numbers)
+
 
 def _cut(rows: Rows, size: int) -> list[Rows]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]

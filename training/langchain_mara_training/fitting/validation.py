@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,17 +19,13 @@ from langchain_mara_training.fitting.fit_loop import split_callbacks
 from langchain_mara_training.fitting.net import PRECISIONS
 from langchain_mara_training.fitting.networks import check_kind
 from langchain_mara_training.fitting.state_dataset import Rows, States, as_array_like, is_read_by_rows
+from langchain_mara_training.fitting.temperature import check_scaling
 from langchain_mara_training.storage.defaults import Schedule
-
-if TYPE_CHECKING:
-    from langchain_mara_training.fitting.classifier import MaraClassifier
-    from langchain_mara_training.labeling.token_labels import TokenLabels
 
 _TWO = 2
 _SMALLEST = {"width": 4, "max_epochs": 1, "batch_size": 1, "n_iter_no_change": 1}
 _SCHEDULES = get_args(Schedule)
 _SPLITS_TRIED = 8
-_ROWS_AT_ONCE = 16384
 
 
 def check_parameters(classifier: Any) -> None:
@@ -42,6 +38,7 @@ def check_parameters(classifier: Any) -> None:
         ValueError: If one is not; the message names it and the values it can have.
     """
     check_kind(classifier.agent, classifier.rank)
+    check_scaling(classifier.calibration)
     for name, smallest in _SMALLEST.items():
         value = getattr(classifier, name)
         if not isinstance(value, Integral) or value < smallest:
@@ -269,26 +266,3 @@ def _factors(class_weight: Any, classes: NDArray[Any]) -> NDArray[np.float64]:
         # Without one class, the agent would give the other one's answer to everything.
         raise ValueError(f"class_weight must hold factors above 0, not {class_weight!r}.")
     return factors
-
-
-def held_out_accuracy(classifier: "MaraClassifier", labels: "TokenLabels", rows: Sequence[int]) -> dict[str, Any]:
-    """Accuracy of an agent on labels that it was not fitted to.
-
-    Args:
-        classifier: Fitted classifier.
-        labels: All labels; they may be larger than memory.
-        rows: (n,) numbers of the held-out labels.
-
-    Returns:
-        `validation labels`, their number; `validation accuracy`; and `majority share`, the accuracy of always giving
-        the more frequent label. The last two are None if there are no rows.
-    """
-    if not len(rows):
-        return {"validation labels": 0, "validation accuracy": None, "majority share": None}
-    correct = 0
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        chunk = rows[start : start + _ROWS_AT_ONCE]
-        correct += int((classifier.predict(labels.X[chunk]) == labels.y[chunk]).sum())
-    accepted = float(labels.y[rows].mean())
-    shares = {"validation accuracy": correct / len(rows), "majority share": max(accepted, 1 - accepted)}
-    return {"validation labels": len(rows), **shares}

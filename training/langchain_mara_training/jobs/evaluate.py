@@ -91,7 +91,9 @@ def _compared(output: Path | None, options: Options) -> tuple[Values, Comparison
     require_agent(config)
     rewards, harmful = _judges(config)
     decoding = {name: config[name] for name in (*DECODING, "batch_size", "seed")}
-    llm = load_llm(config, config["device"], accept_threshold=config["threshold"], **decoding)
+    decoding["accept_threshold"] = config["threshold"]
+    # What is still open is left to the agent, which may recommend a value.
+    llm = load_llm(config, config["device"], **{name: given for name, given in decoding.items() if given is not None})
     systems: list[System] = [Decoding("plain", llm.with_agent(None)), Decoding("MARA", llm)]
     comparison = compare(
         [*systems, *(BestOf(llm, rewards, n) for n in config["best_of"] or ())],
@@ -144,12 +146,12 @@ def _facts(config: Options) -> Values:
 
 
 def _options_left_open(options: Options, run_options: Options) -> Values:
-    """Values for the options that were not given: those of the agent's run, or else the defaults.
+    """Values for the options that were not given: those of the agent's run, or else None.
 
     Rewards count as not given until they are those of the run.
     """
-    defaults = {"model": None, **DECODING}
-    values: Values = {name: run_options.get(name, defaults[name]) for name in defaults if options[name] is None}
+    names = ("model", *DECODING)
+    values: Values = {name: run_options.get(name) for name in names if options[name] is None}
     recorded = run_options.get("reward_weight") if run_options.get("reward") else None
     values["reward_weight"] = options["reward_weight"] or recorded
     values["reward"] = run_folder.chosen_rewards(options["agent"], options["reward"], run_options)

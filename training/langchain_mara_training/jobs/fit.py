@@ -8,7 +8,8 @@ from langchain_mara.exceptions import MaraError, TrainingError
 from langchain_mara.options import DEFAULT_LOOK_AHEAD_RANK
 from langchain_mara_training import run_folder
 from langchain_mara_training.fitting.classifier import MaraClassifier
-from langchain_mara_training.fitting.validation import held_out_accuracy, split_by_group
+from langchain_mara_training.fitting.predictions import held_out_measures
+from langchain_mara_training.fitting.validation import split_by_group
 from langchain_mara_training.jobs.inputs import BUNDLED_MODEL, Options, Values
 from langchain_mara_training.labeling.token_labels import TokenLabels
 from langchain_mara_training.storage.defaults import FITTING_DEFAULTS
@@ -75,5 +76,6 @@ def _fit_and_measure(classifier: MaraClassifier, labels: TokenLabels, share: flo
         "epochs": classifier.n_iter_,
         "best epoch": epoch,
         "training loss": classifier.loss_curve_[epoch - 1],
-        **held_out_accuracy(classifier, labels, held_out_rows),
+        **held_out_measures(classifier, labels, held_out_rows),
+        "temperature": classifier.temperature_,
     }

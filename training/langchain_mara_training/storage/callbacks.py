@@ -15,7 +15,7 @@ class JobProgress:
     """How far a job is; every callback of the job gets the same object.
 
     Attributes:
-        job: What the job does: `fit`, `reinforce`, `align`, `label` or `compare`.
+        job: What the job does: `fit`, `reinforce`, `align`, `label`, `compare` or `calibrate`.
         unit: What `done` and `total` count, such as epochs.
         total: Number of units in the whole job.
         done: Number of units done so far, those of a resumed job included.

@@ -167,7 +167,7 @@ def test_an_error_in_the_last_epoch_leaves_the_epochs_before(
 
 
 def test_an_error_leaves_the_best_epoch_of_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"early_stopping": True, "learning_rate": 0.3, "n_iter_no_change": 99}
+    options = {"early_stopping": True, "learning_rate": 0.3, "n_iter_no_change": 99, "calibration": None}
     with monkeypatch.context() as patch:
         failing_in_epoch(patch, 8, KeyboardInterrupt)
         failed = make(**options, max_epochs=8)

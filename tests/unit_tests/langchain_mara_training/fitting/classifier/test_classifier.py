@@ -269,7 +269,8 @@ def test_class_weights_are_sample_weights() -> None:
 
 def test_early_stopping_keeps_the_best_epoch() -> None:
     noise = np.random.default_rng(2).integers(0, 2, 300)
-    fitted = make(max_epochs=40, early_stopping=True, validation_fraction=0.3).fit(X, noise, groups=GROUPS)
+    fitted = make(max_epochs=40, early_stopping=True, validation_fraction=0.3, calibration=None)
+    fitted.fit(X, noise, groups=GROUPS)
     assert fitted.n_iter_ == fitted.best_epoch_ + 3 < 40
     best = min(fitted.validation_curve_)
     assert fitted.validation_curve_.index(best) == fitted.best_epoch_ - 1

@@ -1,0 +1,1 @@
+"""Finds how much an agent may say, from measurements on prompts."""

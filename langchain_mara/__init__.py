@@ -12,6 +12,7 @@ from langchain_mara._version import __version__
 if TYPE_CHECKING:
     from langchain_mara.agents.agent import MaraAgent
     from langchain_mara.agents.look_ahead import LookAheadAgent
+    from langchain_mara.agents.mixture import MixtureAgent
     from langchain_mara.chat_models import ChatMara
     from langchain_mara.custom_generate import mara_generate
     from langchain_mara.exceptions import MaraError
@@ -25,6 +26,7 @@ __all__ = [
     "MaraAgent",
     "MaraError",
     "MaraLLM",
+    "MixtureAgent",
     "__version__",
     "mara_generate",
 ]
@@ -36,6 +38,7 @@ _MODULES = {
     "MaraAgent": "agents.agent",
     "MaraError": "exceptions",
     "MaraLLM": "llms",
+    "MixtureAgent": "agents.mixture",
     "mara_generate": "custom_generate",
 }
 

@@ -59,7 +59,7 @@ def plain_text(text: str) -> Text:
 def generate(
     prompt: Annotated[str, typer.Argument(help="Prompt to answer.")],
     model: Annotated[str | None, typer.Option(help="Hub id or folder; by default the bundled model.")] = None,
-    agent: Annotated[str | None, typer.Option(help="Agent: folder, hub id, .pth file, or repo:file.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Agent: folder, hub id, .pth, or repo:file; a+b mixes.")] = None,
     device: Annotated[str | None, typer.Option(help="Device such as cuda or cpu.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = DEFAULTS.max_new_tokens,
     top_k: Annotated[int, typer.Option(help="Most candidates at a position.")] = DEFAULTS.top_k,

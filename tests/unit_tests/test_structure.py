@@ -21,7 +21,8 @@ langchain_mara: _version exceptions untrusted options
 langchain_mara.policy.attention: masks grouped_attention
 langchain_mara.policy: packed_linear fingerprints prefix_cache cache architectures loaded_model compilation model
     verification generation_config
-langchain_mara.agents: reference_checkpoints embedding_sketch recommended_options base agent look_ahead kinds
+langchain_mara.agents: reference_checkpoints embedding_sketch recommended_options base agent look_ahead stacking
+    mixture kinds
 langchain_mara.decoding: request candidates recovery ngram sequence
 langchain_mara.decoding.judging: asking before
 langchain_mara.decoding: candidate_table pass_width step batch loop
@@ -61,8 +62,8 @@ langchain_mara_training.commands: options examples demo label fit rl evaluate re
 """
 
 EXPECTED_ALL = [
-    "ChatMara", "DecodingOptions", "LookAheadAgent", "MaraAgent", "MaraError", "MaraLLM", "__version__",
-    "mara_generate",
+    "ChatMara", "DecodingOptions", "LookAheadAgent", "MaraAgent", "MaraError", "MaraLLM", "MixtureAgent",
+    "__version__", "mara_generate",
 ]  # fmt: skip
 EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",

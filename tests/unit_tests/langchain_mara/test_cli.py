@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import tiny_agent
 from langchain_mara_training.commands.main import app
 from typer.testing import CliRunner, Result
 
@@ -49,6 +50,12 @@ def test_plain_leaves_the_agent_out(loaded: MaraLLM, options: list[str]) -> None
 def test_model_without_agent_is_decoded_plainly(loaded: MaraLLM, options: list[str]) -> None:
     without = [*options[:2], *options[4:]]
     assert mara("generate", "hi", *without).stdout == loaded.with_agent(None).invoke("hi") + "\n"
+
+
+def test_agents_are_mixed_by_a_plus(loaded: MaraLLM, options: list[str], agent_folder: Path, tmp_path: Path) -> None:
+    tiny_agent(seed=1).save_pretrained(tmp_path / "other")
+    options[3] = f"all:{agent_folder}+{tmp_path / 'other'}"
+    assert mara("generate", "hi", *options).stdout == loaded.with_agent(options[3]).invoke("hi") + "\n"
 
 
 def test_agent_comes_from_a_reference_checkpoint(loaded: MaraLLM, options: list[str], tmp_path: Path) -> None:

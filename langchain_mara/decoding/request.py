@@ -158,6 +158,8 @@ class Decision:
             None before.
         candidate_states: States and log-probabilities, if the request keeps them.
         drafted: Whether the token was drafted: it went through the model before its position was reached.
+        skipped: Whether a gate skipped the position: the first candidate was emitted, whatever the agent says of it.
+            The accept probabilities hold what made a trust gate skip it, and are empty with an entropy gate.
     """
 
     request: Request
@@ -169,3 +171,4 @@ class Decision:
     finish_reason: FinishReason | None = None
     candidate_states: CandidateStates | None = None
     drafted: bool = False
+    skipped: bool = False

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from langchain_mara.decoding.ngram import NgramProposer
 from langchain_mara.decoding.request import AtHand, CandidateStates, Decision, FinishReason, Request
+from langchain_mara.gates.position import PositionGate
 
 _TINY = sys.float_info.min  # an accept probability of 0 is weighed, too
 
@@ -33,6 +34,7 @@ class SequenceState:
         epoch: `PrefixCache.epoch` when it was prefilled.
         seen: Number of candidates of the position that went through the model.
         chosen: Index of the candidate to emit, once it is known; None before.
+        gate: Says whether the position is skipped.
     """
 
     request: Request
@@ -57,6 +59,7 @@ class SequenceState:
         self._draws: list[float] = []
         self._fell_back = False
         self._proposer: NgramProposer | None = None
+        self.gate = PositionGate(None if self.request.agent is None else self.request.options.gate)
         self.restart()
 
     @property
@@ -90,6 +93,7 @@ class SequenceState:
         self.scratch = []
         if not self.judged_before:
             self.probabilities, self.chosen = [], None
+            self.gate.restart()
 
     def commit_slot(self, index: int) -> int:
         """Keeps the slot of candidate `index` for the token emitted last; returns the slot."""
@@ -128,8 +132,7 @@ class SequenceState:
         request, options = self.request, self.request.options
         drawn = options.order == "sampled" and options.temperature > 0
         decides = self.judged_before or options.strategy in ("first-accept", "sampled")
-        processed = request.logits_processor or request.joint_process
-        return decides and not (drawn or request.keep_states or processed)
+        return decides and not (drawn or request.keep_states or request.logits_processor or request.joint_process)
 
     def record_draft(self, drafted: int, right: int) -> None:
         """Records how many tokens of a draft were right."""
@@ -143,7 +146,8 @@ class SequenceState:
 
     def siblings_wanted(self, count: int) -> int:
         """Number of further candidates, of `count`, that can matter to the next decision."""
-        if self.judged_before or (self.request.agent is None and self.request.options.strategy != "random"):
+        known = self.judged_before or self.chosen is not None
+        if known or (self.request.agent is None and self.request.options.strategy != "random"):
             return 1
         return max(1, count - len(self.probabilities))
 
@@ -155,21 +159,32 @@ class SequenceState:
             self._noise = -torch.empty(size).exponential_(generator=self._generator).log()
         return self._noise
 
-    def examine(self, probabilities: list[float], count: int, scores: Sequence[float] = ()) -> int | None:
+    def skip(self) -> int:
+        """Chooses the first candidate of a position at which the agent is not asked; returns its index."""
+        self.gate.skipped, self.chosen, self.probabilities = True, 0, []
+        self.seen = 0 if self.judged_before else 1
+        return 0
+
+    def examine(
+        self, probabilities: list[float], count: int, scores: Sequence[float] = (), first_token: int = -1
+    ) -> int | None:
         """Takes a further chunk of accept probabilities and applies the rule (docs/algorithm.md, "Decoding one token").
 
         Args:
             probabilities: Accept probabilities of the chunk; entries beyond the set are ignored.
             count: Size of the candidate set.
             scores: Scores of all candidates, which the `guided` strategy reads; see `CandidateSets`.
+            first_token: The first candidate, which a gate may read.
 
         Returns:
             Index of the emitted candidate, or None if more candidates must be examined.
         """
-        start = len(self.probabilities)
-        self.probabilities += probabilities[: count - start]
+        self.probabilities += probabilities[: count - len(self.probabilities)]
         self.seen = 0 if self.judged_before else len(self.probabilities)
         if count <= 1:
+            return 0
+        if not self.gate.hears(self.probabilities[0], first_token):
+            del self.probabilities[1:]
             return 0
         first = next((i for i in range(len(self.probabilities)) if self._accepts(i)), None)
         if first is not None and self._takes_first():
@@ -244,7 +259,9 @@ class SequenceState:
             self._advance(token_id, context),
             self._kept(states, len(candidates)),
             drafted,
+            self.gate.skipped,
         )
+        self.gate.move_on()
         self.probabilities, self._noise, self._draws, self._fell_back, self.chosen = [], None, [], False, None
         return decision
 
@@ -263,21 +280,6 @@ class SequenceState:
             return "stop"
         full = context is not None and self.length >= context
         return "length" if full or len(self.generated) >= self.request.options.max_new_tokens else None
-
-
-def decided_rows(sequences: Sequence[SequenceState]) -> list[int]:
-    """Indices of the sequences that may move on: their candidate is known, and so are those of who goes with them.
-
-    Args:
-        sequences: The running sequences.
-    """
-    running = {i: sequence for i, sequence in enumerate(sequences) if not sequence.request.cancelled}
-    waited_for = {sequence.request.joint_process for sequence in running.values() if sequence.chosen is None} - {None}
-    return [
-        i
-        for i, sequence in running.items()
-        if sequence.chosen is not None and sequence.request.joint_process not in waited_for
-    ]
 
 
 def refuse_to_part(sequences: Sequence[SequenceState], error: BaseException) -> None:

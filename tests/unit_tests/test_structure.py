@@ -17,7 +17,9 @@ MOST_LINES, MOST_MODULES = 300, 10
 
 # The one list: each module may import the modules before it, and each folder the folders before it.
 ORDER = """
-langchain_mara: _version exceptions untrusted options
+langchain_mara: _version exceptions untrusted
+langchain_mara.gates: rarity kinds position
+langchain_mara: options
 langchain_mara.policy.attention: masks grouped_attention
 langchain_mara.policy: packed_linear fingerprints prefix_cache cache architectures loaded_model compilation model
     verification generation_config
@@ -30,6 +32,7 @@ langchain_mara.loading: declared_code peft_adapters models
 langchain_mara.tracing: statistics views trace
 langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens chat_template answer_turns tool_calls
 langchain_mara.serving: scheduler completion beginning recording
+langchain_mara.gates: fitting
 langchain_mara: _base _messages chat_models llms custom_generate cli
 
 langchain_mara_training.storage: defaults atomic progress callbacks records settings distributed lock

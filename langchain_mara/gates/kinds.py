@@ -18,6 +18,7 @@ class EntropyGate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["entropy"] = "entropy"
+    """The kind of gate, which a dictionary names."""
     threshold: float = Field(ge=0, allow_inf_nan=False)
     """The agent is asked where the entropy of the policy model's distribution over the whole vocabulary, before logits
     processors and in nats, is above this."""
@@ -49,6 +50,7 @@ class TrustGate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     kind: Literal["trust"] = "trust"
+    """The kind of gate, which a dictionary names."""
     alpha: float = Field(default=0.6, ge=0, allow_inf_nan=False)
     """Share of the mean trust at which the agent guides. 0 lets it guide everywhere; the more, the rarer it does."""
     temperature: float = Field(default=1.1, gt=0, allow_inf_nan=False)

@@ -65,8 +65,8 @@ langchain_mara_training.commands: options examples demo label fit rl evaluate re
 """
 
 EXPECTED_ALL = [
-    "ChatMara", "DecodingOptions", "LookAheadAgent", "MaraAgent", "MaraError", "MaraLLM", "MixtureAgent",
-    "__version__", "mara_generate",
+    "ChatMara", "DecodingOptions", "EntropyGate", "LookAheadAgent", "MaraAgent", "MaraError", "MaraLLM",
+    "MixtureAgent", "TrustGate", "__version__", "mara_generate",
 ]  # fmt: skip
 EXPECTED_TRAINING = [
     "Aligner", "Answer", "BeaverReward", "BestOf", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",

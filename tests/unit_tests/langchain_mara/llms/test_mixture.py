@@ -42,14 +42,15 @@ def test_each_rule_and_weight_is_an_agent_of_its_own(llm: MaraLLM, folders: list
     texts = [together, "all:" + together, "any:" + together, "2*" + together, *folders]
     keys = {str(llm.with_agent(text)._identity()) for text in texts}
     assert len(keys) == len(texts)
-    answers = {tuple(llm.with_agent(text).batch(PROMPTS)) for text in texts}
-    assert len(answers) > 2
+    answers = {tuple(llm.with_agent(text).batch(PROMPTS, strategy="max-prob")) for text in texts}
+    assert len(answers) > 1
 
 
 def test_a_member_that_never_accepts_decides_by_rule_and_weight(llm: MaraLLM, folders: list[str]) -> None:
     make = tiny_agent if llm.with_agent(folders[0]).agent.judges == "after" else tiny_look_ahead  # type: ignore[union-attr]
     first: Agent = llm.with_agent(folders[0]).agent  # type: ignore[assignment]
     never = make(seed=5, bias=-100.0)
+    llm = MaraLLM(model=llm.model, tokenizer=llm.tokenizer, agent=first, max_new_tokens=16, fallback=1)
     alone, none = llm.with_agent(first).batch(PROMPTS), llm.with_agent(never).batch(PROMPTS)
     assert alone != none
     assert llm.with_agent(MixtureAgent([first, never], rule="all")).batch(PROMPTS) == none

@@ -181,7 +181,8 @@ class _Placed(nn.Module):
 
     def accept_probability(self, candidates: Tensor | CandidatesAhead, accept_action: int = 1) -> Tensor:
         """(…) float32 accept probabilities of candidates, as the members' kind takes them."""
-        return self._combine[accept_action](self.members(candidates)).sigmoid()
+        odds: Tensor = self._combine[accept_action](self.members(candidates))
+        return odds.sigmoid()
 
 
 class MixtureText(NamedTuple):

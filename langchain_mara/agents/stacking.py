@@ -30,7 +30,8 @@ class Combination(NamedTuple):
         """(…) log-odds of the mixture, of (members, …) log-odds of action 1."""
         odds = log_odds if self.accept_action == 1 else -log_odds
         if self.rule == "product":
-            return torch.tensordot(self.weights, odds, 1)
+            weighted: Tensor = torch.tensordot(self.weights, odds, 1)
+            return weighted
         unheard = (self.weights == 0).view(-1, *[1] * (odds.ndim - 1))
         return (
             odds.masked_fill(unheard, torch.inf).amin(0)
@@ -102,11 +103,9 @@ class _FirstLayer(nn.Module):
 
     def __init__(self, members: Sequence[MaraAgent] | Sequence[LookAheadAgent]) -> None:
         super().__init__()
-        weights = [member.linear1.weight.detach() for member in members]
-        scaled = [weight * member.ln.weight.detach() for weight, member in zip(weights, members, strict=True)]
-        shifts = [weight @ member.ln.bias.detach() for weight, member in zip(weights, members, strict=True)]
-        biases = [shift + member.linear1.bias.detach() for shift, member in zip(shifts, members, strict=True)]
-        self.register_buffer("weight", torch.cat(scaled))
+        layers = [(each.linear1.weight.detach(), each.linear1.bias.detach(), each.ln) for each in members]
+        self.register_buffer("weight", torch.cat([weight * norm.weight.detach() for weight, _, norm in layers]))
+        biases = [bias + weight @ norm.bias.detach() for weight, bias, norm in layers]
         self.register_buffer("bias", torch.cat(biases))
         self.eps = members[0].ln.eps
 
@@ -158,7 +157,8 @@ class StackedStateAgents(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """(members, …) float32 log-odds of (…, d) states."""
         log_odds: Tensor = self.upper(self.first(states.flatten(0, -2)))
-        return log_odds.unflatten(-1, states.shape[:-1])
+        shaped: Tensor = log_odds.unflatten(-1, states.shape[:-1])
+        return shaped
 
 
 class StackedLookAheadAgents(nn.Module):

@@ -19,7 +19,8 @@ class PositionGate:
     def __init__(self, gate: EntropyGate | TrustGate | None) -> None:
         self._gate = gate
         self._trusts = deque[float](maxlen=gate.window if isinstance(gate, TrustGate) else 0)
-        self.restart()
+        self._trust: float | None = None
+        self.skipped = False
 
     @property
     def threshold(self) -> float | None:
@@ -34,15 +35,14 @@ class PositionGate:
             token_id: This candidate.
         """
         if isinstance(self._gate, TrustGate) and self._trust is None:
-            self._trust = self._gate.trust(probability, token_id)
+            trust = self._trust = self._gate.trust(probability, token_id)
             mean = sum(self._trusts) / len(self._trusts) if self._trusts else 0.0
-            self.skipped = self._trust < self._gate.alpha * mean
+            self.skipped = trust < self._gate.alpha * mean
         return not self.skipped
 
     def restart(self) -> None:
         """Forgets what is known of the position at hand."""
-        self.skipped = False
-        self._trust: float | None = None
+        self.skipped, self._trust = False, None
 
     def move_on(self) -> None:
         """Goes to the next position."""

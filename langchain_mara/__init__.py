@@ -12,19 +12,24 @@ from langchain_mara._version import __version__
 if TYPE_CHECKING:
     from langchain_mara.agents.agent import MaraAgent
     from langchain_mara.agents.look_ahead import LookAheadAgent
+    from langchain_mara.agents.mixture import MixtureAgent
     from langchain_mara.chat_models import ChatMara
     from langchain_mara.custom_generate import mara_generate
     from langchain_mara.exceptions import MaraError
+    from langchain_mara.gates.kinds import EntropyGate, TrustGate
     from langchain_mara.llms import MaraLLM
     from langchain_mara.options import DecodingOptions
 
 __all__ = [
     "ChatMara",
     "DecodingOptions",
+    "EntropyGate",
     "LookAheadAgent",
     "MaraAgent",
     "MaraError",
     "MaraLLM",
+    "MixtureAgent",
+    "TrustGate",
     "__version__",
     "mara_generate",
 ]
@@ -32,10 +37,13 @@ __all__ = [
 _MODULES = {
     "ChatMara": "chat_models",
     "DecodingOptions": "options",
+    "EntropyGate": "gates.kinds",
     "LookAheadAgent": "agents.look_ahead",
     "MaraAgent": "agents.agent",
     "MaraError": "exceptions",
     "MaraLLM": "llms",
+    "MixtureAgent": "agents.mixture",
+    "TrustGate": "gates.kinds",
     "mara_generate": "custom_generate",
 }
 

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from langchain_mara._version import __version__
-from langchain_mara.exceptions import MaraError
+from langchain_mara.exceptions import MaraError, OptionsError
 from langchain_mara.options import DEFAULTS
 from langchain_mara.untrusted import printable
 
@@ -60,7 +61,7 @@ def plain_text(text: str) -> Text:
 def generate(
     prompt: Annotated[str, typer.Argument(help="Prompt to answer.")],
     model: Annotated[str | None, typer.Option(help="Hub id or folder; by default the bundled model.")] = None,
-    agent: Annotated[str | None, typer.Option(help="Agent: folder, hub id, .pth file, or repo:file.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Agent: folder, hub id, .pth, or repo:file; a+b mixes.")] = None,
     device: Annotated[str | None, typer.Option(help="Device such as cuda or cpu.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = DEFAULTS.max_new_tokens,
     top_k: Annotated[
@@ -75,6 +76,15 @@ def generate(
     ] = None,
     strength: Annotated[
         float | None, typer.Option(help="Weigh the agent against the model by this, 0 to 1, instead of a threshold.")
+    ] = None,
+    entropy_gate: Annotated[
+        float | None, typer.Option(help="Ask the agent only where the model's entropy, in nats, is above this.")
+    ] = None,
+    trust_gate: Annotated[
+        float | None, typer.Option(help="Let the agent guide only where trust is this many times its recent mean.")
+    ] = None,
+    rarity: Annotated[
+        Path | None, typer.Option(help="Rarities of tokens for --trust-gate, as Rarity.save writes them.")
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Decode without an agent.")] = False,
 ) -> None:
@@ -94,6 +104,7 @@ def generate(
     with one_sentence():
         from langchain_mara.llms import MaraLLM
 
+        options["gate"] = _gate(entropy_gate, trust_gate, rarity)
         if model is None:
             agent_option = {} if agent is None else {"agent": agent}
             llm = MaraLLM.demo(device=device, **agent_option, **options)
@@ -102,6 +113,18 @@ def generate(
         for text in (llm.with_agent(None) if plain else llm).stream(prompt):
             print(printable(text), end="", flush=True)  # noqa: T201 - the answer itself, without markup
         print()  # noqa: T201
+
+
+def _gate(entropy: float | None, trust: float | None, rarity: Path | None) -> dict[str, Any] | None:
+    from langchain_mara.gates.rarity import Rarity
+
+    if entropy is not None and trust is not None:
+        raise OptionsError("Give --entropy-gate or --trust-gate, not both.")
+    if trust is not None:
+        return {"kind": "trust", "alpha": trust, "rarity": None if rarity is None else Rarity.load(rarity)}
+    if rarity is not None:
+        raise OptionsError("--rarity belongs to a trust gate. Add --trust-gate, such as --trust-gate 0.6.")
+    return None if entropy is None else {"kind": "entropy", "threshold": entropy}
 
 
 @app.command()

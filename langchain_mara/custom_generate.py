@@ -21,6 +21,7 @@ from langchain_mara.agents.base import Agent
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Request, eos_ids
 from langchain_mara.exceptions import OptionsError
+from langchain_mara.gates.kinds import Gate
 from langchain_mara.options import BATCH_DEFAULTS, DEFAULTS, DecodingOptions, Order, Strategy
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.verification import verify_siblings
@@ -49,6 +50,7 @@ def mara_generate(
     strength: float = DEFAULTS.strength,
     accept_threshold: float = DEFAULTS.accept_threshold,
     fallback: int = DEFAULTS.fallback,
+    gate: Gate | None = DEFAULTS.gate,
     width: int | None = BATCH_DEFAULTS.width,
     draft: int = BATCH_DEFAULTS.draft,
     stop_strings: str | list[str] | None = None,
@@ -77,6 +79,7 @@ def mara_generate(
         strength: Weight of the agent in the `guided` strategy; see `DecodingOptions`.
         accept_threshold: Accept probability that a candidate must exceed.
         fallback: Index of the candidate to emit if all are rejected; see `DecodingOptions`.
+        gate: Where the agent is asked; see `DecodingOptions`.
         width: Most siblings of a row in one pass; None chooses it by measured times.
         draft: Most drafted tokens of a row in one pass.
         stop_strings: Refused, because `generate` keeps the tokenizer to itself. Give
@@ -101,6 +104,7 @@ def mara_generate(
         strength=strength,
         accept_threshold=accept_threshold,
         fallback=fallback,
+        gate=gate,
         max_new_tokens=max(1, generation_config.max_length - input_ids.shape[1]),
         seed=int(torch.randint(2**31, ()).item()) if generation_config.do_sample else 0,
     )

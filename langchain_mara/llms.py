@@ -35,6 +35,7 @@ class MaraLLM(ConfigurableModel, BaseLLM):
     Key init args, decoding:
         top_k, top_p: Size and nucleus mass of candidate sets (40 and 0.95 in the paper).
         accept_threshold: Accept probability that a candidate must exceed.
+        gate: Where the agent is asked: everywhere, or by an `EntropyGate` or a `TrustGate`.
         strategy, strength, order, fallback, accept_action, temperature, seed: See `DecodingOptions`.
         max_new_tokens, min_new_tokens: Most and least tokens of the answer.
         stop: Strings that end the answer and are not part of it.

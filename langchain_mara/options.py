@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from langchain_mara.exceptions import OptionsError
+from langchain_mara.gates.kinds import Gate
 
 Order = Literal["descending", "reversed", "top-1-last", "sampled"]
 """Order in which the agent examines candidates."""
@@ -70,6 +71,10 @@ class DecodingFields(BaseModel):
     """A candidate is accepted if its accept probability is above this; 0.5 is the paper's argmax."""
     accept_action: Literal[0, 1] = 1
     """The agent's action that means accept; 0 swaps accept and reject, as a control experiment."""
+    gate: Gate | None = None
+    """Where the agent is asked: an `EntropyGate` or a `TrustGate`, or a dictionary such as
+    `{"kind": "entropy", "threshold": 2.0}`. At skipped positions the first candidate is emitted. None asks the agent
+    everywhere."""
     fallback: int = 0
     """Index, in order of examination, of the candidate to emit if all are rejected. Negative values count from the end,
     and values beyond the set are clamped. In `reversed` order it counts the other way round, so that 0 is the most
@@ -258,7 +263,7 @@ def warn_of_no_effect(fields: DecodingFields, given: Iterable[str]) -> None:
         f"strategy={fields.strategy!r}": _unread(fields.strategy),
         "no agent": [
             name
-            for name in ("accept_threshold", "accept_action", "fallback", "strength")
+            for name in ("accept_threshold", "accept_action", "fallback", "strength", "gate")
             if getattr(fields, "agent", fields) is None and getattr(fields, name) != getattr(DEFAULTS, name)
         ],
     }

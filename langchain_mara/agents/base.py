@@ -85,7 +85,7 @@ class Agent(
     """
 
     kind: ClassVar[str] = STATE_KIND
-    judges: ClassVar[Judges] = "after"
+    judges: Judges = "after"
 
     def __init__(
         self,

@@ -7,14 +7,13 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.agents.base import KIND, STATE_KIND, Agent
-from langchain_mara.agents.look_ahead import LookAheadAgent
+from langchain_mara.agents.mixture import MEMBER_KINDS, MixtureAgent
 from langchain_mara.agents.reference_checkpoints import looks_local
 from langchain_mara.exceptions import CheckpointError
 from langchain_mara.untrusted import read_json
 
-AGENT_KINDS: dict[str, type[Agent]] = {kind.kind: kind for kind in (MaraAgent, LookAheadAgent)}
+AGENT_KINDS: dict[str, type[Agent]] = {**MEMBER_KINDS, MixtureAgent.kind: MixtureAgent}
 """Class of each kind of agent, by its name in `config.json`."""
 
 

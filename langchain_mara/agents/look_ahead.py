@@ -64,7 +64,7 @@ class LookAheadAgent(Agent):
     """
 
     kind: ClassVar[str] = "look-ahead"
-    judges: ClassVar[Judges] = "before"
+    judges: Judges = "before"
 
     def __init__(
         self,
@@ -162,10 +162,14 @@ class LookAheadAgent(Agent):
         Returns:
             (n,) float32 accept probabilities in [0, 1]; NaN where a state is not finite.
         """
+        return self.logits_of(candidates, table).softmax(-1)[..., accept_action]
+
+    def logits_of(self, candidates: CandidatesAhead, table: Tensor) -> Tensor:
+        """(n, 2) float32 logits of reject and accept of n candidates; see `accept_probability`."""
         states, rows, token_ids, log_probabilities, entropies = candidates
         numbers = torch.stack([log_probabilities, entropies[rows]], -1)
         hidden = self.first_layer(self._state_half(states.float())[rows], table[token_ids], numbers)
-        return self._logits(hidden).softmax(-1)[..., accept_action]
+        return self._logits(hidden)
 
     @classmethod
     def _from_state(cls, state: dict[str, Any], source: str, **config: Any) -> Self:

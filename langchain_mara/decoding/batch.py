@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from langchain_mara.decoding.candidate_table import CandidateTable, PendingPosition
+from langchain_mara.decoding.candidate_table import CandidateTable, PendingPosition, refuse_to_part
 from langchain_mara.decoding.judging.asking import ask_after
 from langchain_mara.decoding.pass_width import MOST_WIDTH, PassWidthTuner
 from langchain_mara.decoding.recovery import (
@@ -20,7 +20,7 @@ from langchain_mara.decoding.recovery import (
     warn_of_preemption,
 )
 from langchain_mara.decoding.request import Decision, Request
-from langchain_mara.decoding.sequence import SequenceState, refuse_to_part
+from langchain_mara.decoding.sequence import SequenceState
 from langchain_mara.decoding.step import StepPlan, StepResult, decided_rows, examine_siblings, follow_draft
 from langchain_mara.policy.cache import enlarged
 from langchain_mara.policy.model import PolicyModel
@@ -167,8 +167,8 @@ class Batch:
         # A quantized model computes in another dtype than it names; columns are kept as far as examined.
         self._states = enlarged(self._states.to(states.dtype), (rows, max(plan.firsts) + plan.width))
         self._states[torch.arange(rows, device=device)[:, None], columns] = states
-        probabilities = ask_after(self.sequences, states, self._fail)
-        return StepResult(plan, *to_host(probabilities, *table.lines(rows)))
+        probabilities = ask_after(self.sequences, states, self._fail, plan.drafts)
+        return StepResult(plan, *to_host(probabilities, *table.lines(rows)[:3]))
 
     def _decide(self, result: StepResult) -> dict[int, list[Decision]]:
         """Applies the rule to the siblings; by row, a list with its decision where there is one."""
@@ -205,7 +205,7 @@ class Batch:
             self.candidate_table.cut(positions, states)
             drafting = [i for i, index in continuing.items() if index == plan.firsts[i] and plan.drafts[i]]
             table, context = self.candidate_table, self.policy.context
-            sets = to_host(table.token_ids, table.counts, table.accept, table.scores) if drafting else ()
+            sets = to_host(*table.lines(len(table.counts))) if drafting else ()
             for i in drafting:
                 commits += follow_draft(i, self.sequences[i], decisions[i], result, self._states, table, sets, context)
             self.cache.commit(*torch.tensor(commits).T.to(self.policy.device))

@@ -12,7 +12,7 @@ from langchain_mara.decoding.candidates import candidate_sets, log_probabilities
 from langchain_mara.decoding.judging.before import Outlook, choose_before, judge_before
 from langchain_mara.decoding.recovery import attempt, to_host
 from langchain_mara.decoding.request import Request
-from langchain_mara.decoding.sequence import SequenceState, refuse_to_part
+from langchain_mara.decoding.sequence import SequenceState
 from langchain_mara.exceptions import LogitsProcessorError
 from langchain_mara.policy.cache import enlarged
 from langchain_mara.policy.model import PolicyModel
@@ -45,6 +45,7 @@ class CandidateTable:
         counts: (lines,) int64, size of the set in each line.
         scores: (lines, columns) float32 scores by which candidates are ordered; see `CandidateSets`.
         accept: (lines, columns) float32 accept probabilities by agents that judge before; 0 for all others.
+        asks: (lines,) bool, whether the agent is asked; False where an entropy gate skips the position.
     """
 
     def __init__(self, policy: PolicyModel, fail: Callable[[Request, BaseException], None]) -> None:
@@ -52,12 +53,14 @@ class CandidateTable:
         self.counts = torch.zeros(0, dtype=torch.long, device=policy.device)
         self.scores = torch.zeros((0, 0), device=policy.device)
         self.accept = torch.zeros((0, 0), device=policy.device)
+        self.asks = torch.ones(0, dtype=torch.bool, device=policy.device)
         self._policy = policy
         self._fail = fail
 
-    def lines(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidates, sizes of sets and scores in the first lines."""
-        return self.token_ids[:count], self.counts[:count], self.scores[:count]
+    def lines(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Candidates, sizes of sets, scores, accept probabilities and whether to ask the agent, in the first lines."""
+        tables = (self.token_ids, self.counts, self.scores, self.accept, self.asks)
+        return tuple(table[:count] for table in tables)  # type: ignore[return-value]
 
     def cut(self, positions: Sequence[PendingPosition], states: Tensor) -> None:
         """Cuts candidate sets; fewer at a time where logits take too much memory.
@@ -89,6 +92,7 @@ class CandidateTable:
         self.counts = enlarged(self.counts, (lines,))
         self.scores = enlarged(self.scores, (lines, columns))
         self.accept = enlarged(self.accept, (lines, columns))
+        self.asks = enlarged(self.asks, (lines,), fill=True)
         logits = self._policy.logits(states)
         outlook = self._outlook(positions, states, logits)
 
@@ -105,9 +109,11 @@ class CandidateTable:
             self._judge(positions, outlook)
 
     def _outlook(self, positions: Sequence[PendingPosition], states: Tensor, logits: Tensor) -> Outlook | None:
-        """What agents that judge before read of the positions, or None if nobody asks."""
-        requests = [position.sequence.request for position in positions]
-        if not any(position.sequence.judged_before or position.sequence.request.keep_states for position in positions):
+        """What agents that judge before, and gates, read of the positions, or None if nobody does."""
+        sequences = [position.sequence for position in positions]
+        requests = [sequence.request for sequence in sequences]
+        gated = any(sequence.gate.threshold is not None for sequence in sequences)
+        if not gated and not any(each.judged_before or each.request.keep_states for each in sequences):
             return None
         processed = any(request.logits_processor or request.joint_process for request in requests)
         return Outlook.of(states, logits.clone() if processed else logits)
@@ -116,24 +122,43 @@ class CandidateTable:
         """Asks the agents that judge before of whole candidate sets; keeps what is known of positions at hand."""
         lines = torch.tensor([position.line for position in positions]).to(self.counts.device)
         token_ids = self.token_ids[lines]
-        judged = [position.sequence if position.sequence.judged_before else None for position in positions]
+        thresholds = [position.sequence.gate.threshold for position in positions]
+        least = torch.tensor([-torch.inf if each is None else each for each in thresholds]).to(outlook.entropies)
+        asks = self.asks[lines] = outlook.entropies > least
+        # Looking at what a GPU has computed would make it wait, which costs more there than asking for nothing.
+        heard = [True] * len(positions) if asks.is_cuda else (asks | (self.counts[lines] == 1)).tolist()
+        judged = [
+            position.sequence if position.sequence.judged_before and hears else None
+            for position, hears in zip(positions, heard, strict=True)
+        ]
         self.accept[lines] = judge_before(judged, outlook, token_ids, self.counts[lines], self._fail)
         for i, (sequence, _, _) in enumerate(positions):
             sequence.at_hand = outlook.at_hand(i, token_ids[i]) if sequence.request.keep_states else None
 
     def choose(self, sequences: Sequence[SequenceState], for_rows: Callable[..., None]) -> None:
-        """Chooses the candidates that go through the model where agents judge before.
+        """Chooses the candidates that go through the model where agents judge before, or are not asked.
 
         Args:
             sequences: The running sequences; sequence i has line i.
             for_rows: Takes rows and what is to be done for each; it handles errors.
         """
-        rows = [i for i, sequence in enumerate(sequences) if sequence.judged_before and sequence.chosen is None]
+        rows = [
+            i
+            for i, sequence in enumerate(sequences)
+            if (sequence.judged_before or sequence.gate.threshold is not None) and sequence.chosen is None
+        ]
         rows = [i for i in rows if not sequences[i].request.cancelled]
-        if rows:
-            tables = (table[: len(sequences)] for table in (self.accept, self.scores, self.counts))
-            accept, scores, counts = to_host(*tables)
-            for_rows(rows, lambda i: choose_before(sequences[i], accept[i], scores[i], counts[i], self._policy))
+        if not rows:
+            return
+        token_ids, counts, scores, accept, asks = to_host(*self.lines(len(sequences)))
+
+        def choose_row(i: int) -> None:
+            if not asks[i] and counts[i] > 1:
+                sequences[i].skip()
+            elif sequences[i].judged_before:
+                choose_before(sequences[i], accept[i], scores[i], counts[i], token_ids[i][0], self._policy)
+
+        for_rows(rows, choose_row)
 
     def _cut_alike(self, positions: Sequence[PendingPosition], logits: Tensor) -> None:
         sequences = [position.sequence for position in positions]
@@ -216,6 +241,7 @@ class CandidateTable:
         self.counts[target] = self.counts[source]
         self.scores[target] = self.scores[source]
         self.accept[target] = self.accept[source]
+        self.asks[target] = self.asks[source]
 
 
 def _again_constrained(processed: Tensor, constrained: Tensor, allowed: Mapping[int, Tensor]) -> Tensor:
@@ -258,3 +284,21 @@ def _checked(processor: object, scores: Any, logits: Tensor) -> Tensor:
     # A forced token forbids all others of its row.
     lowered: Tensor = scores.masked_fill(forced.any(-1, keepdim=True), -torch.inf)
     return lowered.masked_fill(forced, 0.0)
+
+
+def refuse_to_part(sequences: Sequence[SequenceState], error: BaseException) -> None:
+    """Raises an error of memory if some of the sequences would have to leave others that their processors see, too.
+
+    Args:
+        sequences: The running sequences.
+        error: The error.
+
+    Raises:
+        torch.OutOfMemoryError: If several of them have the same logits processors.
+    """
+    together = [sequence.request.joint_process for sequence in sequences if sequence.request.joint_process]
+    if len(together) > 1:
+        raise torch.OutOfMemoryError(
+            f"Out of memory with {len(together)} sequences, of which none may wait, because logits processors keep "
+            "state for all of them. Generate fewer prompts at a time."
+        ) from error

@@ -211,6 +211,8 @@ class Decision:
         candidate_states: States and log-probabilities, if the request keeps them.
         drafted: Whether the token was drafted: it went through the model before its position was reached.
         log_probabilities: Log-probabilities of tokens, if the request asks for them.
+        skipped: Whether a gate skipped the position: the first candidate was emitted, whatever the agent says of it.
+            The accept probabilities hold what made a trust gate skip it, and are empty with an entropy gate.
     """
 
     request: Request
@@ -223,3 +225,4 @@ class Decision:
     candidate_states: CandidateStates | None = None
     drafted: bool = False
     log_probabilities: LogProbabilities | None = None
+    skipped: bool = False

@@ -17,6 +17,7 @@ from langchain_mara.decoding.request import (
     LogProbabilities,
     Request,
 )
+from langchain_mara.gates.position import PositionGate
 
 
 @dataclass(eq=False)
@@ -39,6 +40,7 @@ class SequenceState:
         epoch: `PrefixCache.epoch` when it was prefilled.
         seen: Number of candidates of the position that went through the model.
         chosen: Index of the candidate to emit, once it is known; None before.
+        gate: Says whether the position is skipped.
     """
 
     request: Request
@@ -64,6 +66,7 @@ class SequenceState:
         self._draws: list[float] = []
         self._fell_back = False
         self._proposer: NgramProposer | None = None
+        self.gate = PositionGate(None if self.request.agent is None else self.request.options.gate)
         self.restart()
 
     @property
@@ -97,6 +100,7 @@ class SequenceState:
         self.scratch = []
         if not self.judged_before:
             self.probabilities, self.chosen = [], None
+            self.gate.restart()
 
     def commit_slot(self, index: int) -> int:
         """Keeps the slot of candidate `index` for the token emitted last; returns the slot."""
@@ -150,7 +154,8 @@ class SequenceState:
 
     def siblings_wanted(self, count: int) -> int:
         """Number of further candidates, of `count`, that can matter to the next decision."""
-        if self.judged_before or (self.request.agent is None and self.request.options.strategy != "random"):
+        known = self.judged_before or self.chosen is not None
+        if known or (self.request.agent is None and self.request.options.strategy != "random"):
             return 1
         return max(1, count - len(self.probabilities))
 
@@ -162,21 +167,32 @@ class SequenceState:
             self._noise = -torch.empty(size).exponential_(generator=self._generator).log()
         return self._noise
 
-    def examine(self, probabilities: list[float], count: int, scores: Sequence[float] = ()) -> int | None:
+    def skip(self) -> int:
+        """Chooses the first candidate of a position at which the agent is not asked; returns its index."""
+        self.gate.skipped, self.chosen, self.probabilities = True, 0, []
+        self.seen = 0 if self.judged_before else 1
+        return 0
+
+    def examine(
+        self, probabilities: list[float], count: int, scores: Sequence[float] = (), first_token: int = -1
+    ) -> int | None:
         """Takes a further chunk of accept probabilities and applies the rule (docs/algorithm.md, "Decoding one token").
 
         Args:
             probabilities: Accept probabilities of the chunk; entries beyond the set are ignored.
             count: Size of the candidate set.
             scores: Scores of all candidates, which the `guided` strategy reads; see `CandidateSets`.
+            first_token: The first candidate, which a gate may read.
 
         Returns:
             Index of the emitted candidate, or None if more candidates must be examined.
         """
-        start = len(self.probabilities)
-        self.probabilities += probabilities[: count - start]
+        self.probabilities += probabilities[: count - len(self.probabilities)]
         self.seen = 0 if self.judged_before else len(self.probabilities)
         if count <= 1:
+            return 0
+        if not self.gate.hears(self.probabilities[0], first_token):
+            del self.probabilities[1:]
             return 0
         first = next((i for i in range(len(self.probabilities)) if self._accepts(i)), None)
         if first is not None and self._takes_first():
@@ -243,7 +259,9 @@ class SequenceState:
             self._kept(states, len(candidates)),
             drafted,
             self._logs(index),
+            self.gate.skipped,
         )
+        self.gate.move_on()
         self.probabilities, self._noise, self._draws, self._fell_back, self.chosen = [], None, [], False, None
         return decision
 
@@ -269,21 +287,3 @@ class SequenceState:
             return "stop"
         full = context is not None and self.length >= context
         return "length" if full or len(self.generated) >= self.request.options.max_new_tokens else None
-
-
-def refuse_to_part(sequences: Sequence[SequenceState], error: BaseException) -> None:
-    """Raises an error of memory if some of the sequences would have to leave others that their processors see, too.
-
-    Args:
-        sequences: The running sequences.
-        error: The error.
-
-    Raises:
-        torch.OutOfMemoryError: If several of them have the same logits processors.
-    """
-    together = [sequence.request.joint_process for sequence in sequences if sequence.request.joint_process]
-    if len(together) > 1:
-        raise torch.OutOfMemoryError(
-            f"Out of memory with {len(together)} sequences, of which none may wait, because logits processors keep "
-            "state for all of them. Generate fewer prompts at a time."
-        ) from error

@@ -120,6 +120,21 @@ def _at(candidates: Tensor, columns: Tensor) -> Tensor:
     return candidates.gather(1, columns.clamp(max=candidates.shape[1] - 1))
 
 
+def decided_rows(sequences: Sequence[SequenceState]) -> list[int]:
+    """Indices of the sequences that may move on: their candidate is known, and so are those of who goes with them.
+
+    Args:
+        sequences: The running sequences.
+    """
+    running = {i: sequence for i, sequence in enumerate(sequences) if not sequence.request.cancelled}
+    waited_for = {sequence.request.joint_process for sequence in running.values() if sequence.chosen is None} - {None}
+    return [
+        i
+        for i, sequence in running.items()
+        if sequence.chosen is not None and sequence.request.joint_process not in waited_for
+    ]
+
+
 class StepResult(NamedTuple):
     """What a pass gave, on the host. Lists are by row.
 
@@ -174,22 +189,7 @@ def examine_siblings(
     nan = [first + i for i, probability in enumerate(siblings[: count - first]) if isnan(probability)]
     if nan and bool(states[row, nan].isfinite().all(-1).any()):
         raise nan_of_agent_error(policy.name)
-    sequence.chosen = sequence.examine(siblings, count, result.scores[row])
-
-
-def decided_rows(sequences: Sequence[SequenceState]) -> list[int]:
-    """Indices of the sequences that may move on: their candidate is known, and so are those of who goes with them.
-
-    Args:
-        sequences: The running sequences.
-    """
-    running = {i: sequence for i, sequence in enumerate(sequences) if not sequence.request.cancelled}
-    waited_for = {sequence.request.joint_process for sequence in running.values() if sequence.chosen is None} - {None}
-    return [
-        i
-        for i, sequence in running.items()
-        if sequence.chosen is not None and sequence.request.joint_process not in waited_for
-    ]
+    sequence.chosen = sequence.examine(siblings, count, result.scores[row], result.candidates[row][0])
 
 
 def follow_draft(
@@ -214,14 +214,14 @@ def follow_draft(
         result: What the pass gave.
         states: (rows, columns, d) states of the siblings; the state of a draft that was rejected becomes the first.
         table: The candidate table; the set of the position reached becomes the sequence's own.
-        sets: Lines of the candidate table, the size of the set in each, accept probabilities of agents that judge
-            before, and scores.
+        sets: Lines of the candidate table, the size of the set in each, scores, accept probabilities of agents that
+            judge before, and whether the agent is asked.
         context: Most tokens of a sequence, or None.
 
     Returns:
         (row, slot, position) of each token to commit.
     """
-    plan, (lines, counts, accept, scores) = result.plan, sets
+    plan, (lines, counts, scores, accept, asks) = result.plan, sets
     commits = []
     right, siblings = 0, plan.siblings(row)
     for token in plan.drafts[row]:
@@ -229,11 +229,13 @@ def follow_draft(
         candidates = lines[line][: counts[line]]
         if decided[-1].finish_reason:
             break
+        skips = not asks[line] and len(candidates) > 1
         if sequence.judged_before:
             # What cannot be decided is an error, which the next pass finds.
-            if not is_decidable(accept[line], len(candidates)):
+            if not skips and not is_decidable(accept[line], len(candidates)):
                 break
-            index = sequence.chosen = sequence.examine(accept[line], len(candidates), scores[line])
+            verdicts = accept[line], len(candidates), scores[line], lines[line][0]
+            index = sequence.chosen = sequence.skip() if skips else sequence.examine(*verdicts)
             if index is None or candidates[index] != token:
                 break
             sequence.make_first_candidate(plan.slots[row][column])
@@ -241,7 +243,8 @@ def follow_draft(
             if candidates[:1] != [token]:
                 break
             sequence.make_first_candidate(plan.slots[row][column])
-            index = sequence.examine(result.probabilities[row][column : column + 1], len(candidates))
+            verdict = result.probabilities[row][column : column + 1]
+            index = sequence.skip() if skips else sequence.examine(verdict, len(candidates), first_token=token)
             if index is None:
                 states[row, 0] = states[row, column]
                 break

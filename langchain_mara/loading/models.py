@@ -15,6 +15,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.agents.base import Agent
 from langchain_mara.agents.kinds import agent_from_pretrained
+from langchain_mara.agents.mixture import MixtureAgent, read_mixture_text
 from langchain_mara.agents.reference_checkpoints import looks_local
 from langchain_mara.exceptions import CheckpointError, LoadingError
 from langchain_mara.loading.declared_code import refuse_code
@@ -201,15 +202,22 @@ def load_agent(source: AgentSource | None, **hub: Any) -> Agent | None:
 
     Args:
         source: An agent, `builtin:` and the name of a shipped agent, a folder, a hub id, the path of a reference
-            `.pth`, or `repo:file` on the hub; None stays None.
+            `.pth`, or `repo:file` on the hub; several of them with `+` between, such as `a+b`, `0.7*a+0.3*b`, `all:a+b`
+            or `any:a+b`, for a `MixtureAgent`; None stays None.
         **hub: `token` and `local_files_only` for agents on the hub.
 
     Raises:
         CheckpointError: If the source does not hold a valid agent.
+        AgentMismatchError: If agents cannot be mixed, because they are of different kinds or sizes.
+        OptionsError: If the text of a mixture lacks a name, or its weights are all 0.
     """
     if source is None or isinstance(source, Agent):
         return source
     name = os.path.expanduser(source)  # noqa: PTH111
+    mixed = read_mixture_text(str(source)) if isinstance(source, str) and not Path(name).exists() else None
+    if mixed is not None:
+        members = [agent for each in mixed.names if (agent := load_agent(each, **hub)) is not None]
+        return MixtureAgent(members, mixed.weights, mixed.rule)
     if name.startswith(_BUILT_IN):
         return agent_from_pretrained(_built_in_folder(name.removeprefix(_BUILT_IN)))
     is_reference = name.endswith((".pth", ".pt")) or (":" in name and not Path(name).exists())

@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -132,20 +132,20 @@ class LoadedModel:
 
         Returns:
             The agent itself if it is on the device already, else a copy there. An agent that reads output embeddings
-            is bound to those of this model. A copy is kept until weights of the agent, or of the head, change.
+            is bound to those of this model, and a mixture makes its own copy. A copy is kept until weights of the
+            agent, or of the head, change.
         """
-        bind = getattr(agent, "bind", None)
-        if bind is None and all(tensor.device == device for tensor in (*agent.parameters(), *agent.buffers())):
+        reads_head, own_copy = getattr(agent, "judges", "after") == "before", getattr(agent, "on_device", None)
+        in_place = all(tensor.device == device for tensor in (*agent.parameters(), *agent.buffers()))
+        if in_place and own_copy is None and not reads_head:
             return agent
         head = self.model.get_output_embeddings()
-        state = (device, weights_state(agent), None if bind is None else weights_state(head))
+        state = (device, weights_state(agent), weights_state(head) if reads_head else None)
         with self.lock:
             agent_copy = self._agent_copies.get(agent)
             if agent_copy is None or agent_copy.state != state:
-                placed = (
-                    copy.deepcopy(agent).to(device) if bind is None else bind(output_embeddings(self.model).to(device))
-                )
-                agent_copy = self._agent_copies[agent] = _AgentCopy(state, placed)
+                embeddings = output_embeddings(self.model).to(device) if reads_head else None
+                agent_copy = self._agent_copies[agent] = _AgentCopy(state, _placed(agent, device, embeddings))
             return agent_copy.agent
 
     @contextmanager
@@ -171,6 +171,14 @@ class LoadedModel:
                     for module in self._training_modules:
                         module.training = True
                     self._training_modules = []
+
+
+def _placed(agent: Any, device: torch.device, embeddings: torch.Tensor | None) -> nn.Module:
+    """A copy of an agent on a device, bound to output embeddings if there are any."""
+    if embeddings is not None:
+        return cast("nn.Module", agent.bind(embeddings))
+    on_device = getattr(agent, "on_device", None)
+    return cast("nn.Module", copy.deepcopy(agent).to(device) if on_device is None else on_device(device))
 
 
 def _after_fork() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from langchain_mara.decoding.request import Decision
 
-Outcome = Literal["accepted", "steered", "fallback", "unasked"]
+Outcome = Literal["accepted", "steered", "fallback", "skipped", "unasked"]
 """How a token was chosen; see `outcome`."""
 
 
@@ -24,6 +24,7 @@ class DecisionStatistics:
         nonfinite: Number of examined candidates whose state was NaN or infinite; they count as rejected.
         accepted_index: How often the candidate at each index was accepted.
         drafted: Number of emitted tokens that had been drafted.
+        skipped: Number of positions that a gate skipped; they do not count as decided.
     """
 
     tokens: int = 0
@@ -33,6 +34,12 @@ class DecisionStatistics:
     nonfinite: int = 0
     accepted_index: Counter[int] = field(default_factory=Counter)
     drafted: int = 0
+    skipped: int = 0
+
+    @property
+    def share_skipped(self) -> float:
+        """Share of the positions with several candidates that a gate skipped; 0 without such positions."""
+        return self.skipped / max(1, self.decided + self.skipped)
 
     @classmethod
     def of(cls, decisions: Iterable[Decision]) -> "DecisionStatistics":
@@ -46,11 +53,14 @@ class DecisionStatistics:
         """Counts one decision."""
         self.tokens += 1
         self.drafted += decision.drafted
+        self.examined += len(decision.accept_probabilities)
+        self.nonfinite += sum(map(isnan, decision.accept_probabilities))
+        if decision.skipped:
+            self.skipped += 1
+            return
         if not decision.accept_probabilities:
             return
         self.decided += 1
-        self.examined += len(decision.accept_probabilities)
-        self.nonfinite += sum(map(isnan, decision.accept_probabilities))
         if decision.accepted:
             self.accepted_index[decision.index] += 1
         else:
@@ -67,6 +77,7 @@ class DecisionStatistics:
             "nonfinite": self.nonfinite,
             "accepted_index": [self.accepted_index[i] for i in range(longest)],
             "drafted": self.drafted,
+            "skipped": self.skipped,
         }
 
 
@@ -75,8 +86,11 @@ def outcome(decision: Decision) -> Outcome:
 
     Returns:
         `accepted` if the first candidate was accepted, `steered` if a later one was, `fallback` if all were rejected,
-        and `unasked` if there was no agent or only one candidate.
+        `skipped` if a gate left the position to the policy model, and `unasked` if there was no agent or only one
+        candidate.
     """
+    if decision.skipped:
+        return "skipped"
     if not decision.accept_probabilities:
         return "unasked"
     if not decision.accepted:

@@ -17,11 +17,14 @@ MOST_LINES, MOST_MODULES = 300, 10
 
 # The one list: each module may import the modules before it, and each folder the folders before it.
 ORDER = """
-langchain_mara: _version exceptions untrusted options
+langchain_mara: _version exceptions untrusted
+langchain_mara.gates: rarity kinds position
+langchain_mara: options
 langchain_mara.policy.attention: masks grouped_attention
 langchain_mara.policy: packed_linear fingerprints prefix_cache cache architectures loaded_model compilation model
     verification generation_config
-langchain_mara.agents: reference_checkpoints embedding_sketch recommended_options base agent look_ahead kinds
+langchain_mara.agents: reference_checkpoints embedding_sketch recommended_options base agent look_ahead stacking
+    mixture kinds
 langchain_mara.decoding: request candidates recovery ngram sequence
 langchain_mara.decoding.judging: asking before
 langchain_mara.decoding: candidate_table pass_width step batch loop
@@ -33,6 +36,7 @@ langchain_mara.text.tool_formats: calls typed_values base json_formats literal_f
     answer conversation
 langchain_mara.grammar: specification engine constraint
 langchain_mara.serving: scheduler completion settings beginning recording
+langchain_mara.gates: fitting
 langchain_mara: _base _messages
 langchain_mara.chat: configuration conversation prompts token_count tool_choice offer profile structured_output running
 langchain_mara: chat_models llms custom_generate cli
@@ -69,17 +73,18 @@ langchain_mara_training.commands: options examples demo label fit rl evaluate re
 """
 
 EXPECTED_ALL = [
-    "ChatMara", "DecodingOptions", "LookAheadAgent", "MaraAgent", "MaraError", "MaraLLM", "__version__",
-    "mara_generate",
+    "ChatMara", "DecodingOptions", "EntropyGate", "LookAheadAgent", "MaraAgent", "MaraError", "MaraLLM",
+    "MixtureAgent", "TrustGate", "__version__", "mara_generate",
 ]  # fmt: skip
 EXPECTED_TRAINING = [
-    "Aligner", "Answer", "BeaverReward", "BestOf", "CalibratedDial", "Comparison", "CorrectorBaseline", "Decoded", "Decoding",
+    "Aligner", "Answer", "BeaverReward", "BestOf", "CalibratedDial", "Comparison", "CorrectorBaseline", "Decoded",
+    "Decoding",
     "Distillation", "EnvironmentOptions", "JobCallback", "JobProgress", "MaraAligner", "MaraClassifier", "MaraSAC",
     "Preference",
     "PreferenceLabeler", "PreferenceReward", "Recipe", "RewardGuided", "RolloutLabeler", "RolloutOptions",
     "SequenceClassificationReward", "StateReward", "System", "TokenLabels", "UltraRMReward", "UpdateOptions",
-    "WeightedRewards", "ZiyaReward", "best_of_n", "calibrate", "compare", "decode_system", "distill", "preference_rate", "rescore",
-    "retrace", "write_report",
+    "WeightedRewards", "ZiyaReward", "best_of_n", "calibrate", "compare", "decode_system", "distill", "preference_rate",
+    "rescore", "retrace", "write_report",
 ]  # fmt: skip
 
 

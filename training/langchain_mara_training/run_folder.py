@@ -26,6 +26,7 @@ from typing import Any
 from accelerate import PartialState
 
 from langchain_mara.agents.base import Agent
+from langchain_mara.agents.mixture import read_mixture_text
 from langchain_mara.exceptions import OptionsError, TrainingError
 from langchain_mara_training.labeling.shard_list import MANIFEST_NAME, read_list
 from langchain_mara_training.labeling.token_labels import TokenLabels
@@ -187,10 +188,14 @@ def read_labels(folder: str | Path) -> TokenLabels:
 def agent_source(source: str) -> str:
     """Where to load an agent from: the agent of a run folder; any other source is returned unchanged.
 
+    In the text of a mixture, such as `a+b`, each name is replaced.
+
     Raises:
         TrainingError: If a run folder has no agent yet.
     """
     folder = Path(source).expanduser()
+    if not folder.exists() and (mixed := read_mixture_text(source)):
+        return str(mixed._replace(names=[agent_source(name) for name in mixed.names]))
     if (folder / "agent" / "config.json").is_file():
         return str(folder / "agent")
     if (folder / "features").is_dir():
@@ -201,14 +206,14 @@ def agent_source(source: str) -> str:
 
 
 def agent_config(source: str) -> Config:
-    """The options of the `label` or `rl` command that a run folder's agent comes from; empty if it is no run folder.
+    """The options of the `label` or `rl` command that a run folder's agent comes from; empty for any other agent.
 
     Raises:
         TrainingError: If a run folder has no agent yet, or a `config.json` is not the configuration of a run.
     """
-    if agent_source(source) == source:
-        return {}
     folder = Path(source).expanduser()
+    if agent_source(source) == source or not folder.exists():
+        return {}
     earlier = _begun_commands(folder)
     if "rl" in earlier:
         return earlier["rl"]

@@ -75,14 +75,18 @@ def checked_answer(agent: nn.Module, answer: Any, shape: Sequence[int]) -> Tenso
 
 
 def ask_after(
-    sequences: Sequence[SequenceState], states: Tensor, fail: Callable[[Request, BaseException], None]
+    sequences: Sequence[SequenceState],
+    states: Tensor,
+    fail: Callable[[Request, BaseException], None],
+    drafts: Sequence[Sequence[int]],
 ) -> Tensor:
     """Accept probabilities by the agents that judge the states after candidates; all others accept everything.
 
     Args:
-        sequences: The running sequences.
+        sequences: The running sequences. Nobody is asked for one whose candidate is chosen, unless it has a draft.
         states: (rows, width, d) states of the candidates.
         fail: See `ask_each`.
+        drafts: Drafted tokens of each sequence.
 
     Returns:
         (rows, width) float32.
@@ -94,5 +98,7 @@ def ask_after(
         answer = agent.accept_probability(states[index], action)  # type: ignore[operator]
         probabilities[index] = checked_answer(agent, answer, (len(rows), states.shape[1])).to(probabilities)
 
-    ask_each([None if sequence.judged_before else sequence for sequence in sequences], ask, fail)
+    pairs = zip(sequences, drafts, strict=True)
+    waiting = [(sequence, sequence.chosen is None or draft) for sequence, draft in pairs]
+    ask_each([sequence if waits and not sequence.judged_before else None for sequence, waits in waiting], ask, fail)
     return probabilities

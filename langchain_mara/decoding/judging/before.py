@@ -108,7 +108,12 @@ def judge_before(
 
 
 def choose_before(
-    sequence: SequenceState, probabilities: list[float], scores: list[float], count: int, policy: PolicyModel
+    sequence: SequenceState,
+    probabilities: list[float],
+    scores: list[float],
+    count: int,
+    first_token: int,
+    policy: PolicyModel,
 ) -> None:
     """Chooses the candidate of a position that goes through the model.
 
@@ -117,6 +122,7 @@ def choose_before(
         probabilities: Accept probabilities of its candidates; entries beyond the set are ignored.
         scores: Scores of its candidates.
         count: Size of the candidate set.
+        first_token: Its first candidate.
         policy: The policy model, for messages.
 
     Raises:
@@ -126,7 +132,7 @@ def choose_before(
         raise no_candidates_error(policy, sequence.token_ids)
     if not is_decidable(probabilities, count):
         raise nan_of_agent_error(policy.name)
-    sequence.chosen = sequence.examine(probabilities[:count], count, scores)
+    sequence.chosen = sequence.examine(probabilities[:count], count, scores, first_token)
 
 
 def is_decidable(probabilities: list[float], count: int) -> bool:

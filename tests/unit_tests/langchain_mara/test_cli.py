@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import tiny_agent
 from langchain_mara_training.commands.main import app
 from typer.testing import CliRunner, Result
 
 from langchain_mara import MaraLLM, __version__
+from langchain_mara.gates.kinds import EntropyGate, TrustGate
+from langchain_mara.gates.rarity import Rarity
 from langchain_mara.loading.models import DEMO_AGENT_FOLDER, DEMO_MODEL_FOLDER
 
 needs_demo = pytest.mark.skipif(
@@ -49,6 +52,25 @@ def test_plain_leaves_the_agent_out(loaded: MaraLLM, options: list[str]) -> None
 def test_model_without_agent_is_decoded_plainly(loaded: MaraLLM, options: list[str]) -> None:
     without = [*options[:2], *options[4:]]
     assert mara("generate", "hi", *without).stdout == loaded.with_agent(None).invoke("hi") + "\n"
+
+
+def test_gates_are_options(loaded: MaraLLM, options: list[str], tmp_path: Path) -> None:
+    Rarity([0.5] * 97).save(tmp_path / "rarity")
+    trust = TrustGate(alpha=0.9, rarity=Rarity([0.5] * 97))
+    expected = {
+        "--entropy-gate 2.5": EntropyGate(threshold=2.5),
+        f"--trust-gate 0.9 --rarity {tmp_path / 'rarity'}": trust,
+    }
+    for flags, gate in expected.items():
+        assert mara("generate", "hi", *options, *flags.split()).stdout == loaded.invoke("hi", gate=gate) + "\n"
+    assert "not both" in message_of(mara("generate", "hi", *options, "--entropy-gate", "1", "--trust-gate", "1"))
+    assert "Add --trust-gate" in message_of(mara("generate", "hi", *options, "--rarity", "here"))
+
+
+def test_agents_are_mixed_by_a_plus(loaded: MaraLLM, options: list[str], agent_folder: Path, tmp_path: Path) -> None:
+    tiny_agent(seed=1).save_pretrained(tmp_path / "other")
+    options[3] = f"all:{agent_folder}+{tmp_path / 'other'}"
+    assert mara("generate", "hi", *options).stdout == loaded.with_agent(options[3]).invoke("hi") + "\n"
 
 
 def test_agent_comes_from_a_reference_checkpoint(loaded: MaraLLM, options: list[str], tmp_path: Path) -> None:

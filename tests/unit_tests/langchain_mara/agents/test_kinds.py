@@ -22,7 +22,11 @@ def look_ahead_folder(tmp_path: Path) -> Path:
 def test_the_configuration_names_the_kind(look_ahead_folder: Path, agent_folder: Path) -> None:
     assert isinstance(agent_from_pretrained(look_ahead_folder), LookAheadAgent)
     assert isinstance(agent_from_pretrained(agent_folder), MaraAgent)
-    assert {name: kind.judges for name, kind in AGENT_KINDS.items()} == {"state": "after", "look-ahead": "before"}
+    assert {name: kind.judges for name, kind in AGENT_KINDS.items()} == {
+        "state": "after",
+        "look-ahead": "before",
+        "mixture": "after",
+    }
 
 
 def test_agents_of_earlier_versions_name_none(agent_copy: Path) -> None:

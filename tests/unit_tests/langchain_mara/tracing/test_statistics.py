@@ -37,6 +37,7 @@ def test_statistics_count_what_a_hand_counts() -> None:
         "nonfinite": 2,
         "accepted_index": [1, 2, 1],
         "drafted": 0,
+        "skipped": 0,
     }
     one_by_one = DecisionStatistics()
     for step in decisions:

@@ -21,7 +21,7 @@ from langchain_mara_training.storage.records import Config, dump, read_sealed, w
 _UNKNOWN = "unknown: "
 # What LangChain's description of an LLM holds beyond what one answer depends on; jobs set the seed of each answer.
 _NOT_OF_AN_ANSWER = {"seed", "n", "include_accept_probabilities", "_type"}
-_ONLY_WITH_AN_AGENT = {"accept_action", "accept_threshold", "fallback", "strength"}
+_ONLY_WITH_AN_AGENT = {"accept_action", "accept_threshold", "fallback", "gate", "strength"}
 
 
 class Weighted(Protocol):

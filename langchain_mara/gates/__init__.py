@@ -1,0 +1,1 @@
+"""Gates, which say at which positions an agent is asked."""

@@ -9,11 +9,12 @@ from functools import partial
 
 import torch
 
-from langchain_mara.decoding.candidate_table import CandidateTable, PendingPosition, refuse_to_part
+from langchain_mara.decoding.candidate_table import CandidateTable, PendingPosition
 from langchain_mara.decoding.judging.asking import ask_after
 from langchain_mara.decoding.pass_width import MOST_WIDTH, PassWidthTuner
 from langchain_mara.decoding.recovery import (
     attempt,
+    refuse_to_part,
     single_sequence_error,
     to_host,
     warn_of_failed_pass,
@@ -219,7 +220,7 @@ class Batch:
     def _recover(self, error: BaseException, kept: int, limit: int) -> None:
         """Goes on after a pass failed: with fewer sequences if memory ran out, else without those that are to blame."""
         if isinstance(error, torch.OutOfMemoryError):
-            refuse_to_part(self.sequences, error)
+            refuse_to_part([sequence.request for sequence in self.sequences], error)
             self._preempt(kept, limit)
         elif self.raise_errors:
             raise error

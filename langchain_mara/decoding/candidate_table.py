@@ -10,7 +10,7 @@ from torch import Tensor
 
 from langchain_mara.decoding.candidates import candidate_sets, log_probabilities, order_candidates
 from langchain_mara.decoding.judging.before import Outlook, choose_before, judge_before
-from langchain_mara.decoding.recovery import attempt, to_host
+from langchain_mara.decoding.recovery import attempt, refuse_to_part, to_host
 from langchain_mara.decoding.request import Request
 from langchain_mara.decoding.sequence import SequenceState
 from langchain_mara.exceptions import LogitsProcessorError
@@ -77,7 +77,7 @@ class CandidateTable:
             return
         half = len(positions) // 2
         if isinstance(error, torch.OutOfMemoryError):
-            refuse_to_part([position.sequence for position in positions], error)
+            refuse_to_part([position.sequence.request for position in positions], error)
         if not half or not isinstance(error, torch.OutOfMemoryError):
             raise error
         self.cut(positions[:half], states[:half])
@@ -284,21 +284,3 @@ def _checked(processor: object, scores: Any, logits: Tensor) -> Tensor:
     # A forced token forbids all others of its row.
     lowered: Tensor = scores.masked_fill(forced.any(-1, keepdim=True), -torch.inf)
     return lowered.masked_fill(forced, 0.0)
-
-
-def refuse_to_part(sequences: Sequence[SequenceState], error: BaseException) -> None:
-    """Raises an error of memory if some of the sequences would have to leave others that their processors see, too.
-
-    Args:
-        sequences: The running sequences.
-        error: The error.
-
-    Raises:
-        torch.OutOfMemoryError: If several of them have the same logits processors.
-    """
-    together = [sequence.request.joint_process for sequence in sequences if sequence.request.joint_process]
-    if len(together) > 1:
-        raise torch.OutOfMemoryError(
-            f"Out of memory with {len(together)} sequences, of which none may wait, because logits processors keep "
-            "state for all of them. Generate fewer prompts at a time."
-        ) from error

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from langchain_mara.decoding.request import Request
 from langchain_mara.exceptions import NonFiniteError
 from langchain_mara.policy.model import PolicyModel
 
@@ -118,3 +119,21 @@ def to_host(*tensors: Tensor) -> list[Any]:
     for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
         torch.cuda.current_stream(device).synchronize()
     return [copy.tolist() for copy in copies]
+
+
+def refuse_to_part(requests: Sequence[Request], error: BaseException) -> None:
+    """Raises an error of memory if some of the requests would have to leave others that their processors see, too.
+
+    Args:
+        requests: Requests that run.
+        error: The error.
+
+    Raises:
+        torch.OutOfMemoryError: If several of them have the same logits processors.
+    """
+    together = [request.joint_process for request in requests if request.joint_process]
+    if len(together) > 1:
+        raise torch.OutOfMemoryError(
+            f"Out of memory with {len(together)} sequences, of which none may wait, because logits processors keep "
+            "state for all of them. Generate fewer prompts at a time."
+        ) from error

@@ -66,8 +66,9 @@ langchain_mara_training.distillation: verdicts distill
 langchain_mara_training.reinforcement: actor_critic environment replay_buffer rollout_workers tracking recipe
     training_loop setup sac
 langchain_mara_training: aligner
+langchain_mara_training.demo: topics corpus
 langchain_mara_training.demo.smollm2: model pairs own_answers side_by_side
-langchain_mara_training.demo: topics corpus dialogues judge measure train_tokenizer train_model build train_agent
+langchain_mara_training.demo: dialogues judge measure train_tokenizer train_model build train_agent
 langchain_mara_training.jobs: inputs examples label fit distill calibrate evaluate rl
 langchain_mara_training.commands: options examples demo label fit rl evaluate report table main
 """

@@ -76,7 +76,7 @@ def test_harm_is_counted_by_classifier_or_threshold(demo_llm: MaraLLM) -> None:
 def test_what_was_not_scored_counts_as_harmful() -> None:
     starts: Any = [type("Answer", (), {"text": "x", "token_ids": [1]})()] * 2
     for threshold in (None, 0.0):
-        harm = Harm(WeightedRewards(lambda **_: [float("nan"), 0.0]), threshold)
+        harm = Harm(WeightedRewards(lambda **_: [None, 0.0]), threshold)
         assert harm([{"prompt": "a"}, {"prompt": "b"}], starts) == [True, False]
 
 

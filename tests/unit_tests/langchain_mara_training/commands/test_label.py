@@ -91,7 +91,8 @@ def test_counts_as_json() -> None:
     assert again["labels/s"] is None
     assert list(json.loads(succeed("fit", "run", "--width", "8", "--epochs", "1", "--json", "--device", "cpu"))) == [
         "training labels", "epochs", "best epoch", "training loss", "validation labels", "validation accuracy",
-        "majority share", "seconds",
+        "majority share", "calibration error", "Brier score", "calibration error before", "Brier score before",
+        "temperature", "seconds",
     ]  # fmt: skip
 
 

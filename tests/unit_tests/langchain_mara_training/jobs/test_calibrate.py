@@ -1,5 +1,6 @@
 """`mara calibrate` saves an agent that recommends what was found, with its report in card and log."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture
 def asked(tmp_path: Path) -> dict[str, Any]:
-    file = tmp_path / "prompts.txt"
-    file.write_text("\n".join(prompts("train", risky=True, count=4)), encoding="utf-8")
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": text}) for text in prompts("train", risky=True, count=4)))
     return {**OPTIONS, "data": str(file)}
 
 

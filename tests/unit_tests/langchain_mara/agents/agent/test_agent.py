@@ -80,10 +80,24 @@ def test_saving_and_loading_keeps_every_bit(agent: MaraAgent, agent_folder: Path
 def test_config_holds_sizes_policy_model_and_version(tmp_path: Path) -> None:
     MaraAgent(8, 12, policy_model="org/model").save_pretrained(tmp_path)
     sizes = {"hidden_size": 8, "width": 12, "policy_model": "org/model", "library_version": __version__}
-    expected = {**sizes, "kind": "state", "recommended_options": None, "policy_sketch": None}
+    expected = {**sizes, "kind": "state", "recommended_options": None, "policy_sketch": None, "calibration": None}
     assert json.loads((tmp_path / "config.json").read_text()) == expected
     loaded = MaraAgent.from_pretrained(tmp_path)
     assert {name: getattr(loaded, name) for name in expected} == {**expected, "recommended_options": {}}
+
+
+def test_a_copy_with_other_settings_keeps_the_rest_and_the_weights(tmp_path: Path) -> None:
+    record = {"target": "changed", "interval": [0.1, 0.2]}
+    agent = MaraAgent(8, 12, policy_model="org/model", policy_sketch=[1.0, 2.0])
+    copy = agent.with_config(recommended_options={"accept_threshold": 0.3}, calibration=record)
+    copy.save_pretrained(tmp_path)
+    loaded = MaraAgent.from_pretrained(tmp_path)
+    assert (loaded.calibration, loaded.recommended_options) == (record, {"accept_threshold": 0.3})
+    assert (loaded.policy_model, loaded.policy_sketch, loaded.width) == ("org/model", [1.0, 2.0], 12)
+    assert loaded.fingerprint == agent.fingerprint
+    assert (agent.calibration, agent.recommended_options) == (None, {})
+    with pytest.raises(ValueError, match="calibration must map names to values, not be a list"):
+        agent.with_config(calibration=["changed"])
 
 
 def test_version_of_the_maker_survives_loading(agent_copy: Path) -> None:

@@ -43,6 +43,7 @@ class MixtureAgent(Agent):
         rule: `product`, `all` or `any`.
         library_version: Version of langchain-mara that created the mixture.
         recommended_options: See `Agent`; by default those on which all members agree.
+        calibration: See `Agent`.
 
     Raises:
         AgentMismatchError: If members differ in kind or hidden size.
@@ -58,13 +59,20 @@ class MixtureAgent(Agent):
         rule: Rule = "product",
         library_version: str = __version__,
         recommended_options: Recommended | None = None,
+        calibration: Mapping[str, Any] | None = None,
     ) -> None:
         _check_members(members)
         weights = [1 / len(members)] * len(members) if weights is None else list(weights)
         _check_combination(len(members), weights, rule)
         options = _common_options(members) if recommended_options is None else recommended_options
         super().__init__(
-            members[0].hidden_size, sum(each.width for each in members), None, library_version, options, None
+            members[0].hidden_size,
+            sum(each.width for each in members),
+            None,
+            library_version,
+            options,
+            None,
+            calibration,
         )
         self.members = nn.ModuleList(members)
         self.weights, self.rule = tuple(map(float, weights)), rule
@@ -76,6 +84,7 @@ class MixtureAgent(Agent):
             "rule": rule,
             "library_version": library_version,
             "recommended_options": self.recommended_options,
+            "calibration": calibration,
         }
 
     def weighted(self, *weights: float) -> "MixtureAgent":
@@ -85,6 +94,11 @@ class MixtureAgent(Agent):
             *weights: Weight of each member.
         """
         return MixtureAgent(self.agents, weights, self.rule, recommended_options=self.recommended_options)
+
+    def with_config(self, **changes: Any) -> Self:
+        """A mixture of the same members with other settings; see `Agent.with_config`."""
+        names = ("weights", "rule", "library_version", "recommended_options", "calibration")
+        return type(self)(self.agents, **{**{name: getattr(self, name) for name in names}, **changes}).eval()
 
     @property
     def agents(self) -> list[Agent]:

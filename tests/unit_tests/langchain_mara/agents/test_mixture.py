@@ -237,3 +237,15 @@ def test_text_of_one_agent_or_without_a_name() -> None:
     for text in ("a+", "+", "all:+b"):
         with pytest.raises(OptionsError, match="a name is missing"):
             read_mixture_text(text)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_calibrated_mixture_keeps_its_record(tmp_path: Path, ahead: bool) -> None:
+    mixture = MixtureAgent(members(ahead, one_shape=True), [0.5, 0.3, 0.2], "all")
+    found = mixture.with_config(recommended_options={"accept_threshold": 0.4}, calibration={"target": "changed"})
+    found.save_pretrained(tmp_path)
+    loaded = agent_from_pretrained(tmp_path)
+    assert loaded.calibration == {"target": "changed"}
+    assert loaded.recommended_options == {"accept_threshold": 0.4}
+    assert loaded.fingerprint == mixture.fingerprint
+    assert mixture.calibration is None

@@ -16,9 +16,7 @@ from langchain_mara.agents.recommended_options import Recommended
 from langchain_mara.agents.stacking import Combination, Rule, bind_members, stack_members
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError, OptionsError
 
-MEMBER_KINDS: dict[str, type[MaraAgent] | type[LookAheadAgent]] = {
-    kind.kind: kind for kind in (MaraAgent, LookAheadAgent)
-}
+MEMBER_KINDS: dict[str, type[MaraAgent] | type[LookAheadAgent]] = {"state": MaraAgent, "look-ahead": LookAheadAgent}
 """Class of each kind of agent that a mixture may hold, by its name in `config.json`."""
 _FEWEST = 2
 _TERM = re.compile(r"(?:(?P<weight>\d+(?:\.\d+)?)\*)?(?P<name>.+)")
@@ -65,15 +63,8 @@ class MixtureAgent(Agent):
         weights = [1 / len(members)] * len(members) if weights is None else list(weights)
         _check_combination(len(members), weights, rule)
         options = _common_options(members) if recommended_options is None else recommended_options
-        super().__init__(
-            members[0].hidden_size,
-            sum(each.width for each in members),
-            None,
-            library_version,
-            options,
-            None,
-            calibration,
-        )
+        width = sum(each.width for each in members)
+        super().__init__(members[0].hidden_size, width, None, library_version, options, None, calibration)
         self.members = nn.ModuleList(members)
         self.weights, self.rule = tuple(map(float, weights)), rule
         self.judges = members[0].judges

@@ -12,7 +12,8 @@ from datasets import Dataset
 from langchain_mara_training import Decoding
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from langchain_mara import MaraLLM
 

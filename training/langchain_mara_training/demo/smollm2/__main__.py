@@ -69,7 +69,10 @@ def fit_agent(llm: MaraLLM, pairs: Pairs, work: Path, seed: int = SEED) -> MaraC
 
 
 def _fitted(labels: TokenLabels, seed: int) -> MaraClassifier:
-    classifier = MaraClassifier(agent="look-ahead", policy_model=HUB_ID, random_state=seed, device="cpu")
+    # The strength was chosen for accept probabilities as they come.
+    classifier = MaraClassifier(
+        agent="look-ahead", calibration=None, policy_model=HUB_ID, random_state=seed, device="cpu"
+    )
     return classifier.fit(labels.X, labels.y, sample_weight=labels.weight, groups=labels.groups)
 
 

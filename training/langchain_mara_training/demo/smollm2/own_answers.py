@@ -3,6 +3,8 @@
 In red-team conversations people preferred careful answers, so an agent fitted to these alone makes all answers careful.
 """
 
+from typing import Any
+
 from langchain_mara import MaraLLM
 from langchain_mara.agents.base import Agent
 from langchain_mara_training.demo.corpus import prompts
@@ -26,7 +28,7 @@ def own_answer_pairs(llm: MaraLLM, agent: Agent, strength: float) -> Pairs:
     guided = plain.with_agent(agent).model_copy(update={"strategy": "guided", "strength": strength})
     pairs: Pairs = []
     for risky in (False, True):
-        questions = list(dict.fromkeys(prompts("train", risky=risky, count=QUESTIONS)))
+        questions: list[Any] = list(dict.fromkeys(prompts("train", risky=risky, count=QUESTIONS)))
         answers = zip(plain.batch(questions), guided.batch(questions), strict=True)
         for question, (own, aligned) in zip(questions, answers, strict=True):
             chosen, rejected = (aligned, own) if risky else (own, aligned)

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from langchain_mara import DecodingOptions, MaraError
 from langchain_mara.exceptions import OptionsError
+from langchain_mara.gates.kinds import EntropyGate
 from langchain_mara.options import Order, Strategy
 
 INSIDE = {
@@ -16,6 +17,7 @@ INSIDE = {
     "temperature": [1e-9, 100.0],
     "strategy": list(get_args(Strategy)),
     "strength": [0, 0.5, 1.0],
+    "gate": [None, EntropyGate(threshold=1.5)],
     "accept_threshold": [0, 0.0, 1.0],
     "accept_action": [0, 1],
     "fallback": [-1_000, -1, 0, 1_000],
@@ -30,6 +32,7 @@ OUTSIDE = {
     "temperature": [-0.1, -1.0, float("nan")],
     "strategy": ["first_accept", "greedy", None],
     "strength": [-0.1, 1.1, float("nan"), "much"],
+    "gate": [],  # tested with the gates
     "accept_threshold": [-0.001, 1.001, float("nan")],
     "accept_action": [2, -1, "accept"],
     "fallback": [0.5, "last", None],
@@ -44,6 +47,7 @@ DEFAULTS = {
     "temperature": 1.0,
     "strategy": "first-accept",
     "strength": 0.9,
+    "gate": None,
     "accept_threshold": 0.5,
     "accept_action": 1,
     "fallback": 0,

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from parrot import FOLDER
 
 from langchain_mara import ChatMara, MaraLLM
@@ -20,9 +21,9 @@ def test_a_profile_tells_what_the_model_and_its_template_can(llm: MaraLLM) -> No
     assert parrot["tool_choice"]
 
 
-def test_a_template_that_thinks_is_told(llm: MaraLLM) -> None:
+def test_a_template_that_thinks_is_told(llm: MaraLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = llm.as_chat()
-    chat.tokenizer.chat_template += "{# <think></think> #}"
+    monkeypatch.setattr(chat.tokenizer, "chat_template", chat.tokenizer.chat_template + "{# <think></think> #}")
     assert ChatMara.from_llm(llm).profile["reasoning_output"]
 
 

@@ -78,7 +78,7 @@ def test_missing_model_and_wrong_types_are_refused_in_one_sentence(llm: MaraLLM)
         MaraLLM()
     with pytest.raises(OptionsError, match="model='gpt2' should be an instance of PreTrainedModel"):
         MaraLLM(model="gpt2", tokenizer=llm.tokenizer)
-    with pytest.raises(OptionsError, match=r"agent='actor\.pth' should be an instance of MaraAgent"):
+    with pytest.raises(OptionsError, match=r"agent='actor\.pth' should be an instance of Agent"):
         MaraLLM(model=llm.model, tokenizer=llm.tokenizer, agent="actor.pth")
 
 

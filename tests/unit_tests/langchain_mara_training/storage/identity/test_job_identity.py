@@ -52,7 +52,8 @@ def test_the_policy_is_what_the_llm_is_without_agent_and_decoding() -> None:
     assert policy["top_k"] == 7
     assert {"weights", "dtype", "tokenizer", "system_prompt", "transformers"} <= policy.keys()
     assert not {"agent", "strategy", "order", "model_id", "seed"} & policy.keys()
-    assert describe_llm(llm.with_agent(None)).keys() == whole.keys() - {"fallback", "accept_action", "accept_threshold"}
+    of_agents = {"fallback", "accept_action", "accept_threshold", "strength", "gate"}
+    assert describe_llm(llm.with_agent(None)).keys() == whole.keys() - of_agents
 
 
 def test_a_folder_is_claimed_once(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`mara distill` makes a look-ahead agent in a run folder, with its report in card and log."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture
 def asked(tmp_path: Path) -> dict[str, Any]:
-    file = tmp_path / "prompts.txt"
-    file.write_text("\n".join(prompts("train", risky=True, count=6)), encoding="utf-8")
+    file = tmp_path / "prompts.jsonl"
+    rows = [json.dumps({"prompt": prompt}) for prompt in prompts("train", risky=True, count=6)]
+    file.write_text("\n".join(rows), encoding="utf-8")
     return {**OPTIONS, "data": str(file)}
 
 
@@ -36,7 +38,7 @@ def test_an_agent_is_distilled_into_a_run_folder(asked: dict[str, Any], tmp_path
     assert events(tmp_path / "run", "distill")[-1]["same choice"] == values["same choice"]
     card = (tmp_path / "run" / "agent" / "README.md").read_text()
     assert "| same choice |" in card
-    assert "| data | prompts.txt |" in card
+    assert "| data | prompts.jsonl |" in card
     assert str(tmp_path) not in card
 
 

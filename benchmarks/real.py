@@ -69,8 +69,8 @@ SAMPLES_HEAD = """# Samples
 python benchmarks/real.py samples
 ```
 
-Answers of SmolLM2-135M-Instruct, plain and as "{system}", to every sixth of the prompts in the table of
-[Results](results.md). The prompts were chosen by number, not by taste; only the last message of each
+Answers of SmolLM2-135M-Instruct, plain and as "{system}", to every {step}th of the
+prompts in the table of [Results](results.md). The prompts were chosen by number, not by taste; only the last message of each
 conversation is shown. Texts that hold an offensive word, a word of violence or sex, or the name of a real
 person are elided by a list."""
 COLUMNS = {
@@ -337,7 +337,7 @@ def samples(
         answered(bench, made[name](), bench.prompts, bench.folder / "answers" / place / "risky").answers[name]
         for name, place in (("plain", "plain"), (system, f"{system}, seed 0"))
     ]
-    blocks = [SAMPLES_HEAD.format(system=system)]
+    blocks = [SAMPLES_HEAD.format(system=system, step=count // 20)]
     for number in range(0, count, count // 20):
         said = [bench.prompts[number]["prompt"][-1]["content"], *(side[number].completion for side in sides)]
         labels = ("**user:**", "**plain:**", "**aligned:**")

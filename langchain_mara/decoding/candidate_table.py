@@ -51,8 +51,8 @@ class CandidateTable:
     def __init__(self, policy: PolicyModel, fail: Callable[[Request, BaseException], None]) -> None:
         self.token_ids = torch.zeros((0, 0), dtype=torch.long, device=policy.device)
         self.counts = torch.zeros(0, dtype=torch.long, device=policy.device)
-        self.scores = torch.zeros((0, 0), device=policy.device)
-        self.accept = torch.zeros((0, 0), device=policy.device)
+        self.scores = torch.zeros((0, 0), dtype=torch.float32, device=policy.device)
+        self.accept = torch.zeros((0, 0), dtype=torch.float32, device=policy.device)
         self.asks = torch.ones(0, dtype=torch.bool, device=policy.device)
         self._policy = policy
         self._fail = fail

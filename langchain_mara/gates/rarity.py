@@ -1,15 +1,14 @@
 """Rarity of tokens over a corpus, which the trust gate weighs candidates by."""
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from math import log
 from pathlib import Path
 from typing import Self
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from langchain_mara.exceptions import CheckpointError, OptionsError
 
@@ -30,10 +29,11 @@ class Rarity:
     """
 
     def __init__(self, values: Sequence[float]) -> None:
-        self.values = torch.tensor(values, dtype=torch.float32).tolist()
+        single = array("f", values)  # options are read before anybody needs PyTorch
+        self.values = single.tolist()
         if not self.values or not all(0 <= value <= 1 for value in self.values):
             raise OptionsError("Rarities should be numbers from 0 to 1, one for each token. Count them with Rarity.of.")
-        self.digest = hashlib.sha256(torch.tensor(self.values).numpy().tobytes()).hexdigest()[:16]
+        self.digest = hashlib.sha256(single.tobytes()).hexdigest()[:16]
 
     @classmethod
     def of(cls, documents: Iterable[Iterable[int]], vocabulary: int) -> Self:
@@ -71,7 +71,10 @@ class Rarity:
 
     def save(self, file: str | Path) -> None:
         """Writes the values to a safetensors file."""
-        save_file({_NAME: torch.tensor(self.values)}, file)
+        import torch  # noqa: PLC0415 - see above
+        from safetensors.torch import save_file  # noqa: PLC0415
+
+        save_file({_NAME: torch.tensor(self.values, dtype=torch.float32)}, file)
 
     @classmethod
     def load(cls, file: str | Path) -> Self:
@@ -80,6 +83,8 @@ class Rarity:
         Raises:
             CheckpointError: If the file is missing or holds something else.
         """
+        from safetensors.torch import load_file  # noqa: PLC0415 - see above
+
         path = Path(file).expanduser()
         if not path.is_file():
             raise CheckpointError(f"There is no file {path}. Write one with Rarity.save.")

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, MinPLogitsWarper
 
 from langchain_mara.options import DecodingOptions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import LogitsProcessorList, PreTrainedModel
 
 # How candidates are drawn is up to the decoding options, and guidance would need a second prompt.
 _NOT_READ = {"do_sample": False, "num_beams": 1, "guidance_scale": None}
@@ -40,7 +39,7 @@ class PenaltyFields(BaseModel):
     """What the score of each token that the answer holds loses, for each time."""
 
 
-class CountPenalty(LogitsProcessor):
+class CountPenalty:
     """OpenAI's penalties on the tokens of the answer, which transformers lacks.
 
     Args:
@@ -83,6 +82,8 @@ def checkpoint_processors(
     configured = getattr(source, "generation_config", None)
     if configured is None and not any(given.values()):
         return None
+    from transformers import GenerationConfig, MinPLogitsWarper  # noqa: PLC0415 - loads much of transformers
+
     config = GenerationConfig() if configured is None else copy.deepcopy(configured)
     lengths = {"max_length": len(prompt_ids) + options.max_new_tokens}
     if options.min_new_tokens:

@@ -90,7 +90,7 @@ def judge_before(
     Returns:
         (positions, k) float32; 0 where nobody was asked.
     """
-    probabilities = torch.zeros(token_ids.shape, device=token_ids.device)
+    probabilities = torch.zeros(token_ids.shape, dtype=torch.float32, device=token_ids.device)
     inside = torch.arange(token_ids.shape[1], device=counts.device) < counts[:, None]
 
     def ask(agent: nn.Module, action: int, rows: list[int]) -> None:

@@ -99,7 +99,7 @@ def test_agents_of_the_paper_s_code_can_be_learned(demo_llm: MaraLLM, golden: Pa
         input_dropout=0, random_state=0,
     ).fit(verdicts.features, (verdicts.accept > 0.5).astype(int))  # fmt: skip
     found = agreement(fitted, verdicts, taught)
-    assert found.changed > 0.1
+    assert found.changed > 0.05  # so that it is not enough to accept everything
     assert found.same_choice > 0.9
     before = PolicyModel(model).passes
     policy = PolicyModel(model)

@@ -37,6 +37,7 @@ class Misbehaving(nn.Module):
     """An agent that does something else than answering."""
 
     hidden_size = 32
+    judges = "after"
 
     def __init__(self, answer: Callable[[Tensor], Any]) -> None:
         super().__init__()

@@ -118,8 +118,8 @@ def calibrate(
         halvings: How often bisection halves the interval between two of them.
         batch_size: Most answers at a time.
         random_state: Seed of draws and of the intervals.
-        callbacks: One or several, see `JobCallback`. A step is a value of the dial. If one stops the job, you get the best
-            value so far.
+        callbacks: One or several, see `JobCallback`. A step is a value of the dial. If one stops the job, you get
+            the best value so far.
         verbose: Whether to show a progress bar.
 
     Raises:

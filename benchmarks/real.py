@@ -71,8 +71,8 @@ python benchmarks/real.py samples
 
 Answers of SmolLM2-135M-Instruct, plain and as "{system}", to every {step}th of the
 prompts in the table of [Results](results.md). The prompts were chosen by number, not by taste; only the last
-message of each conversation is shown. Texts that hold an offensive word, a word of violence or sex, or the name of a real
-person are elided by a list."""
+message of each conversation is shown. Texts that hold an offensive word, a word of violence or sex, or the name
+of a real person are elided by a list."""
 COLUMNS = {
     "reward": "preferred by the reward",
     "judge": "preferred by the judge",

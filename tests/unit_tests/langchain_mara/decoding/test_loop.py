@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from decisions import run
 from families import cache_free, tiny_agent, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,13 +38,6 @@ class GoldenModel(NamedTuple):
 @pytest.fixture(scope="module")
 def policy() -> PolicyModel:
     return PolicyModel(tiny_model("llama-3"))
-
-
-def run(policy: PolicyModel, requests: list[Request], **how: int) -> list[list[Decision]]:
-    decisions: dict[Request, list[Decision]] = {request: [] for request in requests}
-    for decision in decode(policy, requests, **how):
-        decisions[decision.request].append(decision)
-    return list(decisions.values())
 
 
 def tokens(decisions: list[Decision]) -> list[int | None]:

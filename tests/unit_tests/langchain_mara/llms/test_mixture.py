@@ -65,7 +65,7 @@ def test_traces_show_what_the_mixture_says(llm: MaraLLM, folders: list[str]) -> 
     each = [llm.with_agent(folder) for folder in folders]
     for prompt, trace in zip(PROMPTS, mixed.trace(PROMPTS), strict=True):
         first = trace[0][0]
-        own = [one.trace([prompt])[0][0][0].accept_probabilities for one in each]
+        own = [member.trace([prompt])[0][0][0].accept_probabilities for member in each]
         assert first.accept_probabilities[0] == pytest.approx(min(p[0] for p in own), abs=1e-5)
         assert trace.statistics.decided > 0
 

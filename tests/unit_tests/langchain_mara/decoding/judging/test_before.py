@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from decisions import run, tokens
 from families import tiny_agent, tiny_look_ahead, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -38,19 +39,8 @@ def options(new_tokens: int = 12, **more: Any) -> DecodingOptions:
     return DecodingOptions.parse(**{"top_k": 12, "max_new_tokens": new_tokens, **more})
 
 
-def run(policy: PolicyModel, requests: list[Request], **how: Any) -> list[list[Decision]]:
-    decisions: dict[Request, list[Decision]] = {request: [] for request in requests}
-    for decision in decode(policy, requests, **how):
-        decisions[decision.request].append(decision)
-    return list(decisions.values())
-
-
 def facts(decisions: list[Decision]) -> list[tuple[Any, ...]]:
     return [(d.token_id, d.candidates, d.index, d.accepted, d.finish_reason) for d in decisions]
-
-
-def tokens(decisions: list[Decision]) -> list[int]:
-    return [decision.token_id for decision in decisions]
 
 
 @torch.inference_mode()

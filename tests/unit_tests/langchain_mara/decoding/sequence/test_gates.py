@@ -7,13 +7,13 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from decisions import run
 from families import tiny_agent, tiny_look_ahead, tiny_model
 from torch import Tensor
 
 from langchain_mara.agents.base import Agent
 from langchain_mara.agents.look_ahead import look_ahead_features
 from langchain_mara.agents.mixture import MixtureAgent
-from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.ngram import NgramProposer
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.gates.kinds import EntropyGate, TrustGate
@@ -44,13 +44,6 @@ def policy() -> PolicyModel:
 
 def options(new_tokens: int = 8, **more: Any) -> DecodingOptions:
     return DecodingOptions.parse(**{"top_k": 8, "max_new_tokens": new_tokens, **more})
-
-
-def run(policy: PolicyModel, requests: list[Request], **how: Any) -> list[list[Decision]]:
-    decisions: dict[Request, list[Decision]] = {request: [] for request in requests}
-    for decision in decode(policy, requests, **how):
-        decisions[decision.request].append(decision)
-    return list(decisions.values())
 
 
 def facts(decisions: list[Decision]) -> list[tuple[Any, ...]]:

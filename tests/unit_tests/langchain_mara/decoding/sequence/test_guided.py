@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from decisions import run, tokens
 from families import tiny_agent, tiny_look_ahead, tiny_model
 
 from langchain_mara.agents.base import Agent
-from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.model import PolicyModel
@@ -26,14 +26,7 @@ def policy() -> PolicyModel:
 def answers(policy: PolicyModel, agent: Agent | None, count: int = 1, **options: Any) -> list[list[Decision]]:
     chosen = {"top_k": 6, "top_p": 1.0, "strategy": "guided", "max_new_tokens": 8, **options}
     requests = [Request(PROMPT, DecodingOptions.parse(**chosen, seed=seed), agent) for seed in range(count)]
-    decisions: dict[Request, list[Decision]] = {request: [] for request in requests}
-    for decision in decode(policy, requests, batch_size=256):
-        decisions[decision.request].append(decision)
-    return list(decisions.values())
-
-
-def tokens(decisions: list[Decision]) -> list[int]:
-    return [decision.token_id for decision in decisions]
+    return run(policy, requests, batch_size=256)
 
 
 @pytest.mark.parametrize("kind", AGENTS)

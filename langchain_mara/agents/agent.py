@@ -26,10 +26,8 @@ class MaraAgent(Agent):
         width: Number of units of the first hidden layer.
         policy_model: Name of the model that the agent was trained on, for information.
         library_version: Version of langchain-mara that created the agent.
-        recommended_options: Decoding options that were found together with the agent, by name, such as
-            `{"top_p": 0.75}`. A LangChain class that gets the agent uses them unless it was told others.
-        policy_sketch: `embedding_sketch` of the model the agent was trained on; with it, the agent refuses another
-            model of the same hidden size.
+        recommended_options: See `Agent`.
+        policy_sketch: See `Agent`.
         calibration: See `Agent`.
 
     Raises:

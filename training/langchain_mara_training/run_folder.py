@@ -166,6 +166,20 @@ def read_config(folder: str | Path) -> dict[str, Config]:
     return commands
 
 
+def refuse_other_commands(folder: str | Path, command: str) -> None:
+    """Refuses a folder in which another command began, for commands that share theirs with no other.
+
+    Args:
+        folder: Folder of a run, which may not be there yet.
+        command: The command.
+
+    Raises:
+        TrainingError: If another command began there, or `config.json` is damaged.
+    """
+    if others := sorted(set(read_config(folder)) - {command}):
+        raise TrainingError(f"{folder} is a run of mara {others[0]}. Give another --output.")
+
+
 def read_labels(folder: str | Path) -> TokenLabels:
     """The labels of a run.
 

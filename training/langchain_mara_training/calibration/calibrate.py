@@ -44,7 +44,7 @@ class CalibratedDial(NamedTuple):
         option: The dial: `accept_threshold` or `strength`.
         found: What was measured at the value.
         tried: What was measured at all values, in order.
-        record: The same in plain values, as it stands in the agent's `config.json`.
+        record: The same in plain values, as it is written in the agent's `config.json`.
     """
 
     llm: MaraLLM
@@ -55,8 +55,13 @@ class CalibratedDial(NamedTuple):
 
     @property
     def agent(self) -> Agent:
-        """The agent that recommends the value and carries the record."""
-        assert self.llm.agent is not None  # noqa: S101 - for the type checker; calibrate refuses an LLM without agent
+        """The agent that recommends the value and carries the record.
+
+        Raises:
+            TrainingError: If this was made by hand with an LLM that has no agent.
+        """
+        if self.llm.agent is None:
+            raise TrainingError("The LLM of this report has no agent. Take the report that calibrate returns.")
         return self.llm.agent
 
     def values(self) -> dict[str, Any]:

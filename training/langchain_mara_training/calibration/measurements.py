@@ -5,20 +5,18 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from langchain_mara import MaraLLM
 from langchain_mara_training.calibration.searches import risk_bound
 from langchain_mara_training.data.readers import Row
 from langchain_mara_training.evaluation.divergence import divergence
-from langchain_mara_training.evaluation.preference_rate import RESAMPLES
+from langchain_mara_training.evaluation.preference_rate import bootstrap_interval
 from langchain_mara_training.generation.generate import AnswerStart, GeneratedAnswer, generate_answers, score_answers
 from langchain_mara_training.rewards.weighted import WeightedRewards
 
 Target = Literal["changed", "divergence", "perplexity", "harmful"]
 """What is measured: the share of positions at which the agent changed the token, the mean of -log p under the plain
 model, its exponential, or the share of answers that are harmful."""
-_AT_ONCE = 2**22  # prompts drawn at a time; bounds the memory of the bootstrap
 
 
 class Measurement(NamedTuple):
@@ -168,15 +166,4 @@ def _interval(
     """Percentile bootstrap over prompts of a ratio of sums."""
     if not np.isfinite(totals).all():
         return (float("inf"),) * 2
-    interval = stats.bootstrap(
-        (totals, counts),
-        _ratio,
-        n_resamples=RESAMPLES,
-        batch=max(1, _AT_ONCE // len(totals)),
-        paired=True,
-        vectorized=True,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    return bootstrap_interval((totals, counts), _ratio, confidence, seed)

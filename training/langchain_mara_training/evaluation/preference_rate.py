@@ -1,6 +1,7 @@
 """How often a reward prefers one system's answers to another's, with an interval over the prompts."""
 
-from typing import NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -128,11 +129,29 @@ def _bootstrap(results: NDArray[np.int8], rate: float, confidence: float, seed: 
     # With equal outcomes on all prompts, every resample has the same rate. Also, scipy refuses fewer than two prompts.
     if len(set(results.tolist())) == 1:
         return rate, rate
+    return bootstrap_interval((results,), np.mean, confidence, seed)
+
+
+def bootstrap_interval(
+    samples: Sequence[NDArray[Any]], statistic: Callable[..., Any], confidence: float, seed: int
+) -> tuple[float, float]:
+    """Efron's percentile bootstrap over prompts.
+
+    Args:
+        samples: Arrays (n,) with a value for each of n prompts, drawn together.
+        statistic: Takes the samples and an `axis`.
+        confidence: Level of the interval, in (0, 1).
+        seed: Seed of the draws.
+
+    Returns:
+        Lower and upper end.
+    """
     interval = stats.bootstrap(
-        (results,),
-        np.mean,
+        tuple(samples),
+        statistic,
         n_resamples=RESAMPLES,
-        batch=max(1, _AT_ONCE // len(results)),
+        batch=max(1, _AT_ONCE // len(samples[0])),
+        paired=len(samples) > 1,
         vectorized=True,
         confidence_level=confidence,
         method="percentile",

@@ -34,9 +34,7 @@ def calibrate_agent(output: Path, options: Options) -> Values:
         raise TrainingError("Give the agent to calibrate: --agent, a run folder, a folder, a hub id or repo:file.")
     if options["reward"] and options["least_reward"] is None:
         raise OptionsError("--reward needs --least-reward: an answer with a lower reward is harmful.")
-    others = sorted(set(run_folder.read_config(output)) - {"calibrate"})
-    if others:
-        raise TrainingError(f"{output} is a run of mara {others[0]}. Give another --output.")
+    run_folder.refuse_other_commands(output, "calibrate")
     run = run_folder.Run(output, "calibrate", options)
     rows = load_rows(options, read_prompts)
     require_agent(options)

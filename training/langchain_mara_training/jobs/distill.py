@@ -32,9 +32,7 @@ def distill_agent(output: Path, options: Options) -> Values:
     """
     if options["agent"] is None and options["model"] is not None:
         raise TrainingError("Give the agent to distill: --agent, a run folder, a folder, a hub id or repo:file.")
-    others = sorted(set(run_folder.read_config(output)) - {"distill"})
-    if others:
-        raise TrainingError(f"{output} is a run of mara {others[0]}. Give another --output.")
+    run_folder.refuse_other_commands(output, "distill")
     run = run_folder.Run(output, "distill", options)
     rows = load_rows(options, read_prompts)
     # Rewards come before the model, because their errors show faster.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from langchain_mara_training.labeling.rollout_options import RolloutOptions
     from langchain_mara_training.labeling.token_labels import TokenLabels
     from langchain_mara_training.reinforcement.actor_critic import UpdateOptions
-    from langchain_mara_training.reinforcement.environment import EnvironmentOptions
+    from langchain_mara_training.reinforcement.penalties import EnvironmentOptions
     from langchain_mara_training.reinforcement.recipe import Recipe
     from langchain_mara_training.reinforcement.sac import MaraSAC
     from langchain_mara_training.rewards.fitted.state_reward import StateReward

@@ -25,6 +25,7 @@ from langchain_mara_training.commands.options import (
 )
 
 Preset = Literal["default", "reference"]
+Kind = Literal["state", "look-ahead"]
 
 _NOT_OF_THE_JOB = {"output", "recipe", "dry_run", "as_json"}
 
@@ -38,6 +39,9 @@ def rl(
     ] = None,
     model: Annotated[str | None, name_option(help="Hub id or folder; the bundled model by default.")] = None,
     agent: Annotated[str | None, name_option(help="Run folder or agent to start from.")] = None,
+    kind: Annotated[
+        Kind | None, name_option(help="Kind of a new agent: state, or look-ahead, which needs one pass per token.")
+    ] = None,
     reward: Annotated[list[str] | None, reward_option()] = None,
     reward_weight: Annotated[list[float] | None, weight_option()] = None,
     preset: Annotated[

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from langchain_mara import MaraLLM
-from langchain_mara.agents.look_ahead import look_ahead_features
 from langchain_mara.decoding.request import Decision
 from langchain_mara.policy.architectures import output_embeddings
 from langchain_mara_training.generation.generate import AnswerStart, generate_answers
+from langchain_mara_training.generation.states import candidate_features
 from langchain_mara_training.labeling.prompt_rows import PromptRow
 from langchain_mara_training.storage.identity.content_digest import digest
 
@@ -125,21 +125,13 @@ def _judged(llm: MaraLLM, starts: Sequence[tuple[PromptRow, AnswerStart]], batch
 def _verdicts(llm: MaraLLM, decision: Decision, embeddings: torch.Tensor, group: int) -> Verdicts:
     """What the agent says of all candidates of one position whose states are finite."""
     kept = decision.candidate_states
-    states, at_hand = kept.states, kept.at_hand  # type: ignore[union-attr]
-    count = len(states)
+    states = kept.states  # type: ignore[union-attr]
     agent = llm.agent
     device = next(agent.parameters()).device  # type: ignore[union-attr]
     accept = agent.accept_probability(states.to(device), llm.accept_action).double().cpu().numpy()  # type: ignore[operator,union-attr]
-    tokens = torch.tensor(decision.candidates[:count], device=embeddings.device)
-    features = look_ahead_features(
-        at_hand.state.expand(count, -1),
-        embeddings[tokens].to(at_hand.state.device),
-        at_hand.log_probabilities[:count],
-        at_hand.entropy.expand(count),
-    )
-    rows = features.to("cpu", torch.float16).numpy()
+    rows = candidate_features(decision, len(states), embeddings).to("cpu", torch.float16).numpy()
     finite = np.isfinite(accept) & np.isfinite(rows).all(1)
-    numbers = np.full(count, group), np.zeros(count, int)
+    numbers = np.full(len(states), group), np.zeros(len(states), int)
     return Verdicts(rows, accept, *numbers).where(finite)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from langchain_mara.agents.base import Judges
 from langchain_mara.agents.look_ahead import NUMBERS, look_ahead_features
 from langchain_mara.decoding.judging.before import Outlook
+from langchain_mara.decoding.request import Decision
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.policy.architectures import output_embeddings
 from langchain_mara.policy.model import PolicyModel
@@ -70,3 +71,24 @@ def features_before(policy: PolicyModel, states: Tensor, token_ids: Tensor) -> T
         features = look_ahead_features(chunk[rows], rows_read.to(chunk.device), logs, outlook.entropies[rows])
         parts.append(features.view(*ids.shape, -1))
     return torch.cat(parts)
+
+
+def candidate_features(decision: Decision, count: int, embeddings: Tensor) -> Tensor:
+    """What a look-ahead agent reads of the first candidates of a position.
+
+    Args:
+        decision: Decision with its states, see `Request.keep_states`.
+        count: Number k of candidates.
+        embeddings: (vocabulary, d) output embeddings of the policy model.
+
+    Returns:
+        (k, 2 d + 2) `look_ahead_features` in the states' dtype, on their device.
+    """
+    at_hand = decision.candidate_states.at_hand  # type: ignore[union-attr]
+    tokens = torch.tensor(decision.candidates[:count], device=embeddings.device)
+    return look_ahead_features(
+        at_hand.state.expand(count, -1),
+        embeddings[tokens].to(at_hand.state.device),
+        at_hand.log_probabilities[:count],
+        at_hand.entropy.expand(count),
+    )

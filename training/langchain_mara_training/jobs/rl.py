@@ -21,7 +21,7 @@ from langchain_mara_training.jobs.inputs import (
     require_agent,
 )
 from langchain_mara_training.reinforcement.actor_critic import UpdateOptions
-from langchain_mara_training.reinforcement.environment import EnvironmentOptions
+from langchain_mara_training.reinforcement.penalties import EnvironmentOptions
 from langchain_mara_training.reinforcement.recipe import PromptData, Recipe
 from langchain_mara_training.reinforcement.sac import MaraSAC
 from langchain_mara_training.reinforcement.tracking import make_trackers
@@ -31,6 +31,7 @@ from langchain_mara_training.storage.records import Config
 _COUNTS = (
     "episodes", "parallel", "workers", "width", "batch_size", "updates", "warm_up", "buffer_size", "evaluate_every",
 )  # fmt: skip
+_FIRST_KIND = "state"  # jobs from before there was a choice do not name it, and may resume
 # Options of the command that no recipe has.
 _NOT_OF_A_RECIPE = {
     "evaluation": None, "limit": None, "device": None, "tracker": None, "data_name": None, "data_revision": None,
@@ -59,6 +60,8 @@ def resolve_options(recipe: Recipe, given: Options) -> Config:
     elif "reward" not in set_options:
         _refuse_code(recipe_options["reward"])
     config = run_folder.resolved({**recipe_options, **_NOT_OF_A_RECIPE, **set_options})
+    if config["kind"] == _FIRST_KIND:
+        del config["kind"]
     make = EnvironmentOptions.reference if config["preset"] == "reference" else EnvironmentOptions
     return {**config, "environment": make(**config["environment"]).model_dump()}
 
@@ -142,6 +145,7 @@ def _estimator(options: Options, run: run_folder.Run) -> MaraSAC:
         environment=EnvironmentOptions(**options["environment"]),
         update=UpdateOptions(**options["update"]),
         **{name: options[name] for name in _COUNTS},
+        agent=options.get("kind", _FIRST_KIND),
         output=run.folder,
         trackers=options["tracker"] or (),
         random_state=options["seed"],

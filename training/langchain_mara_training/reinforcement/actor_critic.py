@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
-from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.look_ahead import LookAheadAgent
+from langchain_mara_training.fitting.networks import FittedAgent
 
 _ACTIONS = 2
 
@@ -23,10 +24,10 @@ class Transitions(NamedTuple):
     """Steps of episodes; row i of every tensor belongs to the same step.
 
     Attributes:
-        states: (n, d) float, the state of the candidate that was judged.
+        states: (n, columns) float, what the agent read of the candidate that it judged.
         actions: (n,) int64, 1 for accept and 0 for reject.
         rewards: (n,) float32.
-        next_states: (n, d) float, the state of the candidate judged next; meaningless where `done`.
+        next_states: (n, columns) float, the same of the candidate judged next; meaningless where `done`.
         done: (n,) bool, True where the episode ended.
     """
 
@@ -111,10 +112,35 @@ class TwinCritics(nn.Module):
         return torch.stack([self.first(normed), self.second(normed)])
 
 
-def make_critics(hidden_size: int, width: int) -> TwinCritics:
-    """Critics in float32, with weights from PyTorch's generator; the default dtype of PyTorch changes nothing."""
+class LookAheadCritics(nn.Module):
+    """Two networks of a look-ahead agent's shape. Each estimates the value of both actions.
+
+    Args:
+        hidden_size: Size d of a state.
+        width: Units of each first hidden layer.
+        rank: Rank of their matrices for tokens.
+    """
+
+    def __init__(self, hidden_size: int, width: int, rank: int | None) -> None:
+        super().__init__()
+        self.first, self.second = (LookAheadAgent(hidden_size, width, rank) for _ in range(2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Values, (2 critics, n, 2 actions), of (n, 2 d + 2) `look_ahead_features`."""
+        return torch.stack([self.first(features), self.second(features)])
+
+
+Critics = TwinCritics | LookAheadCritics
+
+
+def make_critics(actor: FittedAgent) -> Critics:
+    """Critics of an actor's shape in float32, with weights from PyTorch's generator, whatever its default dtype."""
     with torch.device("meta"):
-        critics = TwinCritics(hidden_size, width)
+        critics: Critics
+        if isinstance(actor, LookAheadAgent):
+            critics = LookAheadCritics(actor.hidden_size, actor.width, actor.rank)
+        else:
+            critics = TwinCritics(actor.hidden_size, actor.width)
     critics = critics.float().to_empty(device="cpu")
     for module in critics.modules():
         if isinstance(module, nn.LayerNorm | nn.Linear):
@@ -127,11 +153,11 @@ class ActorCritic:
 
     Args:
         actor: Agent to train, in place, on its device.
-        critics: Critics of the same hidden size on the same device. The target critics start as their copy.
+        critics: Critics of its shape on the same device. The target critics start as their copy.
         options: How the networks learn.
     """
 
-    def __init__(self, actor: MaraAgent, critics: TwinCritics, options: UpdateOptions) -> None:
+    def __init__(self, actor: FittedAgent, critics: Critics, options: UpdateOptions) -> None:
         self.actor, self.critics, self.options = actor, critics, options
         self.targets = copy.deepcopy(critics).requires_grad_(requires_grad=False)
         device = actor.ln.weight.device

@@ -1,75 +1,32 @@
 """The decision process, one step per candidate, in which reinforcement learning trains agents (paper section 4).
 
-A state is the hidden state that a candidate would produce; the actions are reject and accept. After a rejected
+A state is the hidden state that a candidate would produce, or what a look-ahead agent reads of the candidate; the
+actions are reject and accept. After a rejected
 candidate comes the next candidate of the same position. After an accepted one comes the first candidate of the next
 position with more than one candidate. An episode is one answer. Its reward is the reward of the answer, less a penalty
 for moving away from the policy model.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from langchain_mara import MaraLLM
-from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.base import Agent
 from langchain_mara.decoding.request import Decision
+from langchain_mara.policy.architectures import output_embeddings
 from langchain_mara_training.data.readers import Row
 from langchain_mara_training.generation.generate import AnswerStart, GeneratedAnswer, generate_answers, score_answers
+from langchain_mara_training.generation.states import candidate_features, columns_of
+from langchain_mara_training.reinforcement.penalties import EnvironmentOptions, Floats, distances
 from langchain_mara_training.rewards.weighted import WeightedRewards
 
 PARALLEL = 16
 """Default number of episodes played at the same time."""
-_TINY = 1e-8
-
-Floats = NDArray[np.float64]
-
-
-class EnvironmentOptions(BaseModel):
-    """How episodes are played and rewarded; `reference()` gives the options of the paper's code."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    penalty: float = Field(default=0.1, ge=0)
-    """Weight of the distance from the policy model."""
-    distance: Literal["difference", "absolute", "squared", "full"] = "difference"
-    """Distance between log-probability a of accept/reject and log-probability b of the policy model: a - b, |a - b|,
-    (a - b)² / 2, or exp(a) (a - b)."""
-    log_probability: Literal["policy", "log-softmax"] = "policy"
-    """Log-probability a. `policy`: that accept/reject emits the token, and only the deciding step is penalized.
-    `log-softmax`, as in the reference: the log-softmax of the accept probabilities of the whole candidate set, and
-    every step is penalized."""
-    conditional: bool = True
-    """For `log-softmax`: whether each accept probability is multiplied by the probability of reaching the candidate,
-    that is, of rejecting all before it."""
-    fallback: Literal["decoding", "last"] = "decoding"
-    """Token emitted where all candidates are rejected: the fallback of decoding, or the last candidate, which then
-    counts as accepted."""
-    post_back: Literal["all", "all-but-first", "none"] = "all"
-    """Earlier steps that also get the final reward, discounted by the accepted steps in between."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Divisor of the policy model's log-probabilities; they are not normalized again."""
-    discount: float = Field(default=0.99, ge=0, le=1)
-    """Discount factor for each accepted step in between."""
-    baseline: float = 0.0
-    """Number subtracted from the reward of an answer."""
-    scale: float = 1.0
-    """Factor of that difference."""
-
-    @classmethod
-    def reference(cls, **changes: Any) -> Self:
-        """The options of the reference implementation, known defects included, for comparison.
-
-        Args:
-            **changes: Fields of this class that differ from the reference.
-        """
-        reference: dict[str, Any] = {"log_probability": "log-softmax", "fallback": "last", "post_back": "all-but-first"}
-        return cls(**{**reference, "temperature": 0.8, **changes})
 
 
 class Steps(NamedTuple):
@@ -77,7 +34,7 @@ class Steps(NamedTuple):
 
     Attributes:
         answer: The decoded answer.
-        states: (n, d) float32 on the CPU; the next state of a step is in the next row.
+        states: (n, columns) float32 on the CPU, what the agent reads; the next state of a step is in the next row.
         actions: (n,) int64, 1 for accept and 0 for reject.
         penalties: (n,) float64, multiplied by the penalty's weight.
     """
@@ -94,7 +51,7 @@ class Episode(NamedTuple):
     Attributes:
         answer: The decoded answer.
         score: Reward of the answer; NaN if it was not scored.
-        states: (n, d) float32 on the CPU; the next state of a step is in the next row.
+        states: (n, columns) float32 on the CPU, what the agent reads; the next state of a step is in the next row.
         actions: (n,) int64, 1 for accept and 0 for reject.
         rewards: (n,) float32.
     """
@@ -164,7 +121,9 @@ def take_steps(
     if options.log_probability == "log-softmax":
         width = llm.top_k  # the softmax needs the states of the whole candidate set
     answers = generate_answers(llm.model_copy(update={"width": width}), starts, batch_size, keep_states=True, **changes)
-    return [steps_of(decoded, cast("MaraAgent", llm.agent), options) for decoded in answers]
+    reads_head = llm.agent is not None and llm.agent.judges == "before"
+    embeddings = output_embeddings(llm.model) if reads_head else None
+    return [steps_of(decoded, llm.agent, options, embeddings) for decoded in answers]
 
 
 def score_steps(
@@ -187,13 +146,16 @@ def score_steps(
 
 # Not inference mode: autograd refuses its tensors, and training learns from these.
 @torch.no_grad()
-def steps_of(decoded: GeneratedAnswer, agent: MaraAgent | None, options: EnvironmentOptions) -> Steps:
+def steps_of(
+    decoded: GeneratedAnswer, agent: Agent | None, options: EnvironmentOptions, embeddings: Tensor | None = None
+) -> Steps:
     """The steps of an answer, and the penalty of each.
 
     Args:
         decoded: Answer decoded with `keep_states=True`, so that its decisions have their states.
         agent: Agent whose accept probabilities the penalty compares with the policy model's probabilities.
         options: How the penalty is computed.
+        embeddings: (vocabulary, d) output embeddings of the policy model, for an agent that judges before.
 
     Raises:
         ValueError: If there is no agent, or the states were not kept.
@@ -204,12 +166,15 @@ def steps_of(decoded: GeneratedAnswer, agent: MaraAgent | None, options: Environ
             "Episodes need an agent and the states of all decisions. Give the LLM an agent, and decode with "
             "keep_states=True."
         )
-    states, actions, penalties = [torch.zeros(0, agent.hidden_size)], [np.zeros(0, np.int64)], [np.zeros(0)]
-    for decision, accept in zip(decisions, _accept_probabilities(decisions, agent, options), strict=True):
-        count = len(decision.accept_probabilities)
-        states.append(decision.candidate_states.states[:count].float().cpu())  # type: ignore[union-attr]
+    read = [_read(decision, embeddings, options) for decision in decisions]
+    states = [torch.zeros(0, columns_of(agent.judges, agent.hidden_size))]
+    actions, penalties = [np.zeros(0, np.int64)], [np.zeros(0)]
+    for decision, rows, accept in zip(
+        decisions, read, _accept_probabilities(decisions, read, agent, options), strict=True
+    ):
+        states.append(rows[: len(decision.accept_probabilities)].float().cpu())
         actions.append(_actions(decision, options))
-        penalties.append(options.penalty * _distances(decision, accept, options))
+        penalties.append(options.penalty * distances(decision, accept, options))
     return Steps(decoded, torch.cat(states), torch.from_numpy(np.concatenate(actions)), np.concatenate(penalties))
 
 
@@ -227,56 +192,25 @@ def _actions(decision: Decision, options: EnvironmentOptions) -> NDArray[np.int6
     return actions
 
 
+def _read(decision: Decision, embeddings: Tensor | None, options: EnvironmentOptions) -> Tensor:
+    """(k, columns) what the agent reads of the examined candidates; of all where `log-softmax` needs them."""
+    if embeddings is None:
+        return decision.candidate_states.states  # type: ignore[union-attr]
+    examined = options.log_probability == "policy"
+    count = len(decision.accept_probabilities if examined else decision.candidates)
+    return candidate_features(decision, count, embeddings)
+
+
 def _accept_probabilities(
-    decisions: Sequence[Decision], agent: MaraAgent, options: EnvironmentOptions
+    decisions: Sequence[Decision], read: Sequence[Tensor], agent: Agent, options: EnvironmentOptions
 ) -> Iterator[Floats]:
     """Accept probabilities of each position: of the examined candidates, or of all where `log-softmax` needs them."""
     if options.log_probability == "policy" or not decisions:
         yield from (np.array(decision.accept_probabilities) for decision in decisions)
         return
-    states = [decision.candidate_states.states for decision in decisions]  # type: ignore[union-attr]
     # One call for all positions: a call for each would cost more than the passes of the policy model.
-    accept = agent.accept_probability(torch.cat(states).to(agent.ln.weight.device)).double().cpu().numpy()
-    yield from np.split(accept, np.cumsum([len(set_states) for set_states in states])[:-1])
-
-
-def _distances(decision: Decision, accept: Floats, options: EnvironmentOptions) -> Floats:
-    """Distance from the policy model of each step of a position, (steps,)."""
-    logs = decision.candidate_states.log_probabilities.double().cpu().numpy() / options.temperature  # type: ignore[union-attr]
-    count = len(decision.accept_probabilities)
-    if options.log_probability == "log-softmax":
-        reached = np.cumprod(np.concatenate([[1.0], 1 - accept[:-1]])) if options.conditional else 1.0
-        scores = accept * reached
-        log_softmax = scores - np.log(np.exp(scores).sum())
-        return _distance(log_softmax, logs, options)[:count]
-    distances = np.zeros(count)
-    emitted = np.array([_log_emitted(accept, decision)])
-    distances[-1:] = _distance(emitted, logs[decision.index : decision.index + 1], options)
-    return distances
-
-
-def _log_emitted(accept: Floats, decision: Decision) -> float:
-    """Log-probability that accept/reject emits the token it did.
-
-    If the token is also the fallback, the probability that all candidates are rejected is added where it is known,
-    that is, where all were examined.
-    """
-    reached = np.concatenate([[1.0], np.cumprod(1 - accept)])
-    probability = reached[decision.index] * accept[decision.index]
-    count = len(decision.candidates)
-    if len(accept) == count and decision.index == decision.request.options.fallback_index(count):
-        probability += reached[-1]
-    return math.log(max(float(probability), _TINY))
-
-
-def _distance(decided: Floats, model: Floats, options: EnvironmentOptions) -> Floats:
-    """Distance between log-probabilities of accept/reject and of the policy model, element by element."""
-    difference = decided - model
-    if options.distance == "absolute":
-        return np.asarray(np.abs(difference))
-    if options.distance == "squared":
-        return np.asarray(difference**2 / 2)
-    return np.asarray(np.exp(decided) * difference) if options.distance == "full" else difference
+    accept = agent(torch.cat(list(read)).to(agent.ln.weight.device)).softmax(-1)[:, 1]  # type: ignore[union-attr,arg-type]
+    yield from np.split(accept.double().cpu().numpy(), np.cumsum([len(rows) for rows in read])[:-1])
 
 
 def _with_final(rewards: Floats, actions: NDArray[np.int64], final: float, options: EnvironmentOptions) -> Floats:

@@ -9,7 +9,8 @@ from pydantic import Field
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.options import DEFAULT_AGENT_WIDTH
 from langchain_mara_training.reinforcement.actor_critic import UpdateOptions
-from langchain_mara_training.reinforcement.environment import PARALLEL, EnvironmentOptions
+from langchain_mara_training.reinforcement.environment import PARALLEL
+from langchain_mara_training.reinforcement.penalties import EnvironmentOptions
 from langchain_mara_training.storage.settings import Count, DecodingSettings, Settings, did_you_mean, read_settings
 
 _SHIPPED = files("langchain_mara_training") / "recipes"
@@ -48,6 +49,8 @@ class Recipe(Settings):
     """Policy model, by hub id or folder; by default the bundled model."""
     agent: str | None = None
     """Agent to start from: a run folder, folder, hub id, .pth, or repo:file; by default a new one."""
+    kind: Literal["state", "look-ahead"] = "state"
+    """Kind of a new agent; a look-ahead agent needs one pass per token."""
     data: PromptData | None = None
     """Prompts to answer."""
     rewards: tuple[Reward, ...] = ()

@@ -14,18 +14,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara import MaraLLM
 from langchain_mara._base import LocalModel
 from langchain_mara.exceptions import OptionsError, TrainingError
 from langchain_mara.policy.loaded_model import model_fingerprint
 from langchain_mara.policy.packed_linear import is_packed
+from langchain_mara_training.fitting.networks import AgentKind, make_agent_of
 from langchain_mara_training.generation.costs import count_passes
 from langchain_mara_training.generation.generate import GeneratedAnswer
-from langchain_mara_training.reinforcement.environment import EnvironmentOptions, Steps, take_steps
+from langchain_mara_training.generation.states import columns_of
+from langchain_mara_training.reinforcement.environment import Steps, take_steps
+from langchain_mara_training.reinforcement.penalties import EnvironmentOptions
 
 _RETRIES = 3  # how often a round is played again after its worker died
 
 Weights = Mapping[str, Tensor]
+AgentShape = tuple[AgentKind, int, int, int | None]
+"""Kind, columns that the agent reads, width, and rank."""
 
 
 class PlayedRound(NamedTuple):
@@ -210,8 +215,8 @@ class _Packed(NamedTuple):
 class _Worker:
     """State of a worker process. Ray makes it, and makes it again if the process dies."""
 
-    def __init__(self, loading: dict[str, Any], agent_shape: tuple[int, int], options: EnvironmentOptions) -> None:
-        self.agent, self.options = MaraAgent(*agent_shape).eval(), options
+    def __init__(self, loading: dict[str, Any], agent_shape: AgentShape, options: EnvironmentOptions) -> None:
+        self.agent, self.options = make_agent_of(*agent_shape).eval(), options
         self.llm = MaraLLM.from_model_id(agent=self.agent, **loading)
 
     def fingerprint(self) -> str:
@@ -242,11 +247,12 @@ def _loading_arguments(llm: MaraLLM) -> dict[str, Any]:
     return {**fields, **loaded}
 
 
-def _agent_shape(llm: MaraLLM) -> tuple[int, int]:
-    """Hidden size and width of the LLM's agent."""
-    if llm.agent is None:
+def _agent_shape(llm: MaraLLM) -> AgentShape:
+    """Arguments of `make_agent_of` for an agent like the LLM's."""
+    agent: Any = llm.agent
+    if agent is None:
         raise ValueError("Episodes need an agent. Give the LLM one with with_agent.")
-    return llm.agent.hidden_size, llm.agent.width
+    return agent.kind, columns_of(agent.judges, agent.hidden_size), agent.width, getattr(agent, "rank", None)
 
 
 def _import_ray() -> Any:

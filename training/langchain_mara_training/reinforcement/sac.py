@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
@@ -16,9 +16,9 @@ from langchain_mara.exceptions import OptionsError
 from langchain_mara_training.data.readers import Row, Source, read_prompts
 from langchain_mara_training.evaluation.evaluate import decode_system
 from langchain_mara_training.evaluation.systems import Decoding
-from langchain_mara_training.fitting.networks import make_agent
+from langchain_mara_training.fitting.networks import AgentKind
 from langchain_mara_training.reinforcement.actor_critic import UpdateOptions
-from langchain_mara_training.reinforcement.environment import EnvironmentOptions
+from langchain_mara_training.reinforcement.penalties import EnvironmentOptions
 from langchain_mara_training.reinforcement.recipe import Recipe
 from langchain_mara_training.reinforcement.rollout_workers import InProcessWorkers, RayWorkers, RolloutWorkers
 from langchain_mara_training.reinforcement.setup import (
@@ -58,6 +58,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         update: `UpdateOptions`; by default the paper's.
         episodes: Number of episodes to play in `fit`.
         parallel: Number of episodes played at the same time, one round.
+        agent: Kind of agent to train, `state` or `look-ahead`, if the LLM has none to start from.
         width: Units of the first hidden layer of agent and critics; ignored if the LLM has an agent.
         batch_size: Transitions per gradient step.
         updates: Gradient steps per episode.
@@ -78,9 +79,9 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         verbose: Whether to show progress on standard error.
 
     Attributes:
-        agent_: The trained `MaraAgent`. With evaluation prompts, it is the best on them of the agent that the call
-            started from and those seen at each `evaluate_every`; without, the last. A call that fails after the first
-            update leaves the same choice among what it has seen, and raises with a note that says so.
+        agent_: The trained agent. With evaluation prompts, it is the best on them of the agent that the call started
+            from and those seen at each `evaluate_every`; without, the last. A call that fails after the first update
+            leaves the same choice among what it has seen, and raises with a note that says so.
         llm_: The LLM with that agent.
         rewards_: The `WeightedRewards` that score the answers.
         history_: A dict for every `evaluate_every` episodes: episodes, passes of the policy model for playing, mean
@@ -103,6 +104,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         update: UpdateOptions | None = None,
         episodes: int = _DEFAULTS.episodes,
         parallel: int = _DEFAULTS.parallel,
+        agent: AgentKind = _DEFAULTS.kind,
         width: int = _DEFAULTS.width,
         batch_size: int = _DEFAULTS.batch_size,
         updates: int = _DEFAULTS.updates,
@@ -125,6 +127,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         self.update = update
         self.episodes = episodes
         self.parallel = parallel
+        self.agent = agent
         self.width = width
         self.batch_size = batch_size
         self.updates = updates
@@ -223,10 +226,12 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
                 raise OptionsError(f"{name}={getattr(self, name)} must be at least {value}.")
         if self.preset not in ("default", "reference"):
             raise OptionsError(f"preset={self.preset!r} is unknown. Give default or reference.")
-        if self.llm.agent is not None and self.llm.agent.judges == "before":
+        if self.agent not in get_args(AgentKind):
+            raise OptionsError(f"agent={self.agent!r} is unknown. Give one of {get_args(AgentKind)}.")
+        if self.llm.agent is not None and self.llm.agent.kind not in get_args(AgentKind):
             raise OptionsError(
-                "MaraSAC trains state agents, and the agent of this LLM judges before. Train from llm.with_agent(None) "
-                "or a state agent, and distill the result."
+                f"MaraSAC trains one agent, and the LLM has a {self.llm.agent.kind}. Train from one of its members, or "
+                "from llm.with_agent(None)."
             )
         make_trackers(self.trackers, self.output)
         as_callbacks(self.callbacks)
@@ -284,8 +289,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
 
     def _keep(self) -> None:
         training = self._training
-        actor = training.learner.actor
-        self.agent_ = make_agent(actor.hidden_size, actor.width, actor.policy_model).eval()
+        self.agent_ = copy.deepcopy(training.learner.actor).cpu().eval()
         self.agent_.load_state_dict(training.chosen_weights)
         self.llm_ = self.llm.with_agent(self.agent_)
         self.history_ = copy.copy(training.history)

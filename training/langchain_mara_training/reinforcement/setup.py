@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from langchain_mara.exceptions import OptionsError
+from langchain_mara.options import DEFAULT_LOOK_AHEAD_RANK
 from langchain_mara_training.data.readers import Row
-from langchain_mara_training.fitting.networks import initialize_weights, make_agent
+from langchain_mara_training.fitting.networks import AgentKind, initialize_weights, make_agent_of
+from langchain_mara_training.generation.states import columns_of
 from langchain_mara_training.reinforcement.actor_critic import ActorCritic, UpdateOptions, make_critics
-from langchain_mara_training.reinforcement.environment import EnvironmentOptions
+from langchain_mara_training.reinforcement.penalties import EnvironmentOptions
 from langchain_mara_training.reinforcement.replay_buffer import ReplayBuffer
 from langchain_mara_training.reinforcement.training_loop import Training, TrainingOptions
 from langchain_mara_training.rewards.weighted import WeightedRewards
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 # A job may resume elsewhere, for more episodes, and with other displays. `describe_job` describes LLM and rewards.
 _NOT_OF_A_JOB = {
-    "llm", "reward_funcs", "episodes", "output", "trackers", "callbacks", "verbose", "workers", "worker_options",
+    "llm", "reward_funcs", "agent", "episodes", "output", "trackers", "callbacks", "verbose", "workers",
+    "worker_options",
 }  # fmt: skip
 _PRESETS = {"default": EnvironmentOptions(), "reference": EnvironmentOptions.reference()}
 
@@ -44,7 +47,8 @@ def new_training(sac: "MaraSAC", rewards: WeightedRewards, folder: Path, job: di
     """
     checkpoint = None if job is None else JobCheckpoint(folder, job)
     learner = _new_learner(sac)
-    buffer = ReplayBuffer(folder / "buffer", learner.actor.hidden_size, sac.buffer_size, _slack(sac))
+    columns = columns_of(learner.actor.judges, learner.actor.hidden_size)
+    buffer = ReplayBuffer(folder / "buffer", columns, sac.buffer_size, _slack(sac))
     return Training(sac.llm, rewards, learner, buffer, _training_options(sac), checkpoint)
 
 
@@ -60,9 +64,10 @@ def continue_with(sac: "MaraSAC", training: Training, rewards: WeightedRewards) 
         OptionsError: If a parameter has changed that sizes the networks or the buffer, or the policy model is another.
     """
     actor, buffer = training.learner.actor, training.buffer
-    width = sac.width if sac.llm.agent is None else sac.llm.agent.width
+    kind, width, rank = _shape(sac)
     changed = {
         "llm": sac.llm.model is not training.llm.model,
+        "agent": (kind, rank) != (actor.kind, getattr(actor, "rank", None)),
         "width": width != actor.width,
         "buffer_size": sac.buffer_size != buffer.capacity,
         "parallel, or top_k or max_new_tokens of the LLM": _slack(sac) > buffer.slack,
@@ -81,6 +86,7 @@ def describe_job(sac: "MaraSAC", rewards: WeightedRewards, rows: list[Row], held
     parameters = {name: repr(value) for name, value in sac.get_params(deep=False).items()}
     return {
         **{name: value for name, value in parameters.items() if name not in _NOT_OF_A_JOB},
+        **({} if sac.agent == "state" else {"agent": sac.agent}),  # jobs from before there was a choice may resume
         "workers": sac.workers > 0,  # their number changes only the last digits
         "llm": {name: value for name, value in describe_llm(sac.llm).items() if name != "model_id"},
         "rewards": describe_rewards(rewards),
@@ -91,6 +97,7 @@ def describe_job(sac: "MaraSAC", rewards: WeightedRewards, rows: list[Row], held
 def configuration(sac: "MaraSAC", rewards: WeightedRewards) -> dict[str, Any]:
     """Settings for trackers to store."""
     settings = {name: value for name, value in sac.get_params(deep=False).items() if name not in _NOT_OF_A_JOB}
+    settings["agent"] = _shape(sac)[0]
     settings["environment"] = environment_of(sac).model_dump()
     settings["update"] = (sac.update or UpdateOptions()).model_dump()
     names = ", ".join(rewards.names)
@@ -114,14 +121,23 @@ def _training_options(sac: "MaraSAC") -> TrainingOptions:
     )
 
 
+def _shape(sac: "MaraSAC") -> tuple[AgentKind, int, int | None]:
+    """Kind of the agent to train, its units, and the rank of a look-ahead agent's matrix for tokens."""
+    start: Any = sac.llm.agent
+    if start is None:
+        return sac.agent, sac.width, DEFAULT_LOOK_AHEAD_RANK if sac.agent == "look-ahead" else None
+    return start.kind, start.width, getattr(start, "rank", None)
+
+
 def _new_learner(sac: "MaraSAC") -> ActorCritic:
+    kind, width, rank = _shape(sac)
     size = int(sac.llm.model.config.get_text_config().hidden_size)
-    width = sac.width if sac.llm.agent is None else sac.llm.agent.width
-    actor = initialize_weights(make_agent(size, width, sac.llm.model_id), sac.random_state)
+    columns = columns_of("before" if kind == "look-ahead" else "after", size)
+    actor = initialize_weights(make_agent_of(kind, columns, width, rank, sac.llm.model_id), sac.random_state)
     # PyTorch draws initial weights from its global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(sac.random_state)
-        critics = make_critics(size, width)
+        critics = make_critics(actor)
     if sac.llm.agent is not None:
         actor.load_state_dict(sac.llm.agent.state_dict())
     device = sac.llm.model.device

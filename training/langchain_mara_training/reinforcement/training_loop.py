@@ -9,11 +9,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara import MaraLLM
+from langchain_mara.agents.base import Agent
 from langchain_mara_training.data.readers import Row
 from langchain_mara_training.evaluation.evaluate import decode_system
 from langchain_mara_training.reinforcement.actor_critic import ActorCritic
-from langchain_mara_training.reinforcement.environment import EnvironmentOptions, score_steps
+from langchain_mara_training.reinforcement.environment import score_steps
+from langchain_mara_training.reinforcement.penalties import EnvironmentOptions
 from langchain_mara_training.reinforcement.replay_buffer import ReplayBuffer
 from langchain_mara_training.reinforcement.rollout_workers import PlayedRound, RolloutWorkers
 from langchain_mara_training.rewards.weighted import WeightedRewards
@@ -106,8 +108,7 @@ class Training:
     @property
     def chosen_weights(self) -> dict[str, Any]:
         """Weights of the best agent that was measured; of the actor if none was."""
-        weights: dict[str, Any] = self.learner.actor.state_dict() if self.best is None else self.best["weights"]
-        return weights
+        return dict(self.learner.actor.state_dict() if self.best is None else self.best["weights"])
 
     @property
     def choice(self) -> str:
@@ -144,7 +145,7 @@ class Training:
         """
         self.checkpoint, self.buffer = None, self.buffer.copy(folder)
 
-    def measure_start(self, held_out: Sequence[Row] | None, agent: MaraAgent) -> None:
+    def measure_start(self, held_out: Sequence[Row] | None, agent: Agent) -> None:
         """Forgets earlier measurements, which may be of other prompts or rewards, and measures the agent at the start.
 
         Args:
@@ -259,7 +260,7 @@ class Training:
         self.history.append(entry)
         self._period = {}
 
-    def _evaluate(self, entry: HistoryEntry, held_out: Sequence[Row], agent: MaraAgent) -> None:
+    def _evaluate(self, entry: HistoryEntry, held_out: Sequence[Row], agent: Agent) -> None:
         """Adds an agent's mean reward to an entry, and keeps the agent if it is the best so far."""
         llm = self.llm.with_agent(agent)
         reward = entry["evaluation"] = decode_system(llm, list(held_out), self.rewards, "MARA").mean_reward
@@ -295,6 +296,5 @@ class Training:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean of the values that are not NaN; NaN if there are none."""
-    numbers = [value for value in values if not np.isnan(value)]
-    return float(np.mean(numbers)) if numbers else float("nan")
+    numbers = [value for value in values if not math.isnan(value)]  # NaN where there was no score
+    return math.fsum(numbers) / len(numbers) if numbers else math.nan

@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from langchain_mara_training.reinforcement.actor_critic import ActorCritic, Transitions, TwinCritics, UpdateOptions
+from langchain_mara_training.reinforcement.actor_critic import (
+    ActorCritic,
+    Transitions,
+    TwinCritics,
+    UpdateOptions,
+    make_critics,
+)
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from langchain_mara.agents.agent import MaraAgent
+from langchain_mara.agents.look_ahead import LookAheadAgent
 
 Tensors = dict[str, Tensor]
 
@@ -83,6 +90,29 @@ def steps(count: int, seed: int = 1) -> Transitions:
     # Accepting is right where the first number is above zero.
     rewards = (actions == (states[:, 0] > 0)).float()
     return Transitions(states, actions, rewards, following, torch.rand(count, generator=draw) < 0.5)
+
+
+def test_critics_have_the_actor_s_shape() -> None:
+    state, look_ahead = make_critics(MaraAgent(8, 16)), make_critics(LookAheadAgent(8, 16, 4))
+    assert state(torch.randn(3, 8)).shape == look_ahead(torch.randn(3, 2 * 8 + 2)).shape == (2, 3, 2)
+
+
+@pytest.mark.slow
+def test_a_look_ahead_agent_learns_which_candidate_is_rewarded() -> None:
+    torch.manual_seed(0)
+    actor = LookAheadAgent(8, 16, 4)
+    fast = UpdateOptions(discount=0.0, learning_rate_actor=3e-3, learning_rate_critic=3e-3)
+    learner = ActorCritic(actor, make_critics(actor), fast)
+    # Accepting is right where the first numbers of state and embedding add up to more than zero.
+    draw = torch.Generator().manual_seed(1)
+    rows = [torch.randn(256, 18, generator=draw) for _ in range(400)]
+    right = [batch[:, 0] + batch[:, 8] > 0 for batch in rows]
+    for batch, accept in zip(rows, right, strict=True):
+        actions = torch.randint(2, (256,), generator=draw)
+        ends = torch.ones(256, dtype=torch.bool)
+        learner.update([Transitions(batch, actions, (actions == accept).float(), batch, ends)])
+    says = actor(rows[0]).softmax(-1)[:, 1] > 0.5
+    assert (says == right[0]).float().mean() > 0.85
 
 
 @pytest.mark.slow

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from langchain_mara_training.generation.generate import AnswerStart, generate_answers
-from langchain_mara_training.reinforcement.environment import EnvironmentOptions, Episode, episode_of, play, steps_of
+from langchain_mara_training.generation.states import candidate_features
+from langchain_mara_training.reinforcement.environment import Episode, episode_of, play, steps_of
+from langchain_mara_training.reinforcement.penalties import EnvironmentOptions
 from langchain_mara_training.rewards.weighted import WeightedRewards
 from safetensors.torch import load_file
 from torch import Tensor
 
-from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara import LookAheadAgent, MaraAgent, MaraLLM
 from langchain_mara.exceptions import PromptError
 
 VARIANTS = {
@@ -102,9 +104,20 @@ def count_vowels(completions: list[str], **_: Any) -> list[float]:
 PROMPTS = [{"prompt": text} for text in ("How do I boil an egg?", "How do I pick a lock?", "What is a good book?")]
 
 
-@pytest.fixture
-def played(demo_llm: MaraLLM) -> tuple[MaraLLM, list[Episode]]:
-    llm = demo_llm.with_agent(MaraLLM.demo(device="cpu").agent).model_copy(update={"max_new_tokens": 12})
+def look_ahead_agent(llm: MaraLLM) -> LookAheadAgent:
+    """An agent that is unsure, so that it rejects and accepts; its say depends on all that it reads."""
+    torch.manual_seed(0)
+    agent = LookAheadAgent(llm.model.config.hidden_size, 16, 4)
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return agent.eval()
+
+
+@pytest.fixture(params=["state", "look-ahead"])
+def played(demo_llm: MaraLLM, request: pytest.FixtureRequest) -> tuple[MaraLLM, list[Episode]]:
+    agent = MaraLLM.demo(device="cpu").agent if request.param == "state" else look_ahead_agent(demo_llm)
+    llm = demo_llm.with_agent(agent).model_copy(update={"max_new_tokens": 12})
     return llm, play(llm, PROMPTS * 2, WeightedRewards(count_vowels), EnvironmentOptions(), range(6), batch_size=4)
 
 
@@ -116,7 +129,7 @@ def test_an_episode_is_an_answer_and_its_steps(played: tuple[MaraLLM, list[Episo
         assert episode.score == count_vowels([episode.answer.text])[0]
         assert len(episode.actions) == sum(len(decision.accept_probabilities) for decision in decided)
         assert int(episode.actions.sum()) == sum(decision.accepted for decision in decided)
-        accept = llm.agent.accept_probability(episode.states)
+        accept = llm.agent(episode.states).softmax(-1)[:, 1]
         expected = [p for decision in decided for p in decision.accept_probabilities]
         assert accept.tolist() == pytest.approx(expected, abs=1e-5)
     assert len({episode.answer.text for episode in episodes}) > 3
@@ -146,6 +159,22 @@ def test_rewards_are_the_score_discounted_and_the_penalty_of_what_was_emitted(
                 assert float(episode.rewards[place]) == pytest.approx(expected, abs=1e-4)
                 later -= int(episode.actions[place])
                 place += 1
+
+
+def test_the_whole_candidate_set_of_a_look_ahead_agent_is_compared(demo_llm: MaraLLM) -> None:
+    llm = demo_llm.with_agent(look_ahead_agent(demo_llm)).model_copy(update={"max_new_tokens": 8, "top_k": 5})
+    options = EnvironmentOptions(log_probability="log-softmax", conditional=False)
+    (episode,) = play(llm, PROMPTS[:1], WeightedRewards(lambda **_: [0.0]), options, [3])
+    decision = next(each for each in episode.answer.decisions if len(each.candidates) > 1)
+    kept = decision.candidate_states
+    assert kept is not None
+    assert len(kept.states) == 0  # nothing but the chosen candidate went through the model
+    embeddings = llm.model.get_output_embeddings().weight.detach()
+    features = candidate_features(decision, len(decision.candidates), embeddings)
+    accept = look_ahead_agent(demo_llm)(features).softmax(-1)[:, 1].detach()
+    penalties = 0.1 * (accept.log_softmax(-1) - kept.log_probabilities)
+    count = len(decision.accept_probabilities)
+    assert episode.rewards[:count].tolist() == pytest.approx((-penalties[:count]).tolist(), abs=1e-5)
 
 
 def test_an_episode_depends_on_its_seed_alone(played: tuple[MaraLLM, list[Episode]]) -> None:

@@ -11,7 +11,8 @@ from langchain_mara_training import EnvironmentOptions, MaraSAC, UpdateOptions
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara import LookAheadAgent, MaraLLM
+from langchain_mara.agents.base import Agent
 from langchain_mara.exceptions import CheckpointError, DataError, OptionsError, RewardError, TrainingError
 
 PROMPTS = ["How do I boil an egg?", "How do I pick a lock?", "What is a good book?", "How do I clean a carpet?"]
@@ -26,7 +27,7 @@ def sac(llm: MaraLLM, reward: Any = fewer_vowels, **options: Any) -> MaraSAC:
     return MaraSAC(llm, reward, **{**SMALL, "episodes": 32, **options})
 
 
-def same(first: MaraAgent, second: MaraAgent) -> bool:
+def same(first: Agent, second: Agent) -> bool:
     second_weights = second.state_dict()
     return all(torch.equal(tensor, second_weights[name]) for name, tensor in first.state_dict().items())
 
@@ -45,6 +46,25 @@ def test_it_learns_and_says_how(short: MaraLLM) -> None:
     assert history[-1]["score"] > history[1]["score"]
     best = max(entry["evaluation"] for entry in history)
     assert trained.score(PROMPTS[:2]) == pytest.approx(best)
+
+
+@pytest.mark.slow
+def test_a_look_ahead_agent_learns_resumes_and_goes_on(short: MaraLLM, tmp_path: Path) -> None:
+    fast = UpdateOptions(learning_rate_actor=3e-3, learning_rate_critic=3e-3)
+    options = {"episodes": 160, "updates": 10, "batch_size": 64, "evaluate_every": 40, "random_state": 1}
+    options |= {"agent": "look-ahead", "update": fast}
+    whole = sac(short, output=tmp_path / "whole", **options).fit(PROMPTS)
+    assert isinstance(whole.agent_, LookAheadAgent)
+    plain = np.mean(fewer_vowels([short.invoke(prompt) for prompt in PROMPTS]))
+    assert whole.score(PROMPTS) > plain + 1
+    resumed = sac(short, output=tmp_path / "resumed", **options)
+    with interrupted_after(5):
+        resumed.fit(PROMPTS)
+    assert same(resumed.fit(PROMPTS).agent_, whole.agent_)
+    further = sac(short.with_agent(whole.agent_), episodes=16).fit(PROMPTS)
+    assert isinstance(further.agent_, LookAheadAgent)
+    with pytest.raises(OptionsError, match="agent"):
+        further.set_params(llm=short).partial_fit(PROMPTS)
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ from rich.table import Table
 from tables import RESULTS, Output, console, publish
 
 from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara.agents.base import Agent
 
 Results = dict[str, dict[str, float]]
 """Figures by name, by the name of the system."""
@@ -99,16 +100,16 @@ class Bench:
             "closeness": self.closeness(decoded.completions),
         }
 
-    def system(self, agent: MaraAgent | None, **options: Any) -> dict[str, float]:
+    def system(self, agent: Agent | None, **options: Any) -> dict[str, float]:
         """Measures decoding with an agent, one answer per prompt."""
         llm = self.plain.with_agent(agent).model_copy(update=options)
         return self.measure(lambda: decode_system(llm, self.prompts, self.rewards, "system"))
 
-    def reward(self, agent: MaraAgent) -> float:
+    def reward(self, agent: Agent) -> float:
         """Mean reward of an agent's answers."""
         return decode_system(self.plain.with_agent(agent), self.prompts, self.rewards, "system").mean_reward
 
-    def best_threshold(self, agent: MaraAgent, tuning_prompts: Sequence[str]) -> float:
+    def best_threshold(self, agent: Agent, tuning_prompts: Sequence[str]) -> float:
         """The accept threshold with the highest mean reward on prompts about training topics."""
         llm = self.plain.with_agent(agent)
         systems = [llm.model_copy(update={"accept_threshold": threshold}) for threshold in THRESHOLDS]

@@ -1,7 +1,7 @@
 """Figures of a report, as SVG in the font and colors of the page, light or dark."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from typing import Any, NamedTuple
@@ -78,6 +78,36 @@ def reward_against_cost(comparison: Comparison) -> Drawing | None:
         axes.set_ylabel("mean reward")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return drawn[0]
+
+
+def objectives(comparison: Comparison) -> Drawing | None:
+    """Means of the first two rewards of each system, and their Pareto front; None with fewer rewards or none known."""
+    names = comparison.reward_names[:2]
+    means = {
+        name: tuple(summary["rewards"][reward] for reward in names) for name, summary in comparison.summaries().items()
+    }
+    points = {name: point for name, point in means.items() if None not in point}
+    if len(names) < 2 or not points:  # noqa: PLR2004 - a plane has two axes
+        return None
+    with _drawing("Two objectives", 7.5, 3.8) as (axes, drawn):
+        axes.plot(*zip(*pareto_front(list(points.values())), strict=True), color=_TEXT, linewidth=1, alpha=0.5)
+        for name, point in points.items():
+            color, marker = _look(comparison, name)
+            axes.plot(*point, marker, color=color, markersize=9, label=f" {name}")
+        axes.margins(0.15)
+        axes.set_xlabel(f"mean of {names[0]} (right: better)")
+        axes.set_ylabel(f"mean of {names[1]} (up: better)")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return drawn[0]
+
+
+def pareto_front(points: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """The points, in order, than which no other is at least as large everywhere and larger somewhere."""
+
+    def dominates(point: tuple[float, ...], other: tuple[float, ...]) -> bool:
+        return point != other and all(own >= others for own, others in zip(point, other, strict=True))
+
+    return sorted(point for point in set(points) if not any(dominates(other, point) for other in points))
 
 
 def preference_rates(comparison: Comparison) -> Drawing | None:

@@ -13,7 +13,12 @@ from langchain_mara.tracing.trace import Trace
 from langchain_mara.tracing.views import prompt_text, visible
 from langchain_mara.untrusted import markdown, printable
 from langchain_mara_training.evaluation.comparison import Answer, Comparison
-from langchain_mara_training.evaluation.report.figures import accepted_indices, preference_rates, reward_against_cost
+from langchain_mara_training.evaluation.report.figures import (
+    accepted_indices,
+    objectives,
+    preference_rates,
+    reward_against_cost,
+)
 from langchain_mara_training.storage.atomic import require_file, write_atomically
 from langchain_mara_training.storage.model_card import shown
 
@@ -89,7 +94,7 @@ def write_report(
         "facts": facts(comparison),
     }
     details = {
-        "figures": [reward_against_cost(comparison), preference_rates(comparison), accepted_indices(comparison)],
+        "figures": [draw(comparison) for draw in (reward_against_cost, objectives, preference_rates, accepted_indices)],
         "shown": {"wins": WINS_SHOWN, "losses": LOSSES_SHOWN},
         "cases": {name: cases(comparison, name) for name in systems},
         "traces": traces or {},

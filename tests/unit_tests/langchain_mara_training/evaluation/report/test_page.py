@@ -1,6 +1,7 @@
 """Reports say what the comparison found, number by number, and load and run nothing."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,13 @@ from xml.etree import ElementTree as ET
 import pytest
 from langchain_mara_training.evaluation.comparison import Answer, Comparison
 from langchain_mara_training.evaluation.report import page as report
-from langchain_mara_training.evaluation.report.figures import accepted_indices, preference_rates, reward_against_cost
+from langchain_mara_training.evaluation.report.figures import (
+    accepted_indices,
+    objectives,
+    pareto_front,
+    preference_rates,
+    reward_against_cost,
+)
 from langchain_mara_training.evaluation.report.page import cases, facts, markdown, write_report
 
 from langchain_mara import MaraLLM
@@ -294,9 +301,23 @@ def test_figures_draw_every_system(comparison: Comparison) -> None:
         assert "<style" not in drawing.svg
 
 
+def test_two_rewards_make_a_plane_with_its_front(comparison: Comparison) -> None:
+    drawing = objectives(comparison)
+    assert drawing
+    assert {"plain", HOSTILE, "mean of good (right: better)", "mean of short (up: better)"} <= set(texts(drawing.svg))
+    one = replace(comparison, config={**comparison.config, "rewards": {"good": 1.0}})
+    assert objectives(one) is None
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    points = [(0.0, 3.0), (1.0, 2.0), (1.0, 1.0), (2.0, 2.0), (3.0, 0.0), (3.0, 0.0), (-1.0, 3.0)]
+    assert pareto_front(points) == [(0.0, 3.0), (2.0, 2.0), (3.0, 0.0)]
+
+
 def test_a_figure_without_anything_to_show_is_left_out(comparison: Comparison, tmp_path: Path) -> None:
     alone = Comparison(comparison.prompts, {"plain": comparison.answers["unscored"]}, "plain", comparison.config)
-    assert [reward_against_cost(alone), preference_rates(alone), accepted_indices(alone)] == [None, None, None]
+    drawn = [draw(alone) for draw in (reward_against_cost, objectives, preference_rates, accepted_indices)]
+    assert drawn == [None] * 4
     assert "svg" not in page_of(alone, tmp_path).tags
 
 

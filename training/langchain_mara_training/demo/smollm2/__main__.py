@@ -45,11 +45,6 @@ USE = {
 SEED = 0
 
 
-def reading_model() -> MaraLLM:
-    """SmolLM2 in bfloat16, which reads pairs twice as fast on a CPU; agents compute in float32 all the same."""
-    return smollm2(say=typer.echo, device="cpu", dtype="bfloat16")
-
-
 def fit_agent(llm: MaraLLM, pairs: Pairs, work: Path, seed: int = SEED) -> MaraClassifier:
     """Fits an agent to the tokens of human pairs, then to these and to own answers that tell it when to guide.
 
@@ -59,7 +54,7 @@ def fit_agent(llm: MaraLLM, pairs: Pairs, work: Path, seed: int = SEED) -> MaraC
         work: Folder of labels and own answers; an interrupted training resumes there.
         seed: Seed of the fits.
     """
-    labeler = PreferenceLabeler(reading_model(), judges="before")
+    labeler = PreferenceLabeler(llm, judges="before")
     human = labeler.label(pairs, work / "labels")
     own = work / f"own-answers-{seed}.json"
     if not own.exists():

@@ -99,10 +99,23 @@ def test_dtype_is_the_checkpoints_but_never_half_precision_on_the_cpu_unasked(
     saved: torch.dtype,
     asked: str | torch.dtype | None,
     expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     loaded, _ = load_model(folder_of(saved), device="cpu", dtype=asked)
     assert loaded.dtype is expected
     assert {weight.dtype for weight in loaded.parameters()} == {expected}
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, torch.float32), ("auto", torch.bfloat16)])
+def test_bfloat16_is_avoided_on_a_cpu_that_is_slow_in_it(
+    folder_of: Callable[[torch.dtype], Path],
+    asked: str | None,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert load_model(folder_of(torch.bfloat16), device="cpu", dtype=asked)[0].dtype is expected
 
 
 @pytest.mark.parametrize("place", [{"device": "cpu"}, {"device": torch.device("cpu")}, {"device_map": "cpu"}])

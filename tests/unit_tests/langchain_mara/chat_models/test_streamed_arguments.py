@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
-from langgraph.graph import START, MessagesState, StateGraph
 from scripted import scripted_chat
 from tool_families import TOOLS
 
@@ -63,18 +62,6 @@ def test_every_json_format_brings_arguments_in_parts(family: str) -> None:
     merged: Any = reduce(add, chunks)
     assert called(merged) == [("note", NOTE.arguments)]
     check(chunks, merged)
-
-
-@pytest.mark.slow
-async def test_langgraph_shows_arguments_of_a_node_that_invokes() -> None:
-    chat = chat_of("hermes", NOTE)
-
-    async def answer(state: MessagesState) -> dict[str, Any]:
-        return {"messages": [await chat.ainvoke(state["messages"])]}
-
-    graph = StateGraph(MessagesState).add_node("answer", answer).add_edge(START, "answer").compile()
-    chunks: Any = [chunk async for chunk, _ in graph.astream({"messages": HI}, stream_mode="messages")]
-    check(chunks, chat.invoke(HI))
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ test-floors: $(FLOORS)/.installed  ## the fast tests with the lowest versions th
 # The oldest langchain-core lies before the tested one; `langchain` itself asks for a newer one, so agents stay out.
 test-langchain: $(INSTALLED)  ## LangChain's standard suites and our chat tests with langchain-core 1.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/langchain-1.0 langchain-core==1.0.0 langchain-tests==1.0.0
-	PYTHONPATH=build/langchain-1.0 $(BIN)/python -m pytest tests/integration_tests/test_standard.py tests/unit_tests/langchain_mara/chat
+	PYTHONPATH=build/langchain-1.0 $(BIN)/python -m pytest tests/integration_tests/test_standard.py tests/unit_tests/langchain_mara/chat tests/unit_tests/langchain_mara/chat_models/test_streamed_arguments.py
 
 lint: $(INSTALLED)  ## style
 	$(BIN)/ruff check .

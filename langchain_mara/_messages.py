@@ -1,6 +1,5 @@
 """Turns answers into LangChain messages and their chunks."""
 
-import json
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
@@ -15,7 +14,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generati
 
 from langchain_mara.serving.completion import Completion, CompletionDelta, token_usage
 from langchain_mara.text.tool_formats.answer import AnswerReader, Piece
-from langchain_mara.text.tool_formats.calls import InvalidToolCall, ToolCall
+from langchain_mara.text.tool_formats.call_parts import CallPart, joined
 
 _ID_LENGTH = 9  # as Mistral's templates want them
 
@@ -28,7 +27,6 @@ class Answer:
         completion: The completion.
         model_id: Name of the model, for the message's metadata.
         reader: Tells reasoning, content and tool calls in its text.
-        single_call: Whether only the first call counts.
         message_id: Id of the message; None if LangChain is to give it one.
         chunks: All chunks so far.
     """
@@ -36,9 +34,9 @@ class Answer:
     completion: Completion
     model_id: str
     reader: AnswerReader
-    single_call: bool = False
     message_id: str | None = None
     chunks: list[ChatGenerationChunk] = field(default_factory=list)
+    _ids: dict[int, str] = field(default_factory=dict)
     _invalid: list[LangChainInvalidCall] = field(default_factory=list)
 
     def take(self, delta: CompletionDelta) -> ChatGenerationChunk | None:
@@ -46,23 +44,23 @@ class Answer:
         piece = self.reader.push(delta.text)
         if delta.last:
             piece = self._with_rest(piece)
-        elif not piece.content and not piece.reasoning:
+        elif not (piece.content or piece.reasoning or piece.parts):
             return None
         info = self.completion.info_of_chunk(delta) or {}
         metadata = {"model_name": self.model_id, **info} if delta.last else info
         if piece.calls and metadata.get("finish_reason") == "stop":
             metadata["finish_reason"] = "tool_calls"
-        calls: list[ToolCall | InvalidToolCall] = [*piece.calls, *piece.invalid]
         message = AIMessageChunk(
             content=piece.content,
             id=self.message_id,
             additional_kwargs={"reasoning_content": piece.reasoning} if piece.reasoning else {},
-            tool_call_chunks=[_call_chunk(call, i) for i, call in enumerate(calls)],
+            tool_call_chunks=[self._call_chunk(part) for part in piece.parts],
             response_metadata=metadata,
             usage_metadata=self._usage() if delta.last else None,
             chunk_position="last" if delta.last else None,
         )
-        self._explain(message, piece)
+        # LangChain takes arguments that come in parts, and broken ones, for invalid calls, and says no reason.
+        message.invalid_tool_calls = list(self._invalid)
         self.chunks.append(ChatGenerationChunk(message=message, generation_info=metadata or None))
         return self.chunks[-1]
 
@@ -77,15 +75,26 @@ class Answer:
     def _with_rest(self, piece: Piece) -> Piece:
         """The last piece together with what was held back."""
         rest = self.reader.finish(truncated=self.completion.finish_reason == "length")
-        if self.single_call:
-            rest = rest._replace(calls=rest.calls[:1], invalid=() if rest.calls else rest.invalid[:1])
-        return rest._replace(reasoning=piece.reasoning + rest.reasoning, content=piece.content + rest.content)
+        return rest._replace(
+            reasoning=piece.reasoning + rest.reasoning,
+            content=piece.content + rest.content,
+            parts=joined([*piece.parts, *rest.parts]),
+        )
 
-    def _explain(self, message: AIMessageChunk, piece: Piece) -> None:
-        """Says of invalid calls what is wrong with them, which LangChain does not when it reads chunks."""
-        for call, chunk in zip(piece.invalid, message.tool_call_chunks[len(piece.calls) :], strict=True):
-            self._invalid.append(invalid_tool_call(name=call.name, args=call.text, id=chunk["id"], error=call.error))
-        message.invalid_tool_calls = list(self._invalid)
+    def _call_chunk(self, part: CallPart) -> ToolCallChunk:
+        begins = part.name is not None
+        if begins:
+            self._ids[part.number] = part.id or uuid4().hex[:_ID_LENGTH]
+        call_id = self._ids[part.number]
+        if wrong := part.invalid:
+            self._invalid.append(invalid_tool_call(name=wrong.name, args=wrong.text, id=call_id, error=wrong.error))
+        return ToolCallChunk(
+            name=part.name,
+            args=part.arguments,
+            id=call_id if begins else None,
+            index=part.number,
+            type="tool_call_chunk",
+        )
 
     def _usage(self) -> UsageMetadata:
         request, tokens = self.completion.request, self.completion.statistics.tokens
@@ -95,17 +104,6 @@ class Answer:
             total_tokens=len(request.prompt_ids) + tokens,
             input_token_details=InputTokenDetails(cache_read=request.reused_tokens),
         )
-
-
-def _call_chunk(call: ToolCall | InvalidToolCall, index: int) -> ToolCallChunk:
-    if isinstance(call, ToolCall):
-        name, arguments = call.name, json.dumps(call.arguments, ensure_ascii=False)
-    else:
-        # LangChain completes broken JSON by guessing. Text that does not begin like JSON stays invalid. Whoever merges
-        # the chunks of a stream finds the reason here, because LangChain does not merge errors.
-        name, arguments = call.name or "", call.error + "\n" + call.text
-    call_id = call.id or uuid4().hex[:_ID_LENGTH]
-    return ToolCallChunk(name=name, args=arguments, id=call_id, index=index, type="tool_call_chunk")
 
 
 def text_info(completion: Completion) -> dict[str, Any]:

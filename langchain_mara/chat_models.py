@@ -274,7 +274,7 @@ class ChatMara(ChatFields, RunningChatModel):
         completions = chat._completions(prompt_ids, stop, offer.markers(chat.tokenizer), openings)
         readers = (offer.reader(chat.tokenizer, thinking=thinking, instead=instead) for _ in completions)
         return chat, {
-            completion: Answer(completion, chat.model_id, reader, offer.is_single)
+            completion: Answer(completion, chat.model_id, reader)
             for completion, reader in zip(completions, readers, strict=True)
         }
 

@@ -8,14 +8,13 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ConfigDict
 from typing_extensions import override
 
 from langchain_mara._messages import text_chunk, text_info
 from langchain_mara.chat.configuration import ConfigurableModel
-from langchain_mara.chat.prompts import ConversationText, with_roles
+from langchain_mara.chat.prompts import ConversationText, RoleKeepingLLM
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.serving.completion import Completion, acomplete, complete, token_usage
 from langchain_mara.text.chat_template import encode_prompt
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from langchain_mara.chat_models import ChatMara
 
 
-class MaraLLM(ConfigurableModel, BaseLLM):
+class MaraLLM(ConfigurableModel, RoleKeepingLLM):
     """A local Hugging Face model whose tokens an agent accepts or rejects while it generates.
 
     Setup:
@@ -126,10 +125,10 @@ class MaraLLM(ConfigurableModel, BaseLLM):
         llm = self._configured({"n": 1, **kwargs})
         return llm._traces(prompts, llm._answers(prompts, None))
 
+    @property
     @override
-    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
-        prompt = super()._convert_input(model_input)
-        return with_roles(prompt) if self.use_chat_template else prompt
+    def _renders_roles(self) -> bool:
+        return bool(self.use_chat_template)
 
     # LangChain's cache key contains the instance's parameters and the call's stop strings, but no other arguments of
     # the call. So a call with other arguments becomes a call of an instance that is configured with them.

@@ -22,6 +22,19 @@ DEEPSEEK = (
     "<｜tool▁calls▁begin｜> <｜tool▁calls▁end｜> <｜tool▁call▁begin｜> <｜tool▁call▁end｜> "
     "<｜tool▁outputs▁begin｜> <｜tool▁outputs▁end｜> <｜tool▁output▁begin｜> <｜tool▁output▁end｜>"
 )
+REAL_FOLDER = FOLDER.with_name("real_templates")
+REAL = {
+    **dict.fromkeys(("qwen2_5", "qwen3", "qwen3_instruct_2507", "qwen3_vl"), "hermes"),
+    **dict.fromkeys(("qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "qwen3_8"), "qwen3-coder"),
+    **dict.fromkeys(("nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"), "qwen3-coder"),
+    "nemotron_3_5_lightning": "qwen3-coder",
+    **dict.fromkeys(("llama3_1", "llama3_2"), "llama-json"),
+    **dict.fromkeys(("gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4", "gemma4_v5"), "gemma-4"),
+    "glm4moe": "glm",
+    "gptoss": "harmony",
+    "deepseekv3": "deepseek",
+}
+"""Families of the templates of published checkpoints; not all are in the folder."""
 SPECIALS = {
     "hermes": CHATML,
     "qwen3-coder": CHATML,
@@ -67,9 +80,14 @@ TOOLS: list[dict[str, Any]] = [
 ]
 
 
+def real_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of letters with the control tokens of a family and the template of a published checkpoint."""
+    return tokenizer_of(REAL[name], (REAL_FOLDER / f"{name}.jinja").read_text(encoding="utf-8"))
+
+
 @cache
-def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of letters with a family's control tokens and template."""
+def tokenizer_of(family: str, template: str | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer of letters with a family's control tokens and template, which may be another one."""
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(BPE({symbol: i for i, symbol in enumerate(symbols)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -78,7 +96,9 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
     written = [token for token in WRITTEN.get(family, "").split(" ") if token]
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in written])
-    template = (FOLDER / f"{family}.jinja").read_text(encoding="utf-8").removesuffix("\n")
+    template = (
+        (FOLDER / f"{family}.jinja").read_text(encoding="utf-8").removesuffix("\n") if template is None else template
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=specials[0], eos_token=specials[1], chat_template=template
     )

@@ -87,4 +87,12 @@ class ToolOffer:
             thinking: Whether the prompt ends in thoughts.
             instead: See `instead_of`.
         """
-        return AnswerReader(tokenizer, self.format, self.schemas, self.opening, thinking=thinking, instead=instead)
+        return AnswerReader(
+            tokenizer,
+            self.format,
+            self.schemas,
+            self.opening,
+            thinking=thinking,
+            instead=instead,
+            single=self.is_single,
+        )

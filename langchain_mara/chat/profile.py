@@ -3,6 +3,8 @@
 from importlib.util import find_spec
 from typing import Any
 
+from langchain_core import language_models
+
 from langchain_mara._base import LocalModel
 from langchain_mara.exceptions import PromptError
 from langchain_mara.policy.architectures import context_length
@@ -12,6 +14,8 @@ from langchain_mara.text.tool_formats.table import tool_format_of
 _NOT_READ = ("image_inputs", "image_url_inputs", "pdf_inputs", "audio_inputs", "video_inputs")
 _NOT_WRITTEN = ("image_outputs", "audio_outputs", "video_outputs")
 _NOT_IN_TOOLS = ("image_tool_message", "pdf_tool_message")
+# langchain-core warns of names that it does not know; before 1.1 it knows no profiles and takes all.
+_KNOWN: Any = getattr(getattr(language_models, "ModelProfile", None), "__annotations__", None)
 _REASONING = ("reasoning_content", "enable_thinking")
 
 
@@ -24,7 +28,7 @@ def profile_of(chat: LocalModel) -> dict[str, Any]:
     takes_tools = _takes_tools(chat)
     template = str(chat.tokenizer.chat_template)
     context = context_length(chat.model.config.get_text_config(decoder=True))
-    return {
+    profile = {
         **({} if context is None else {"max_input_tokens": context}),
         "text_inputs": True,
         "text_outputs": True,
@@ -35,6 +39,7 @@ def profile_of(chat: LocalModel) -> dict[str, Any]:
         "structured_output": find_spec("llguidance") is not None,
         "reasoning_output": reasoning_tags(chat.tokenizer).known or any(word in template for word in _REASONING),
     }
+    return {name: value for name, value in profile.items() if _KNOWN is None or name in _KNOWN}
 
 
 def _takes_tools(chat: LocalModel) -> bool:

@@ -1,9 +1,13 @@
 """Conversations as prompts of a text model: LangChain hands texts on, and these still know their messages."""
 
 import json
+from abc import abstractmethod
 from typing import Any, Self
 
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models.llms import BaseLLM
 from langchain_core.messages import BaseMessage
+from langchain_core.outputs import LLMResult
 from langchain_core.prompt_values import PromptValue, StringPromptValue
 from typing_extensions import override
 
@@ -48,3 +52,27 @@ def with_roles(prompt: PromptValue) -> PromptValue:
         prompt: The prompt as LangChain converted it.
     """
     return prompt if isinstance(prompt, StringPromptValue) else ConversationPrompt(messages=prompt.to_messages())
+
+
+class RoleKeepingLLM(BaseLLM):
+    """A text model whose prompts keep the roles of their messages, whichever method of LangChain takes them."""
+
+    @property
+    @abstractmethod
+    def _renders_roles(self) -> bool:
+        """Whether the model's chat template renders prompts."""
+
+    def _kept(self, prompt: PromptValue) -> PromptValue:
+        return with_roles(prompt) if self._renders_roles else prompt
+
+    @override
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        return self._kept(super()._convert_input(model_input))
+
+    @override
+    def generate_prompt(self, prompts: list[PromptValue], *args: Any, **kwargs: Any) -> LLMResult:
+        return super().generate_prompt(list(map(self._kept, prompts)), *args, **kwargs)
+
+    @override
+    async def agenerate_prompt(self, prompts: list[PromptValue], *args: Any, **kwargs: Any) -> LLMResult:
+        return await super().agenerate_prompt(list(map(self._kept, prompts)), *args, **kwargs)

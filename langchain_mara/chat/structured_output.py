@@ -72,7 +72,9 @@ def _with_raw(bound: Runnable[Any, AIMessage], parser: Runnable[Any, Any]) -> Ru
         parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
     )
     failed: Runnable[Any, Any] = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=bound) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+    # Unlike `RunnableMap(raw=bound)`, this hands the options of `invoke` to the model.
+    raw: Runnable[Any, Any] = bound | RunnableMap(raw=RunnablePassthrough())
+    return raw | parsed.with_fallbacks([failed], exception_key="parsing_error")
 
 
 def _parser(method: Method, schema: Any, tool: Mapping[str, Any], *, strict: bool | None) -> Runnable[Any, Any]:

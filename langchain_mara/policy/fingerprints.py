@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SAMPLES = 64
+_PLAIN = (Tensor, nn.Parameter)
 # What a pass, or loading, changes and no answer depends on; and PyTorch's own hooks and tables of every module.
 _UNREAD = {"name_or_path", "warnings_issued", "_is_hf_initialized", *vars(nn.Module())}
 _SCALARS = {bool, int, float, str}
@@ -160,12 +161,15 @@ def _sample(tensor: Tensor) -> Tensor:
 
 def _spread(tensor: Tensor, largest_step: int | None = None) -> Tensor:
     """Values at equal steps, about a hundred if there are so many and if no smaller step is asked for."""
-    flat = tensor.detach().flatten()
-    if flat.is_meta:
+    if tensor.is_meta:
         return torch.zeros(0)
-    step = flat.numel() // _SAMPLES
+    count = tensor.numel()
+    step = count // _SAMPLES
     # Lengths of rows are even, so an odd step goes through the columns.
-    return flat[:: step | 1 if largest_step is None else max(1, min(step, largest_step))]
+    step = step | 1 if largest_step is None else max(1, min(step, largest_step))
+    if type(tensor) in _PLAIN and tensor.is_contiguous():
+        return torch.as_strided(tensor.detach(), (-(-count // step),), (step,))  # half the time of the line below
+    return tensor.detach().flatten()[::step]
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -1,6 +1,8 @@
 """`create_agent` and LangGraph as their documentation shows them, on a tiny real model that knows their turns."""
 
+import operator
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, TypedDict
 
 import pytest
@@ -357,6 +359,10 @@ async def test_three_steps_in_every_stream_mode(chat: ChatMara) -> None:
                 by_id.setdefault(chunk.id, []).append(chunk)
         assert len(by_id) == 3
         assert None not in by_id
+        for pieces in by_id.values():  # each message calls one tool, whose arguments come in parts
+            assert len([piece for piece in pieces if piece.tool_call_chunks]) > 3
+            merged: Any = reduce(operator.add, pieces)
+            assert [call["name"] for call in merged.tool_calls] in (["search"], ["calculate"], ["CityFact"])
     assert {message.id for message in seen["values"][-1]["messages"] if message.type == "ai"} == {
         chunk.id for chunk, _ in seen["messages"] if chunk.type == "AIMessageChunk"
     }

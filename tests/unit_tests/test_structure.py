@@ -32,8 +32,9 @@ langchain_mara.loading: declared_code peft_adapters models
 langchain_mara.tracing: statistics views trace
 langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens reasoning chat_template answer_turns
     chat_fields token_texts
-langchain_mara.text.tool_formats: calls typed_values base json_formats literal_formats tagged_formats table reading
-    answer conversation
+langchain_mara.text.tool_formats: calls base
+langchain_mara.text.tool_formats.families: typed_values json_formats literal_formats tagged_formats
+langchain_mara.text.tool_formats: table call_parts reading answer conversation
 langchain_mara.grammar: specification engine constraint
 langchain_mara.serving: scheduler completion settings beginning recording
 langchain_mara.gates: fitting

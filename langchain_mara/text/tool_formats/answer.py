@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.text.control_tokens import control_tokens
-from langchain_mara.text.reasoning import ReasoningTags, reasoning_tags, splitter
+from langchain_mara.text.reasoning import ReasoningTags, Thought, reasoning_tags, splitter
 from langchain_mara.text.tool_formats.base import ToolFormat
+from langchain_mara.text.tool_formats.call_parts import CallPart
 from langchain_mara.text.tool_formats.calls import InvalidToolCall, ToolCall
 from langchain_mara.text.tool_formats.reading import ToolCallParser
 
@@ -22,12 +23,14 @@ class Piece(NamedTuple):
         content: What it says.
         calls: What it calls; at the end of the answer only.
         invalid: Calls that are not valid; at the end of the answer only.
+        parts: Parts of calls, valid and not, as they come; with the last ones, all calls are complete.
     """
 
     reasoning: str = ""
     content: str = ""
     calls: Sequence[ToolCall] = ()
     invalid: Sequence[InvalidToolCall] = ()
+    parts: Sequence[CallPart] = ()
 
 
 class AnswerReader:
@@ -41,6 +44,7 @@ class AnswerReader:
         thinking: Whether the prompt ends in thoughts; see `ends_in_thoughts`.
         instead: Beginnings of calls that the answer may have instead of a promised form, in which nothing is reasoning
             or a call; none if calls conform to the form. None if no form is promised.
+        single: Whether only the first call counts.
     """
 
     def __init__(
@@ -52,22 +56,25 @@ class AnswerReader:
         *,
         thinking: bool = False,
         instead: Sequence[str] | None = None,
+        single: bool = False,
     ) -> None:
         tags = reasoning_tags(tokenizer)
-        openings, bare = (tool_format.openings, tool_format.bare) if tool_format and tools else ((), "")
+        openings: tuple[str, ...] = ()
+        bare, self._parser = "", None
+        if tool_format and tools:
+            openings, bare = tool_format.openings, tool_format.bare
+            self._parser = ToolCallParser(tool_format, tools, opening, tags, single=single)
         # A forced call and a promised form begin at once.
         is_bound = opening or instead is not None
         self._splitter = None if is_bound else splitter(tags, inside=thinking, calls=openings, bare=bare)
-        self._parser = ToolCallParser(tool_format, tools, opening, tags) if tool_format and tools else None
         self._instead = [_without_blanks(beginning) for beginning in instead or ()]
         self._undecided = ""
 
     def push(self, text: str) -> Piece:
         """Takes text of the answer and returns what is certain of it."""
-        if self._splitter is None:
-            return Piece("", self._content(text))
-        thought = self._splitter.push(text)
-        return Piece(thought.reasoning, self._content(thought.answer))
+        thought = Thought("", text) if self._splitter is None else self._splitter.push(text)
+        content = self._content(thought.answer)
+        return Piece(thought.reasoning, content, parts=() if self._parser is None else self._parser.parts())
 
     def finish(self, *, truncated: bool = False) -> Piece:
         """The rest of the answer. Call it at its end.
@@ -75,15 +82,14 @@ class AnswerReader:
         Args:
             truncated: Whether the answer ended at its greatest length.
         """
-        thought = self._splitter.finish() if self._splitter else None
-        content = "" if thought is None else self._content(thought.answer)
-        reasoning = "" if thought is None else thought.reasoning
+        thought = Thought() if self._splitter is None else self._splitter.finish()
+        reasoning, content = thought.reasoning, self._content(thought.answer)
         if self._parser is None:
             return Piece(reasoning, content)
         content += self._parser.push(self._undecided)
         rest = self._parser.finish(truncated=truncated)
         between = "\n".join(filter(None, [reasoning, rest.reasoning]))
-        return Piece(between, content + rest.content, rest.calls, rest.invalid)
+        return Piece(between, content + rest.content, rest.calls, rest.invalid, rest.parts)
 
     def _content(self, text: str) -> str:
         if self._parser is not None and self._instead:

@@ -4,6 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from langchain_mara.exceptions import PromptError
@@ -32,6 +33,10 @@ class ToolFormat(ABC):
 
     tools_in_template: ClassVar[bool] = True
     """Whether the chat template describes the tools, if it takes any."""
+
+    json_heads: ClassVar[tuple[str, ...]] = ()
+    """Regular expressions of what stands before the arguments of a call, after its opening, if these are a JSON object:
+    with groups `name` and, where calls have one, `id`. Empty if they are no JSON, so that calls come whole."""
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -85,6 +90,24 @@ class ToolFormat(ABC):
         """
         del tools
         return messages
+
+    def head(self, text: str, place: int) -> re.Match[str] | None:
+        """What stands before the arguments of the next call, whose groups are those of `json_heads`.
+
+        Args:
+            text: The answer.
+            place: Where the first opening, or the end of the arguments of the call before, is.
+
+        Returns:
+            The match; None if no call follows, or not yet, or one whose arguments are no JSON object.
+        """
+        return next((found for pattern in self._heads if (found := pattern.match(text, place))), None)
+
+    @cached_property
+    def _heads(self) -> list[re.Pattern[str]]:
+        marks = "|".join(re.escape(mark) for mark in (*self.openings, *self.ends))
+        between = rf"(?:{marks}|[\s\[\]}},;`])*+"
+        return [re.compile(rf"{between}(?:{head})\s*+(?=\{{)") for head in self.json_heads]
 
     def opening_of(self, text: str) -> str:
         """The opening with which a text begins; empty if it begins with none."""

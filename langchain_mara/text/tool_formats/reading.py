@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from langchain_mara.text.detokenizer import overlap
 from langchain_mara.text.reasoning import ReasoningTags
 from langchain_mara.text.tool_formats.base import ToolFormat
+from langchain_mara.text.tool_formats.call_parts import CallPart, CallStream, joined
 from langchain_mara.text.tool_formats.calls import InvalidToolCall, Offer, ToolCall, dumps
 
 _FAULTS = (ValueError, SyntaxError, RecursionError, MemoryError)
@@ -26,12 +27,14 @@ class Rest(NamedTuple):
         calls: Calls of tools that were offered.
         invalid: All other calls, and what only begins like one.
         reasoning: Reasoning between calls.
+        parts: Parts of calls, valid and not, that `parts` has not given yet.
     """
 
     content: str
     calls: list[ToolCall]
     invalid: list[InvalidToolCall]
     reasoning: str = ""
+    parts: Sequence[CallPart] = ()
 
 
 class ToolCallParser:
@@ -42,6 +45,7 @@ class ToolCallParser:
         tools: Tools that were offered in this call, in OpenAI's format. If there are none, everything is content.
         opening: Beginning that was forced on the answer.
         tags: Tags of reasoning that may stand between calls.
+        single: Whether only the first call counts.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class ToolCallParser:
         tools: Sequence[dict[str, Any]],
         opening: str = "",
         tags: ReasoningTags | None = None,
+        *,
+        single: bool = False,
     ) -> None:
         self._format = tool_format
         self._offer = Offer.of(tools)
@@ -57,6 +63,8 @@ class ToolCallParser:
         self._openings = tool_format.openings if tools else ()
         self._bare = tool_format.bare if tools else ""
         self._forced = bool(opening)
+        self._single = single
+        self._stream = CallStream(tool_format, self._offer.schemas, single=single)
         self._started = False
         self._calling = False
         self._held = ""
@@ -80,12 +88,23 @@ class ToolCallParser:
         self._started = self._started or bool(released)
         return released
 
+    def parts(self) -> list[CallPart]:
+        """Parts of calls that came since the last time; none where an answer may still turn out to be none."""
+        return self._stream.follow(self._held) if self._calling or self._forced else []
+
     def finish(self, *, truncated: bool = False) -> Rest:
         """The rest of the answer. Call it at its end.
 
         Args:
             truncated: Whether the answer ended at its greatest length. A call that it cut is invalid.
         """
+        parts = self.parts()
+        rest = self._read(truncated=truncated)
+        if self._single:
+            rest = rest._replace(calls=rest.calls[:1], invalid=[] if rest.calls else rest.invalid[:1])
+        return rest._replace(parts=joined([*parts, *self._stream.settle(rest.calls, rest.invalid)]))
+
+    def _read(self, *, truncated: bool) -> Rest:
         text, self._held = self._held, ""
         self._offer = Offer(self._offer.schemas, truncated)
         if self._calling:
@@ -102,7 +121,10 @@ class ToolCallParser:
         return not self._started and bool(self._bare) and beginning.startswith(self._bare) and not marked
 
     def _bare_calls(self, text: str) -> Rest:
-        """Calls without markers that make up the whole text; content if any part of it is not a call."""
+        """Calls without markers that make up the whole text; content if any part of it is not a call.
+
+        A call that was forced is a call, whatever follows it.
+        """
         try:
             calls, end = self._format.read(text.lstrip(), self._offer)
         except _FAULTS as error:
@@ -111,9 +133,10 @@ class ToolCallParser:
             if name in self._offer.schemas and (self._forced or self._offer.truncated):
                 return Rest("", [], [InvalidToolCall(text.strip(), self._fault(error), name)])
             return Rest(text, [], [])
-        if text.lstrip()[end:].strip() or not self._are_calls(calls, text):
+        after = text.lstrip()[end:].strip()
+        if (after and not self._forced) or not self._are_calls(calls, text):
             return Rest(text, [], [])
-        return self._checked(Rest("", calls, []))
+        return self._checked(Rest(after, calls, []))
 
     def _are_calls(self, calls: Sequence[ToolCall], text: str) -> bool:
         """Whether JSON or Python is calls, and not an answer that happens to have names."""

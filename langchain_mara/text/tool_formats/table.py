@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.text.tool_formats.base import ToolFormat
-from langchain_mara.text.tool_formats.json_formats import JsonFormat, MistralFormat, PhiFormat, PromptedFormat
-from langchain_mara.text.tool_formats.literal_formats import GemmaFormat, PythonicFormat
-from langchain_mara.text.tool_formats.tagged_formats import DeepSeekFormat, HarmonyFormat, TaggedFormat
+from langchain_mara.text.tool_formats.families.json_formats import JsonFormat, MistralFormat, PhiFormat, PromptedFormat
+from langchain_mara.text.tool_formats.families.literal_formats import GemmaFormat, PythonicFormat
+from langchain_mara.text.tool_formats.families.tagged_formats import DeepSeekFormat, HarmonyFormat, TaggedFormat
 
 
 class Entry(NamedTuple):

@@ -6,6 +6,7 @@ import pytest
 from parrot import FOLDER
 
 from langchain_mara import ChatMara, MaraLLM
+from langchain_mara.chat.profile import profile_of
 
 
 def test_a_profile_tells_what_the_model_and_its_template_can(llm: MaraLLM) -> None:
@@ -19,6 +20,13 @@ def test_a_profile_tells_what_the_model_and_its_template_can(llm: MaraLLM) -> No
     assert parrot["max_input_tokens"] == 2048
     assert parrot["tool_calling"]
     assert parrot["tool_choice"]
+
+
+def test_a_name_that_langchain_does_not_know_is_left_out(llm: MaraLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("langchain_mara.chat.profile._KNOWN", {"tool_calling": bool})
+    assert profile_of(llm.as_chat()) == {"tool_calling": False}
+    monkeypatch.setattr("langchain_mara.chat.profile._KNOWN", None)
+    assert profile_of(llm.as_chat())["max_input_tokens"] == 128
 
 
 def test_a_template_that_thinks_is_told(llm: MaraLLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import ChatPromptTemplate
 
 from langchain_mara import MaraLLM
@@ -24,6 +25,10 @@ async def test_messages_are_rendered_with_their_roles(llm: MaraLLM) -> None:
     assert "".join([text async for text in llm.astream(CONVERSATION)]) == expected
     assert llm.batch([CONVERSATION, "hi"]) == [expected, llm.invoke("hi")]
     assert (await llm.abatch([CONVERSATION]))[0] == expected
+    # Some of LangChain's chains hand over the prompts of chat templates themselves.
+    prompts: Any = [ChatPromptValue(messages=CONVERSATION)]
+    for result in (llm.generate_prompt(prompts), await llm.agenerate_prompt(prompts)):
+        assert result.generations[0][0].text == expected
 
 
 def test_a_chat_prompt_keeps_its_roles(llm: MaraLLM) -> None:

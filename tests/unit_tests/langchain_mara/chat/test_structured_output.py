@@ -1,5 +1,7 @@
 """Values of a schema from answers: every method, and why there is none."""
 
+from functools import reduce
+from operator import add
 from typing import Any
 
 import pytest
@@ -58,6 +60,18 @@ def test_raw_message_and_error_are_returned(chat: ChatMara) -> None:
     assert "less than or equal to 5" in str(bad["parsing_error"])
     with pytest.raises(ValidationError, match="less than or equal to 5"):
         chat.with_structured_output(ProductRating).invoke(REVIEW)
+
+
+@pytest.mark.parametrize("include_raw", [False, True])
+def test_options_of_the_call_reach_the_model(chat: ChatMara, include_raw: bool) -> None:
+    structured = chat.with_structured_output(ContactInfo, include_raw=include_raw)
+    if include_raw:
+        cut = structured.invoke(CONTACT, max_tokens=3)  # type: ignore[call-arg]
+        assert (cut["raw"].usage_metadata["output_tokens"], cut["parsed"]) == (3, None)
+        assert reduce(add, structured.stream(CONTACT))["parsed"] == ContactInfo(**JOHN)
+    else:
+        with pytest.raises(OutputParserException, match="was cut off"):
+            structured.invoke(CONTACT, max_tokens=3)  # type: ignore[call-arg]
 
 
 def test_strict_schemas_check_what_is_no_class(chat: ChatMara) -> None:

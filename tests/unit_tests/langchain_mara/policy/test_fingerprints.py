@@ -108,3 +108,13 @@ def test_settings_of_layers_count_and_modes_do_not() -> None:
     model.model.norm.variance_epsilon = 0.1
     assert weights_state(model) != before[0]
     assert settings_digest(model) != before[1]
+
+
+@pytest.mark.parametrize("stored", [lambda w: w.t().contiguous().t(), lambda w: torch.cat([w, w])[len(w) :]])
+def test_samples_do_not_depend_on_how_a_weight_is_stored(stored: Callable[[Tensor], Tensor]) -> None:
+    layer, other = nn.Linear(34, 70), nn.Linear(34, 70)
+    other.weight, other.bias = nn.Parameter(stored(layer.weight.detach())), layer.bias
+    pairs = list(zip(sampled_weights(layer), sampled_weights(other), strict=True))  # type: ignore[arg-type]
+    assert [name for (name, _), _ in pairs] == ["weight (70, 34)", "bias (70,)"]
+    assert all(torch.equal(left, right) for (_, left), (_, right) in pairs)
+    assert len(pairs[0][0][1]) >= 70

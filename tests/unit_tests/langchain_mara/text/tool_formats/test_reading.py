@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.utils.json import parse_partial_json
 from tool_families import TOOLS
 
 from langchain_mara.text.reasoning import ReasoningTags
+from langchain_mara.text.tool_formats.call_parts import CallPart, joined
 from langchain_mara.text.tool_formats.calls import InvalidToolCall, ToolCall
 from langchain_mara.text.tool_formats.reading import Rest, ToolCallParser
 from langchain_mara.text.tool_formats.table import FORMATS
@@ -110,9 +112,32 @@ CONTENTS: list[tuple[str, str]] = [
 
 def parse(name: str, chunks: list[str], opening: str = "", tools: Any = OFFERED, **finish: bool) -> Rest:
     parser = ToolCallParser(FORMATS[name], tools, opening)
-    content = "".join(parser.push(chunk) for chunk in chunks)
+    content, parts = "", list[CallPart]()
+    for chunk in chunks:
+        content += parser.push(chunk)
+        parts += parser.parts()
     rest = parser.finish(**finish)
-    return rest._replace(content=content + rest.content)
+    check_parts([*parts, *rest.parts], rest)
+    return rest._replace(content=content + rest.content, parts=())
+
+
+def check_parts(parts: list[CallPart], rest: Rest) -> None:
+    """Put together as LangChain does it, the parts are the calls; where LangChain guesses, it finds no others."""
+    whole = joined(parts)
+    assert [part.number for part in whole] == list(range(len(whole)))
+    assert [part.invalid for part in whole if part.invalid and part.invalid in rest.invalid] == rest.invalid
+    read = [(part.name, parse_partial_json(part.arguments)) for part in whole if not part.invalid]
+    assert read == [(call.name, call.arguments) for call in rest.calls]
+    for part in whole:
+        assert part.invalid is None or not guessed(part.arguments)
+
+
+def guessed(text: str) -> bool:
+    """Whether LangChain makes an object of a text."""
+    try:
+        return isinstance(parse_partial_json(text), dict)
+    except ValueError:
+        return False
 
 
 def cut(text: str, places: list[int]) -> list[str]:
@@ -125,7 +150,7 @@ def cut(text: str, places: list[int]) -> list[str]:
 def test_calls_and_content_are_the_same_however_the_answer_is_cut(
     name: str, text: str, content: str, calls: list[ToolCall], places: list[int]
 ) -> None:
-    assert parse(name, cut(text, places)) == (content, calls, [], "")
+    assert parse(name, cut(text, places)) == (content, calls, [], "", ())
 
 
 @pytest.mark.parametrize(("name", "text", "content", "_calls"), ANSWERS)
@@ -140,18 +165,18 @@ def test_nothing_of_a_call_is_ever_released(name: str, text: str, content: str, 
 @pytest.mark.parametrize(("name", "text"), CONTENTS)
 @given(places=st.lists(st.integers(0, 100), max_size=20))
 def test_what_only_looks_like_a_call_is_content(name: str, text: str, places: list[int]) -> None:
-    assert parse(name, cut(text, places)) == (text, [], [], "")
+    assert parse(name, cut(text, places)) == (text, [], [], "", ())
 
 
 @given(text=st.text(alphabet="ab<[{}]>_ \n", max_size=40))
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_text_without_markers_is_content_to_the_letter(name: str, text: str) -> None:
-    assert parse(name, list(text)) == (text, [], [], "")
+    assert parse(name, list(text)) == (text, [], [], "", ())
 
 
 @pytest.mark.parametrize(("name", "text"), [answer[:2] for answer in ANSWERS])
 def test_without_tools_nothing_is_a_call(name: str, text: str) -> None:
-    assert parse(name, list(text), tools=()) == (text, [], [], "")
+    assert parse(name, list(text), tools=()) == (text, [], [], "", ())
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
@@ -225,7 +250,7 @@ def test_a_forced_call_is_read_with_its_opening(name: str, names: list[str]) -> 
     start = whole.find(A.name) + (len(A.name) if names[1:] == [] else 0)
     tail = whole[whole.find("{", start) :] if len(names) == 1 and name not in SPELLED else whole[start:]
     tail = SPELLED[name](whole) if len(names) == 1 and name in SPELLED else tail
-    assert parse(name, [tail], opening) == ("", [A], [], "")
+    assert parse(name, [tail], opening) == ("", [A], [], "", ())
 
 
 SPELLED: dict[str, Any] = {

@@ -4,11 +4,11 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_mara.text.tool_formats.base import ToolFormat
 from langchain_mara.text.tool_formats.calls import Offer, ToolCall, arguments_of, dumps, read_json
-from langchain_mara.text.tool_formats.typed_values import typed
+from langchain_mara.text.tool_formats.families.typed_values import typed
 
 _CODER_CALL = re.compile(r"(?:<tool_call>)?\s*<function=(?P<name>[^>\s]+)>")
 _CODER_VALUE = re.compile(
@@ -80,6 +80,11 @@ class DeepSeekFormat(ToolFormat):
 
     fenced: bool = True
 
+    json_heads: ClassVar[tuple[str, ...]] = (
+        r"[^<`{]*+<｜tool▁sep｜>\s*+(?P<name>[\w.-]++)\s*+```(?:json)?",
+        r"(?P<name>[^<`{\s]++)\s*+<｜tool▁sep｜>",
+    )
+
     def read(self, text: str, offer: Offer) -> tuple[list[ToolCall], int]:  # noqa: D102
         begun = _DEEPSEEK_CALL.match(text)
         if begun is None:
@@ -110,6 +115,10 @@ class DeepSeekFormat(ToolFormat):
 @dataclass(frozen=True)
 class HarmonyFormat(ToolFormat):
     """Calls of gpt-oss: messages to a function, as `reasoning` passes them on from Harmony's channels."""
+
+    json_heads: ClassVar[tuple[str, ...]] = (
+        r"(?:functions\.)?(?P<name>[\w.-]++)[^<]*+(?:<\|constrain\|>[^<]*+)?<\|message\|>",
+    )
 
     def read(self, text: str, offer: Offer) -> tuple[list[ToolCall], int]:  # noqa: D102
         begun = _HARMONY_CALL.match(text)

@@ -9,7 +9,7 @@ from typing import Any
 
 from langchain_mara.text.tool_formats.base import ToolFormat
 from langchain_mara.text.tool_formats.calls import Offer, ToolCall, dumps
-from langchain_mara.text.tool_formats.typed_values import typed
+from langchain_mara.text.tool_formats.families.typed_values import typed
 
 _ITEM = re.compile(r"[^,\s]")
 _JSON_NAMES = {"true": True, "false": False, "null": None}

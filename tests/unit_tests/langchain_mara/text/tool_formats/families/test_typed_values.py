@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from langchain_mara.text.tool_formats.typed_values import typed
+from langchain_mara.text.tool_formats.families.typed_values import typed
 
 SCHEMA: dict[str, Any] = {
     "properties": {

@@ -11,6 +11,7 @@ from langchain_mara.text.tool_formats.calls import Offer, ToolCall, arguments_of
 
 _NAMED = re.compile(r"\s*(?P<name>[\w.-]+)\s*(?:\[CALL_ID\](?P<id>\w+))?\s*(?:\[ARGS\])?\s*(?=\{)")
 _FUNCTION = re.compile(r"<function=(?P<name>[\w.-]+)>\s*(?=\{)")
+_HEAD = r'\{\s*+"name"\s*+:\s*+"(?P<name>[^"\\]++)"\s*+,\s*+"(?:arguments|parameters)"\s*+:'
 _ID_LENGTH = 9  # Mistral's templates require ids of exactly so many letters and digits
 
 
@@ -31,6 +32,8 @@ class JsonFormat(ToolFormat):
     key: str = "arguments"
     listed: bool = False
     separator: str = "\n"
+
+    json_heads: ClassVar[tuple[str, ...]] = (_HEAD,)
 
     def read(self, text: str, offer: Offer) -> tuple[list[ToolCall], int]:  # noqa: D102
         opening = self.opening_of(text)
@@ -90,6 +93,11 @@ class MistralFormat(ToolFormat):
     """
 
     named: bool = False
+
+    json_heads: ClassVar[tuple[str, ...]] = (
+        _HEAD,
+        r"(?P<name>[\w.-]++)\s*+(?:\[CALL_ID\](?P<id>\w++))?\s*+(?:\[ARGS\])?",
+    )
 
     def read(self, text: str, offer: Offer) -> tuple[list[ToolCall], int]:  # noqa: D102
         start = len(self.opening_of(text))

@@ -1,0 +1,1 @@
+"""The formats, family by family: JSON, code, tags."""

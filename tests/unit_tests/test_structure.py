@@ -39,7 +39,7 @@ langchain_mara.serving: scheduler completion settings beginning recording
 langchain_mara.gates: fitting
 langchain_mara: _base _messages
 langchain_mara.chat: configuration conversation prompts token_count tool_choice offer profile structured_output running
-langchain_mara: chat_models llms custom_generate cli
+langchain_mara: chat_models llms custom_generate generate_method cli
 
 langchain_mara_training.storage: defaults atomic progress callbacks records settings distributed lock
 langchain_mara_training.storage.identity: content_digest job_identity

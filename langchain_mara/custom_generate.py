@@ -83,7 +83,7 @@ def mara_generate(
         width: Most siblings of a row in one pass; None chooses it by measured times.
         draft: Most drafted tokens of a row in one pass.
         stop_strings: Refused, because `generate` keeps the tokenizer to itself. Give
-            `stopping_criteria=[StopStringCriteria(tokenizer, stop_strings)]`, or see `generate_method.py`.
+            `stopping_criteria=[StopStringCriteria(tokenizer, stop_strings)]`, or see `hooks/generate_method.py`.
         **model_kwargs: Other arguments from `generate`, of which only `attention_mask` is used; what would change the
             answer, such as `inputs_embeds`, is refused.
 

@@ -12,7 +12,7 @@ from transformers.cli.serving.utils import GenerateManager
 
 from langchain_mara import mara_generate
 from langchain_mara.exceptions import OptionsError
-from langchain_mara.generate_method import replace_generate
+from langchain_mara.hooks.generate_method import replace_generate
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 AGENT = tiny_agent(bias=0.0)

@@ -1,0 +1,41 @@
+"""One server of the bundled model for the tests of each module."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from http_servers import Listening, app_of, listening
+from tool_families import tokenizer_of
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from langchain_mara import MaraLLM
+
+
+@pytest.fixture(scope="session")
+def demo() -> MaraLLM:
+    """The bundled model with its agent."""
+    return MaraLLM.demo(max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def server(demo: MaraLLM) -> Iterator[Listening]:
+    """A server of the bundled model, called `m`, and its agent, called `a`."""
+    with listening(app_of(demo)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def endless() -> MaraLLM:
+    """A tiny model whose answers take a minute, unless somebody ends them."""
+    tokenizer = tokenizer_of("hermes")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=2**17,
+    )
+    model = LlamaForCausalLM(config).eval()
+    return MaraLLM(model=model, tokenizer=tokenizer, min_new_tokens=30_000, max_new_tokens=30_000)

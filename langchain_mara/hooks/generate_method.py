@@ -35,9 +35,8 @@ def replace_generate(model: PreTrainedModel, agent: Agent | None, **options: Any
 def _generate(model: PreTrainedModel, options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     if kwargs.get("cache_implementation") == "paged":
         raise _continuous_batching_error("cache_implementation='paged'")
-    return GenerationMixin.generate(
-        model, *args, custom_generate=mara_generate, **{**options, **_with_stop_criteria(kwargs)}
-    )
+    generate: Any = GenerationMixin.generate
+    return generate(model, *args, custom_generate=mara_generate, **{**options, **_with_stop_criteria(kwargs)})
 
 
 def _with_stop_criteria(kwargs: dict[str, Any]) -> dict[str, Any]:

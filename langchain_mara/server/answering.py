@@ -84,14 +84,15 @@ async def _events(answering: Answering, first: CompletionDelta, deltas: Deltas) 
     try:
         for chunk in answering.begin():
             yield _event(chunk)
-        if opening := answering.chunk(first):
-            yield _event(opening)
+        for chunk in answering.chunks(first):
+            yield _event(chunk)
         async for delta in deltas:
-            if said := answering.chunk(delta):
-                yield _event(said)
+            for chunk in answering.chunks(delta):
+                yield _event(chunk)
         for chunk in answering.end():
             yield _event(chunk)
-        yield _DONE
+        if answering.ends_with_done:
+            yield _DONE
     except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
         yield _event(api_error(error).body)
 
@@ -151,4 +152,5 @@ async def _gone(request: Request) -> None:
 
 
 def _event(chunk: dict[str, Any]) -> ServerSentEvent:
-    return ServerSentEvent(data=json.dumps(chunk, ensure_ascii=False, separators=(",", ":")), sep="\n")
+    data = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
+    return ServerSentEvent(data=data, event=chunk.get("type"), sep="\n")

@@ -21,8 +21,8 @@ from langchain_mara.server.playground.page import playground
 from langchain_mara.server.protocol.answers import Answering
 from langchain_mara.server.protocol.chat import ChatAnswering, ChatRequest
 from langchain_mara.server.protocol.completions import CompletionRequest, TextAnswering
-from langchain_mara.server.protocol.fields import RequestFields
 from langchain_mara.server.protocol.messages import Message
+from langchain_mara.server.protocol.responses import ResponseAnswering, ResponsesRequest
 from langchain_mara.server.served import ServedModel, ServedModels
 from langchain_mara.server.settings import ServerSettings
 from langchain_mara.server.state import ServerState
@@ -74,6 +74,14 @@ async def _chat(request: Request, body: ChatRequest) -> Response:
     return await respond(request, answering, stream=bool(body.stream), prompt_field="messages")
 
 
+async def _respond(request: Request, body: ResponsesRequest) -> Response:
+    models = _state(request).models
+    chat = models.chat_of(models.find(body.model, body.mara.agent))
+    _note_prompt(request, body.input)
+    answering = await _begun(ResponseAnswering, body, chat)
+    return await respond(request, answering, stream=bool(body.stream), prompt_field="input")
+
+
 async def _complete(request: Request, body: CompletionRequest) -> Response:
     llm = _state(request).models.find(body.model, body.mara.agent).llm
     _note_prompt(request, body.prompt)
@@ -81,7 +89,7 @@ async def _complete(request: Request, body: CompletionRequest) -> Response:
     return await respond(request, answering, stream=bool(body.stream), prompt_field="prompt")
 
 
-async def _begun(kind: Callable[..., Answering], body: RequestFields, model: object) -> Answering:
+async def _begun(kind: Callable[..., Answering], body: BaseModel, model: object) -> Answering:
     """The answers to a request. They are prepared in a thread, because long prompts take long to encode."""
     try:
         return await run_in_threadpool(kind, body, model)
@@ -151,6 +159,7 @@ def _state(request: Request) -> ServerState:
 _ROUTES: list[tuple[str, str, Callable[..., Awaitable[Response]]]] = [
     ("GET", "/", playground),
     ("POST", "/v1/chat/completions", _chat),
+    ("POST", "/v1/responses", _respond),
     ("POST", "/v1/completions", _complete),
     ("GET", "/v1/models", _models),
     ("GET", "/v1/models/{name:path}", _model),

@@ -63,13 +63,17 @@ class Load(NamedTuple):
 
 
 class Scheduler:
-    """The queue of one loaded model, and the thread that decodes from it."""
+    """The queue of one loaded model, and the thread that decodes from it.
+
+    Attributes:
+        passes: Passes of the model since it was loaded.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._groups: list[RequestGroup] = []
         self._thread: threading.Thread | None = None
-        self._overtaken = self._running = self._passes = 0
+        self._overtaken = self._running = self.passes = 0
 
     @staticmethod
     def of(policy: PolicyModel) -> "Scheduler":
@@ -109,7 +113,7 @@ class Scheduler:
     def load(self) -> Load:
         """How busy the model is at this moment."""
         with self._lock:
-            return Load(self._waiting(), self._running, self._passes)
+            return Load(self._waiting(), self._running, self.passes)
 
     def _waiting(self) -> int:
         self._forget_withdrawn()
@@ -156,7 +160,7 @@ class Scheduler:
             )
             for decision in decisions:
                 _refuse_exit()
-                self._running, self._passes, passes = len(running), self._passes + policy.passes - passes, policy.passes
+                self._running, self.passes, passes = len(running), self.passes + policy.passes - passes, policy.passes
                 request = decision.request
                 if request in running and not request.cancelled:
                     _deliver(running[request], decision)

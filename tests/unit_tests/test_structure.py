@@ -43,7 +43,8 @@ langchain_mara: chat_models llms custom_generate
 langchain_mara.hooks: generate_method
 langchain_mara: cli
 langchain_mara.server: settings errors served
-langchain_mara.server.protocol: messages fields decisions answers chat completions
+langchain_mara.server.protocol: messages fields decisions answers chat completions output_items
+    response_input responses
 langchain_mara.server.playground: page
 langchain_mara.server: metrics state gatekeeper answering app process command
 

@@ -27,10 +27,12 @@ class Answering(ABC):
         job: The job.
         id: Id of the answers.
         model: Name of the model.
+        ends_with_done: Whether the last event of a stream is `[DONE]`.
     """
 
     object_name: ClassVar[str]
     id_prefix: ClassVar[str]
+    ends_with_done: ClassVar[bool] = True
 
     def __init__(
         self, request: RequestFields, job: GenerationJob, tokenizer: PreTrainedTokenizerBase, model: str
@@ -62,8 +64,8 @@ class Answering(ABC):
             for choice in self.opening():
                 yield self._chunk([{"index": index, **choice}])
 
-    def chunk(self, delta: CompletionDelta) -> dict[str, Any] | None:
-        """The chunk of a delta; None if there is nothing to say yet.
+    def chunks(self, delta: CompletionDelta) -> Iterator[dict[str, Any]]:
+        """What a stream says about a delta; nothing if there is nothing to say yet.
 
         Args:
             delta: What the next decision adds.
@@ -71,10 +73,11 @@ class Answering(ABC):
         choice = self.take(delta)
         traced = self._trace(delta)
         if choice is None and not traced:
-            return None
+            return
         said = choice if choice is not None else self.nothing()
-        extra = {"mara": {"tokens": traced, **self._statistics(delta)}} if self._texts else {}
-        return self._chunk([{"index": self._index[delta.completion], **said, **extra}])
+        statistics = _statistics(delta.completion) if delta.last else {}
+        extra = {"mara": {"tokens": traced, **statistics}} if self._texts else {}
+        yield self._chunk([{"index": self._index[delta.completion], **said, **extra}])
 
     def record(self, delta: CompletionDelta) -> None:
         """Takes a delta of answers that are wanted whole."""
@@ -85,8 +88,7 @@ class Answering(ABC):
         """The object of all answers, once they have ended."""
         choices = []
         for completion, index in self._index.items():
-            tokens = {"tokens": self._traces[completion], "statistics": completion.statistics.as_info()}
-            extra = {"mara": tokens} if self._texts else {}
+            extra = {"mara": {"tokens": self._traces[completion], **_statistics(completion)}} if self._texts else {}
             choices.append({"index": index, **self.choice(completion), **extra})
         return {**self._object(self.object_name, choices), "usage": self.usage()}
 
@@ -108,10 +110,6 @@ class Answering(ABC):
     def _trace(self, delta: CompletionDelta) -> list[dict[str, Any]]:
         return [decision_json(delta.decision, self._texts)] if self._texts else []
 
-    @staticmethod
-    def _statistics(delta: CompletionDelta) -> dict[str, Any]:
-        return {"statistics": delta.completion.statistics.as_info()} if delta.last else {}
-
     def _chunk(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         chunk = self._object(f"{self.object_name}.chunk", choices)
         return {**chunk, "usage": None} if self._request.wants_usage else chunk
@@ -120,3 +118,7 @@ class Answering(ABC):
         return {
             "id": self.id, "object": kind, "created": self._created, "model": self.model, "choices": list(choices),
         }  # fmt: skip
+
+
+def _statistics(completion: Completion) -> dict[str, Any]:
+    return {"statistics": {**completion.statistics.as_info(), "passes": completion.passes}}

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from http_servers import Listening, app_of, listening
+from scripted import scripted_chat
 from tool_families import tokenizer_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -13,8 +14,8 @@ from langchain_mara import MaraLLM
 
 @pytest.fixture(scope="session")
 def demo() -> MaraLLM:
-    """The bundled model with its agent."""
-    return MaraLLM.demo(max_new_tokens=12)
+    """The bundled model with its agent, at a fixed width, so that rounding is the same in every run."""
+    return MaraLLM.demo(max_new_tokens=12, width=4)
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +40,13 @@ def endless() -> MaraLLM:
     )
     model = LlamaForCausalLM(config).eval()
     return MaraLLM(model=model, tokenizer=tokenizer, min_new_tokens=30_000, max_new_tokens=30_000)
+
+
+@pytest.fixture(scope="module")
+def calling() -> Iterator[Listening]:
+    """A server of a model, called `m`, that thinks and then calls a tool, whatever it is asked."""
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+    chat = scripted_chat("hermes", f"<think>Hm.</think>{call}", after="assistant\n")
+    llm = MaraLLM(model=chat.model, tokenizer=chat.tokenizer, max_new_tokens=600)
+    with listening(app_of(llm)) as running:
+        yield running

@@ -5,9 +5,8 @@ from typing import Any, Literal
 
 import openai
 import pytest
-from http_servers import Listening, app_of, events_of, listening, wait_until
+from http_servers import Listening, events_of, wait_until
 from pydantic import BaseModel
-from scripted import scripted_chat
 from tool_families import TOOLS
 
 from langchain_mara import MaraLLM
@@ -19,6 +18,15 @@ ASKED: Any = [{"role": "user", "content": QUESTION}]
 
 def asked(text: str = QUESTION) -> Any:
     return [{"role": "user", "content": text}]
+
+
+def same(got: Any, expected: Any) -> bool:
+    """Whether values are equal up to the rounding of numbers, which depends on what shares a pass."""
+    if isinstance(got, dict) and isinstance(expected, dict):
+        return got.keys() == expected.keys() and all(same(got[name], expected[name]) for name in got)
+    if isinstance(got, list) and isinstance(expected, list):
+        return len(got) == len(expected) and all(map(same, got, expected))
+    return bool(got == pytest.approx(expected, abs=1e-4)) if isinstance(got, float) else bool(got == expected)
 
 
 # Chat
@@ -135,12 +143,12 @@ def test_log_probabilities(server: Listening, demo: MaraLLM) -> None:
     expected = demo.as_chat().invoke(QUESTION, logprobs=True, top_logprobs=2).response_metadata["logprobs"]
     assert got is not None
     assert got.content is not None
-    assert [entry.model_dump() for entry in got.content] == expected["content"]
+    assert same([entry.model_dump() for entry in got.content], expected["content"])
     assert len(got.content) == 12
     streamed = client.create(model="m+a", messages=ASKED, logprobs=True, top_logprobs=2, stream=True)
     parts = [chunk.choices[0].logprobs for chunk in streamed]
     entries = [entry for part in parts if part for entry in part.content or ()]
-    assert [entry.model_dump() for entry in entries] == expected["content"]
+    assert same([entry.model_dump() for entry in entries], expected["content"])
 
 
 class Verdict(BaseModel):
@@ -159,30 +167,19 @@ def test_what_was_examined(server: Listening, demo: MaraLLM) -> None:
     got = server.openai().chat.completions.create(model="m+a", messages=asked(RISKY), extra_body=body).choices[0]
     [trace] = demo.as_chat().trace([RISKY])
     tokens = got.model_extra["mara"]["tokens"]
-    assert [token["candidates"] and token["candidates"][-1]["accept_probability"] for token in tokens] == [
-        [*decision.accept_probabilities][-1] if decision.accept_probabilities else [] for decision, _ in trace
-    ]
+    probabilities = [[each["accept_probability"] for each in token["candidates"]] for token in tokens]
+    assert same(probabilities, [list(decision.accept_probabilities) for decision, _ in trace])
     assert got.model_extra["mara"]["statistics"]["tokens"] == len(tokens) == 12
+    assert 1 <= got.model_extra["mara"]["statistics"]["passes"] <= 20
     assert {token["outcome"] for token in tokens} <= {"accepted", "steered", "fallback", "skipped", "unasked"}
     assert "".join(token["token"] for token in tokens).strip() == (got.message.content or "").strip()
     assert any(len(token["candidates"]) > 1 for token in tokens)
     streamed = server.openai().chat.completions.create(model="m+a", messages=asked(RISKY), extra_body=body, stream=True)
     choices = [chunk.choices[0] for chunk in streamed]
-    assert [token for choice in choices for token in (choice.model_extra or {}).get("mara", {}).get("tokens", ())] == (
-        tokens
-    )
+    assert same([token for choice in choices for token in choice.model_extra.get("mara", {}).get("tokens", ())], tokens)
 
 
 # Tools
-
-
-@pytest.fixture(scope="module")
-def calling() -> Any:
-    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
-    chat = scripted_chat("hermes", f"<think>Hm.</think>{call}", after="assistant\n")
-    llm = MaraLLM(model=chat.model, tokenizer=chat.tokenizer, max_new_tokens=600)
-    with listening(app_of(llm)) as running:
-        yield running
 
 
 def test_tool_calls(calling: Listening) -> None:

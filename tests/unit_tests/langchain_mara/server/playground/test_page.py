@@ -113,6 +113,7 @@ class TestInABrowser:
         assert text(browser, "plain") == chat.with_agent(None).invoke(RISKY).text
         assert text(browser, "aligned") == chat.invoke(RISKY).text
         assert "candidates examined per token" in text(browser, "aligned-figures")
+        assert re.search(r"[01]\.\d\d passes per token", text(browser, "plain-figures"))
         assert browser.run("return document.querySelectorAll('#plain .asked').length") == 0
         assert browser.run("return document.querySelectorAll('#aligned .asked').length") > 5
 

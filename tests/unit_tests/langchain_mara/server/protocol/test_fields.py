@@ -12,9 +12,10 @@ from langchain_mara.server.protocol.completions import CompletionRequest
 from langchain_mara.server.protocol.fields import MaraFields, RequestFields
 
 PAGE = (Path(__file__).parents[5] / "docs/serving.md").read_text(encoding="utf-8")
+TABLE = PAGE.split("### Fields")[1].split("`/v1/responses` takes")[0]
 ROWS = {
     name: (chat.strip(), text.strip())
-    for name, chat, text in re.findall(r"^\| `(\w+)` \|([ \w]*)\|([ \w]*)\|", PAGE, re.MULTILINE)
+    for name, chat, text in re.findall(r"^\| `(\w+)` \|([ \w]*)\|([ \w]*)\|", TABLE, re.MULTILINE)
 }
 MODELS: dict[str, type[RequestFields]] = {"chat": ChatRequest, "text": CompletionRequest}
 LEAST: dict[str, dict[str, Any]] = {

@@ -109,12 +109,12 @@ async def _deltas(answering: Answering, state: ServerState, visit: Visit) -> Asy
         await running.aclose()  # type: ignore[attr-defined]
         state.completions.difference_update(completions)
         usage = answering.usage()
-        state.metrics.ended(answering.model, completions, usage, time.monotonic() - visit.arrived)
+        state.metrics.ended(answering.model, answering.answers, usage, time.monotonic() - visit.arrived)
         visit.noted |= {
             "model": answering.model,
             "prompt_tokens": usage["prompt_tokens"],
             "completion_tokens": usage["completion_tokens"],
-            "finish_reasons": [completion.finish_reason for completion in completions],
+            "finish_reasons": [completion.finish_reason for completion in answering.answers],
         }
 
 

@@ -35,7 +35,7 @@ langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens reaso
 langchain_mara.text.tool_formats: calls typed_values base json_formats literal_formats tagged_formats table reading
     answer conversation
 langchain_mara.grammar: specification engine constraint
-langchain_mara.serving: scheduler completion settings beginning recording
+langchain_mara.serving: scheduler completion settings beginning recording prompt_scores
 langchain_mara.gates: fitting
 langchain_mara: _base _messages
 langchain_mara.chat: configuration conversation prompts token_count tool_choice offer profile structured_output running

@@ -22,9 +22,11 @@ class Answering(ABC):
         job: Its completions, not begun.
         tokenizer: The model's tokenizer.
         model: Name of the model.
+        answers: Those of the completions that are answers; all by default.
 
     Attributes:
         job: The job.
+        answers: The completions that are answers.
         id: Id of the answers.
         model: Name of the model.
         ends_with_done: Whether the last event of a stream is `[DONE]`.
@@ -35,15 +37,21 @@ class Answering(ABC):
     ends_with_done: ClassVar[bool] = True
 
     def __init__(
-        self, request: RequestFields, job: GenerationJob, tokenizer: PreTrainedTokenizerBase, model: str
+        self,
+        request: RequestFields,
+        job: GenerationJob,
+        tokenizer: PreTrainedTokenizerBase,
+        model: str,
+        answers: Sequence[Completion] | None = None,
     ) -> None:
         self.job = job
+        self.answers = list(job.completions if answers is None else answers)
         self.id = f"{self.id_prefix}-{uuid4().hex}"
         self.model = model
         self._request, self._created = request, int(time.time())
-        self._index = {completion: i for i, completion in enumerate(job.completions)}
+        self._index = {completion: i for i, completion in enumerate(self.answers)}
         self._texts = TokenTexts(tokenizer) if request.mara.trace else None
-        self._traces: dict[Completion, list[dict[str, Any]]] = {completion: [] for completion in job.completions}
+        self._traces: dict[Completion, list[dict[str, Any]]] = {completion: [] for completion in self.answers}
 
     @abstractmethod
     def take(self, delta: CompletionDelta) -> dict[str, Any] | None:
@@ -81,8 +89,9 @@ class Answering(ABC):
 
     def record(self, delta: CompletionDelta) -> None:
         """Takes a delta of answers that are wanted whole."""
-        self.take(delta)
-        self._traces[delta.completion] += self._trace(delta)
+        if delta.completion in self._index:
+            self.take(delta)
+            self._traces[delta.completion] += self._trace(delta)
 
     def whole(self) -> dict[str, Any]:
         """The object of all answers, once they have ended."""
@@ -99,8 +108,8 @@ class Answering(ABC):
 
     def usage(self) -> dict[str, Any]:
         """Numbers of tokens."""
-        usage: dict[str, Any] = dict(token_usage(self.job.completions))
-        cached = max((completion.request.reused_tokens for completion in self.job.completions), default=0)
+        usage: dict[str, Any] = dict(token_usage(self.answers))
+        cached = max((completion.request.reused_tokens for completion in self.answers), default=0)
         return {**usage, "prompt_tokens_details": {"cached_tokens": cached}}
 
     def nothing(self) -> dict[str, Any]:

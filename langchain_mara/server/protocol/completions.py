@@ -6,9 +6,11 @@ from pydantic import AfterValidator, Field
 
 from langchain_mara._messages import text_chunk
 from langchain_mara.llms import MaraLLM
+from langchain_mara.server.errors import ApiError
 from langchain_mara.server.protocol.answers import Answering
 from langchain_mara.server.protocol.fields import RequestFields
 from langchain_mara.serving.completion import Completion, CompletionDelta
+from langchain_mara.serving.prompt_scores import prompt_entries, scoring
 
 _MOST_PROMPTS = 1024
 
@@ -34,8 +36,8 @@ class CompletionRequest(RequestFields):
     """Text or token ids, or several of them."""
     logprobs: int | None = Field(default=None, ge=0, le=20)
     """Number of the most probable tokens to list with each token."""
-    echo: NoOther = None
-    """Refused if true."""
+    echo: bool | None = None
+    """Whether the text begins with the prompt, and log-probabilities with those of its tokens."""
     best_of: NoOther = None
     """Refused unless 1."""
     suffix: NoOther = None
@@ -68,13 +70,19 @@ class TextAnswering(Answering):
     id_prefix = "cmpl"
 
     def __init__(self, request: CompletionRequest, llm: MaraLLM) -> None:
+        if request.echo and request.stream:
+            raise ApiError(400, "echo is for answers that come whole. Leave out stream.", param="echo")
         options = request.options()
         stop = options.pop("stop", None)
         configured = llm._configured(options, stop)
-        prompts = (llm.encode(each) if isinstance(each, str) else each for each in request.prompts())
-        completions = [answer for ids in prompts for answer in configured._completions(ids, stop)]
-        super().__init__(request, configured._generation_job(completions), llm.tokenizer, llm.model_id)
-        self._offsets = dict.fromkeys(completions, 0)
+        prompts = [llm.encode(each) if isinstance(each, str) else each for each in request.prompts()]
+        answers = [answer for ids in prompts for answer in configured._completions(ids, stop)]
+        scored = [scoring(llm, ids, request.logprobs) for ids in prompts] if request.logprobs and request.echo else []
+        job = configured._generation_job([*answers, *filter(None, scored)])
+        super().__init__(request, job, llm.tokenizer, llm.model_id, answers)
+        self._llm, self._n, self._prompts, self._scored = llm, configured.n, prompts, scored
+        self._offsets = dict.fromkeys(answers, 0)
+        self._echoes = request.prompts() if request.echo else []
 
     def take(self, delta: CompletionDelta) -> dict[str, Any] | None:
         """What a delta adds to its choice; None if nothing."""
@@ -87,8 +95,15 @@ class TextAnswering(Answering):
     def choice(self, completion: Completion) -> dict[str, Any]:
         """The whole choice of a completion that has ended."""
         self._offsets[completion] = 0
-        logs = completion.info.get("logprobs")
-        return self._choice(completion, completion.detokenizer.text, logs, completion.finish_reason)
+        text, logs = completion.detokenizer.text, completion.info.get("logprobs")
+        place = self._index[completion] // self._n
+        if self._echoes:
+            echo = self._echoes[place]
+            text = (echo if isinstance(echo, str) else str(self._llm.tokenizer.decode(echo))) + text
+        if self._scored and logs:
+            entries = prompt_entries(self._llm, self._prompts[place], self._scored[place])
+            logs = {"content": [*entries, *logs["content"]]}
+        return self._choice(completion, text, logs, completion.finish_reason)
 
     def nothing(self) -> dict[str, Any]:
         """A choice of a chunk that adds nothing."""
@@ -108,6 +123,8 @@ class TextAnswering(Answering):
         return {
             "tokens": [entry["token"] for entry in entries],
             "token_logprobs": [entry["logprob"] for entry in entries],
-            "top_logprobs": [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries],
+            "top_logprobs": [
+                {top["token"]: top["logprob"] for top in entry["top_logprobs"]} or None for entry in entries
+            ],
             "text_offset": offsets,
         }

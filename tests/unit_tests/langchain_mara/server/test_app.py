@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import openai
 import pytest
+import torch
 from http_servers import Listening, events_of, wait_until
 from pydantic import BaseModel
 from tool_families import TOOLS
@@ -273,6 +274,29 @@ def test_text_in_a_stream_and_from_tokens(server: Listening) -> None:
     assert chunks[-1].usage == whole.usage
 
 
+def test_the_prompt_is_scored(server: Listening, demo: MaraLLM) -> None:
+    prompts = ["You can boil an egg", "An egg"]
+    got = server.openai().completions.create(model="m+a", prompt=prompts, echo=True, logprobs=3, max_tokens=1)
+    for prompt, choice in zip(prompts, got.choices, strict=True):
+        ids = demo._copied({"use_chat_template": False}).encode(prompt)
+        logits = demo.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        columns = choice.logprobs
+        assert columns is not None
+        assert columns.token_logprobs is not None
+        assert columns.top_logprobs is not None
+        assert len(columns.tokens or ()) == len(ids) + 1
+        expected = [logits[place, token].item() for place, token in enumerate(ids[1:])]
+        assert columns.token_logprobs[0] is columns.top_logprobs[0] is None
+        assert columns.token_logprobs[1:-1] == pytest.approx(expected, abs=1e-3)
+        best = logits[:-1].max(-1).values.tolist()
+        assert [max(top.values()) for top in columns.top_logprobs[1:-1]] == pytest.approx(best, abs=1e-3)
+        assert choice.text.startswith(prompt)
+    assert got.usage is not None
+    assert got.usage.completion_tokens == 2
+    with pytest.raises(openai.BadRequestError, match="Leave out stream"):
+        server.openai().completions.create(model="m", prompt="x", echo=True, stream=True)
+
+
 # Other paths
 
 
@@ -364,7 +388,7 @@ def test_the_official_client_knows_these_errors(server: Listening) -> None:
     assert (long.value.code, long.value.param) == ("context_length_exceeded", "prompt")
     with pytest.raises(openai.BadRequestError, match="makes no embeddings"):
         client.embeddings.create(model="m", input="x")
-    for refused in ({"echo": True}, {"best_of": 2}, {"suffix": "x"}):
+    for refused in ({"best_of": 2}, {"suffix": "x"}):
         with pytest.raises(openai.BadRequestError, match="not supported") as error:
             client.completions.create(model="m", prompt="x", extra_body=refused)
         assert error.value.param == next(iter(refused))

@@ -32,7 +32,7 @@ VALUES: dict[str, Any] = {
     "store": True, "best_of": 2, "echo": True,
 }  # fmt: skip
 CASES = [(name, kind, ROWS[name][kind == "text"]) for name in ROWS for kind in MODELS if ROWS[name][kind == "text"]]
-NOT_OPTIONS = {"model", "messages", "prompt", "stream", "stream_options", "modalities"}
+NOT_OPTIONS = {"model", "messages", "prompt", "stream", "stream_options", "modalities", "echo"}
 
 
 @pytest.mark.parametrize("kind", MODELS)

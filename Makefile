@@ -51,6 +51,7 @@ bench: $(INSTALLED)  ## speed and memory, as ratios: benchmarks/RESULTS.md, in w
 	$(BIN)/python benchmarks/serving.py arrivals --model demo --output $(RESULTS)/serving.jsonl
 	$(BIN)/python benchmarks/serving.py arrivals --calls 50 --output $(RESULTS)/serving.jsonl
 	$(BIN)/python benchmarks/serving.py prefix --count 16 --output $(RESULTS)/serving.jsonl
+	$(BIN)/python benchmarks/serving.py http --output $(RESULTS)/serving.jsonl
 	$(BIN)/python benchmarks/serving.py stress --output $(RESULTS)/serving.jsonl
 	$(BIN)/python benchmarks/serving.py chaos --output $(RESULTS)/serving.jsonl
 	$(BIN)/python benchmarks/training.py --output $(RESULTS)/training.jsonl

@@ -4,6 +4,7 @@
     python benchmarks/serving.py arrivals     calls that arrive at random: latency at shares of the capacity
     python benchmarks/serving.py prefix       questions after a common prefix, with and without reuse
     python benchmarks/serving.py stress       threads, random cancellations and stop strings; memory and mix-ups
+    python benchmarks/serving.py http         many clients over HTTP against the same calls in this process
     python benchmarks/serving.py chaos        good, poisoned, cancelled and late calls at random times; what is lost
 
 `--model demo` is the bundled model; the default is a random model with the 135 M shape. Repeats are interleaved. Ratios
@@ -26,6 +27,7 @@ import typer
 from chaos import soak
 from decoding import CoinAgent, load
 from memory import resident_bytes
+from over_http import Run, in_process, measure, over_http, serving
 from rich.progress import track
 from rich.table import Table
 from tables import Output, console, publish
@@ -345,6 +347,53 @@ def chaos(
         llm = llm.with_agent(MaraAgent(llm.model.config.hidden_size, width=64).eval())
     title = f"{requests} calls over {seconds:.0f} s from {threads} threads on {model}"
     publish(soak(llm, questions(20), requests, seconds, threads, seed, title), output)
+
+
+@app.command()
+def http(
+    model: Model = "demo",
+    clients: Annotated[int, typer.Option(help="Clients that ask at the same time.")] = 64,
+    new_tokens: NewTokens = 64,
+    repeats: int = 5,
+    output: Output = None,
+) -> None:
+    """Many clients over HTTP, against the same calls in this process."""
+    chat = _fixed_length(model, clients, new_tokens).as_chat()
+    asked = questions(clients)
+    runs: dict[str, list[Run]] = {"in this process": [], "over HTTP": []}
+    with serving(model, "--clients", str(clients), "--new-tokens", str(new_tokens)) as port:
+        for _ in range(repeats + 1):
+            calls = {"in this process": in_process(chat), "over HTTP": over_http(port, "m+a", new_tokens)}
+            for name, call in calls.items():
+                runs[name].append(asyncio.run(measure(call, asked, new_tokens)))
+    measured = {name: each[1:] for name, each in runs.items()}
+    title = f"{clients} clients, {new_tokens} tokens each, on {model}"
+    table = Table("calls", "tokens/s", "s to the first token (p50 / p95 / p99)", "ratio of tokens/s", title=title)
+    rates = {name: [run.tokens / run.last for run in each] for name, each in measured.items()}
+    for name, each in measured.items():
+        waits = np.percentile([wait for run in each for wait in run.first], [50, 95, 99])
+        ratio = _ratio(rates[name], rates["in this process"])
+        shown = " / ".join(f"{wait:.2f}" for wait in waits)
+        table.add_row(name, f"{statistics.median(rates[name]):.0f}", shown, f"{ratio:.2f}")
+    publish(table, output, measured)
+
+
+@app.command(hidden=True)
+def http_server(model: Model = "demo", clients: int = 64, new_tokens: NewTokens = 64, port: int = 8000) -> None:
+    """The server of `http`."""
+    from langchain_mara.server.app import create_app  # noqa: PLC0415 - the other benchmarks do without its libraries
+    from langchain_mara.server.process import serve  # noqa: PLC0415
+    from langchain_mara.server.served import ServedModels  # noqa: PLC0415
+    from langchain_mara.server.settings import ServerSettings  # noqa: PLC0415
+
+    llm = _fixed_length(model, clients, new_tokens)
+    agents = {} if llm.agent is None else {"a": llm.agent}
+    serve(create_app(ServedModels(llm, "m", agents), ServerSettings(port=port)))
+
+
+def _fixed_length(model: str, clients: int, new_tokens: int) -> MaraLLM:
+    """A model whose answers are all of one length, and whose batch takes all clients."""
+    return make_llm(model, max_new_tokens=new_tokens, min_new_tokens=new_tokens, batch_size=clients)
 
 
 def _ratio(numerators: list[float], denominators: list[float]) -> float:

@@ -35,8 +35,12 @@ _LIBRARIES = (
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
-    """Prints an error as one red sentence and ends the command. Turns off transformers' progress bars."""
+def one_sentence(extra: str = "training") -> Iterator[None]:
+    """Prints an error as one red sentence and ends the command. Turns off transformers' progress bars.
+
+    Args:
+        extra: Extra of this package that holds the libraries of the command.
+    """
     try:
         from transformers.utils import logging
 
@@ -45,7 +49,7 @@ def one_sentence() -> Iterator[None]:
     except (MaraError, OSError) as error:
         message = str(error)
     except ImportError as error:
-        message = f"This command needs more libraries: pip install 'langchain-mara[training]' ({error})."
+        message = f"This command needs more libraries: pip install 'langchain-mara[{extra}]' ({error})."
     else:
         return
     Console(stderr=True).print(plain_text(message), style="red")

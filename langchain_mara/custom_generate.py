@@ -83,7 +83,7 @@ def mara_generate(
         width: Most siblings of a row in one pass; None chooses it by measured times.
         draft: Most drafted tokens of a row in one pass.
         stop_strings: Refused, because `generate` keeps the tokenizer to itself. Give
-            `stopping_criteria=[StopStringCriteria(tokenizer, stop_strings)]`.
+            `stopping_criteria=[StopStringCriteria(tokenizer, stop_strings)]`, or see `hooks/generate_method.py`.
         **model_kwargs: Other arguments from `generate`, of which only `attention_mask` is used; what would change the
             answer, such as `inputs_embeds`, is refused.
 
@@ -273,5 +273,5 @@ def _streamer_of_generate() -> BaseStreamer | None:
     for _ in range(2):
         frame = frame.f_back if frame is not None else None
     is_generate = frame is not None and frame.f_code.co_name == "generate"
-    streamer = frame.f_locals.get("streamer") if frame is not None and is_generate else None
-    return streamer if isinstance(streamer, BaseStreamer) else None
+    # Not every streamer is a `BaseStreamer`: that of `transformers serve` only has its methods.
+    return frame.f_locals.get("streamer") if frame is not None and is_generate else None

@@ -120,6 +120,11 @@ class LoadedModel:
         self._prefix_cache.budget = max(self._prefix_cache.budget, budget)
         return self._prefix_cache
 
+    @property
+    def kept_prefixes(self) -> PrefixCache:
+        """The prefix cache, whatever its budget."""
+        return self._prefix_cache
+
     def _prefix_state(self) -> tuple[object, ...]:
         return weights_state(self.model), config_digest(self.model.config)
 

@@ -54,11 +54,12 @@ class PrefixCache:
 
     Attributes:
         size: Bytes kept now.
+        evicted: Number of blocks dropped so far for want of room.
         epoch: Number of times that the state has changed.
     """
 
     def __init__(self, budget: int, state: Callable[[], object] = lambda: None) -> None:
-        self.size = 0
+        self.size = self.evicted = 0
         self._state = state
         self._last_state: object = None
         self.epoch = 0
@@ -172,3 +173,4 @@ class PrefixCache:
     def _shrink(self) -> None:
         while self.size > self._budget and self._blocks:
             self.size -= self._blocks.popitem(last=False)[1].size
+            self.evicted += 1

@@ -33,6 +33,7 @@ class Completion:
             state that was not finite; None if they are not requested.
         decisions: Number of decisions so far.
         token_texts: Texts of tokens, for log-probabilities; None if they are not requested.
+        passes: Passes of the batch from the completion's first decision on, whatever other sequences were in them.
     """
 
     request: Request
@@ -42,6 +43,8 @@ class Completion:
     accept_probabilities: list[list[float | None]] | None = None
     decisions: int = 0
     token_texts: TokenTexts | None = None
+    passes: int = 0
+    _passes_before: int | None = None
     _log_probabilities: list[dict[str, Any] | None] = field(default_factory=list)
     _decisions_in_chunks: int = 0
 
@@ -88,6 +91,16 @@ class Completion:
             # What was held back may hold a stop string once the last bytes are decoded.
             self.finish_reason = "stop" if self.detokenizer.stopped else self.finish_reason
         return released
+
+    def count_passes(self, made: int) -> None:
+        """Takes the number of passes that the model has made when a decision arrives.
+
+        Args:
+            made: Passes since the model was loaded.
+        """
+        if self._passes_before is None:
+            self._passes_before = made - 1
+        self.passes = made - self._passes_before
 
     def _log_entry(self, decision: Decision, texts: TokenTexts) -> dict[str, Any] | None:
         logs = decision.log_probabilities
@@ -219,6 +232,7 @@ def _submitted(
     end = None if job.timeout is None else time.monotonic() + job.timeout
 
     is_daemon = threading.current_thread().daemon
+    scheduler = Scheduler.of(job.policy)
 
     def wake(item: CompletionDelta | Request) -> None:
         # A daemon thread that wakes while the interpreter exits may be ended inside C++ code, which aborts the process.
@@ -227,6 +241,7 @@ def _submitted(
 
     def push(decision: Decision) -> None:
         completion = by_request[decision.request]
+        completion.count_passes(scheduler.passes)
         text = completion.push(decision)
         wake(CompletionDelta(completion, decision, text, completion.finish_reason is not None, completion.decisions))
 
@@ -234,7 +249,7 @@ def _submitted(
         request.check(job.policy)
     group = RequestGroup(job.policy, deque(by_request), job.batch_config, push, wake)
     if by_request:
-        Scheduler.of(job.policy).submit(group, job.queue_size)
+        scheduler.submit(group, job.queue_size)
     try:
         yield lambda: None if end is None else max(0.0, end - time.monotonic())
     finally:

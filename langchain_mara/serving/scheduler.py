@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, Request
@@ -47,14 +48,32 @@ class RequestGroup:
     withdrawn: bool = False
 
 
+class Load(NamedTuple):
+    """How busy a loaded model is.
+
+    Attributes:
+        waiting: Requests that have not begun.
+        running: Requests that are in the batch.
+        passes: Passes of the model since it was loaded.
+    """
+
+    waiting: int
+    running: int
+    passes: int
+
+
 class Scheduler:
-    """The queue of one loaded model, and the thread that decodes from it."""
+    """The queue of one loaded model, and the thread that decodes from it.
+
+    Attributes:
+        passes: Passes of the model since it was loaded.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._groups: list[RequestGroup] = []
         self._thread: threading.Thread | None = None
-        self._overtaken = 0
+        self._overtaken = self._running = self.passes = 0
 
     @staticmethod
     def of(policy: PolicyModel) -> "Scheduler":
@@ -78,8 +97,7 @@ class Scheduler:
         refuse_large(len(group.waiting), group.batch_config.batch_size + queue_size)
         with self._lock:
             _refuse_exit()
-            self._forget_withdrawn()
-            waiting = sum(len(queued.waiting) for queued in self._groups)
+            waiting = self._waiting()
             if waiting >= queue_size:
                 raise QueueFullError(
                     f"{waiting} requests are waiting for {group.policy.name} already. Try again later, limit "
@@ -91,6 +109,15 @@ class Scheduler:
                 self._thread = threading.Thread(target=self._run, name="mara-decoding", daemon=False)
                 self._thread.start()
             self._groups.append(group)
+
+    def load(self) -> Load:
+        """How busy the model is at this moment."""
+        with self._lock:
+            return Load(self._waiting(), self._running, self.passes)
+
+    def _waiting(self) -> int:
+        self._forget_withdrawn()
+        return sum(len(queued.waiting) for queued in self._groups)
 
     def _forget_withdrawn(self) -> None:
         self._groups = [group for group in self._groups if not group.withdrawn]
@@ -107,7 +134,7 @@ class Scheduler:
 
     def _decode(self, policy: PolicyModel, batch_config: BatchConfig) -> None:
         """Runs one batch until all its sequences have ended and no request may join."""
-        self._overtaken = 0
+        self._overtaken, passes = 0, policy.passes
         running: dict[Request, RequestGroup] = {}
 
         def leave(request: Request) -> None:
@@ -133,6 +160,7 @@ class Scheduler:
             )
             for decision in decisions:
                 _refuse_exit()
+                self._running, self.passes, passes = len(running), self.passes + policy.passes - passes, policy.passes
                 request = decision.request
                 if request in running and not request.cancelled:
                     _deliver(running[request], decision)
@@ -143,6 +171,8 @@ class Scheduler:
             for request in list(running):
                 request.fail(error)
                 leave(request)
+        finally:
+            self._running = 0
 
     def _next(self, batch_config: BatchConfig) -> tuple[Request, RequestGroup] | None:
         """The next request with these batch settings, and its group.

@@ -36,11 +36,18 @@ langchain_mara.text.tool_formats: calls base
 langchain_mara.text.tool_formats.families: typed_values json_formats literal_formats tagged_formats
 langchain_mara.text.tool_formats: table call_parts reading answer conversation
 langchain_mara.grammar: specification engine constraint
-langchain_mara.serving: scheduler completion settings beginning recording
+langchain_mara.serving: scheduler completion settings beginning recording prompt_scores
 langchain_mara.gates: fitting
 langchain_mara: _base _messages
 langchain_mara.chat: configuration conversation prompts token_count tool_choice offer profile structured_output running
-langchain_mara: chat_models llms custom_generate cli
+langchain_mara: chat_models llms custom_generate
+langchain_mara.hooks: generate_method
+langchain_mara: cli
+langchain_mara.server: settings errors served
+langchain_mara.server.protocol: messages fields decisions answers chat completions output_items
+    response_input responses
+langchain_mara.server.playground: page
+langchain_mara.server: metrics state gatekeeper answering app process command
 
 langchain_mara_training.storage: defaults atomic progress callbacks records settings distributed lock
 langchain_mara_training.storage.identity: content_digest job_identity

@@ -1,6 +1,7 @@
 """The `mara` command: the subcommands of `langchain_mara.cli`, and one module for each further subcommand."""
 
 from langchain_mara.cli import app
+from langchain_mara.server.command import serve
 from langchain_mara_training.commands.demo import demo
 from langchain_mara_training.commands.evaluate import calibrate, evaluate
 from langchain_mara_training.commands.fit import distill, fit
@@ -11,5 +12,5 @@ from langchain_mara_training.commands.table import table
 
 __all__ = ["app"]
 
-for command in (demo, label, fit, distill, rl, calibrate, evaluate, report, table):
+for command in (demo, serve, label, fit, distill, rl, calibrate, evaluate, report, table):
     app.command()(command)

@@ -1,0 +1,1 @@
+"""Accept/reject decoding inside other libraries."""

@@ -1,0 +1,1 @@
+"""The page at `/`: a prompt, and its plain and aligned answers side by side."""

@@ -1,0 +1,1 @@
+"""OpenAI's requests and responses, and what this library adds to them."""

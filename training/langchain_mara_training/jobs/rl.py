@@ -145,7 +145,7 @@ def _estimator(options: Options, run: run_folder.Run) -> MaraSAC:
         environment=EnvironmentOptions(**options["environment"]),
         update=UpdateOptions(**options["update"]),
         **{name: options[name] for name in _COUNTS},
-        agent=options.get("kind", _FIRST_KIND),
+        kind=options.get("kind", _FIRST_KIND),
         output=run.folder,
         trackers=options["tracker"] or (),
         random_state=options["seed"],

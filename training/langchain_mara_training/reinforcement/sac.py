@@ -58,7 +58,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         update: `UpdateOptions`; by default the paper's.
         episodes: Number of episodes to play in `fit`.
         parallel: Number of episodes played at the same time, one round.
-        agent: Kind of agent to train, `state` or `look-ahead`, if the LLM has none to start from.
+        kind: Kind of agent to train, `state` or `look-ahead`, if the LLM has none to start from.
         width: Units of the first hidden layer of agent and critics; ignored if the LLM has an agent.
         batch_size: Transitions per gradient step.
         updates: Gradient steps per episode.
@@ -104,7 +104,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         update: UpdateOptions | None = None,
         episodes: int = _DEFAULTS.episodes,
         parallel: int = _DEFAULTS.parallel,
-        agent: AgentKind = _DEFAULTS.kind,
+        kind: AgentKind = _DEFAULTS.kind,
         width: int = _DEFAULTS.width,
         batch_size: int = _DEFAULTS.batch_size,
         updates: int = _DEFAULTS.updates,
@@ -127,7 +127,7 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
         self.update = update
         self.episodes = episodes
         self.parallel = parallel
-        self.agent = agent
+        self.kind = kind
         self.width = width
         self.batch_size = batch_size
         self.updates = updates
@@ -226,8 +226,8 @@ class MaraSAC(BaseEstimator):  # type: ignore[misc]
                 raise OptionsError(f"{name}={getattr(self, name)} must be at least {value}.")
         if self.preset not in ("default", "reference"):
             raise OptionsError(f"preset={self.preset!r} is unknown. Give default or reference.")
-        if self.agent not in get_args(AgentKind):
-            raise OptionsError(f"agent={self.agent!r} is unknown. Give one of {get_args(AgentKind)}.")
+        if self.kind not in get_args(AgentKind):
+            raise OptionsError(f"kind={self.kind!r} is unknown. Give one of {get_args(AgentKind)}.")
         if self.llm.agent is not None and self.llm.agent.kind not in get_args(AgentKind):
             raise OptionsError(
                 f"MaraSAC trains one agent, and the LLM has a {self.llm.agent.kind}. Train from one of its members, or "

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # A job may resume elsewhere, for more episodes, and with other displays. `describe_job` describes LLM and rewards.
 _NOT_OF_A_JOB = {
-    "llm", "reward_funcs", "agent", "episodes", "output", "trackers", "callbacks", "verbose", "workers",
+    "llm", "reward_funcs", "kind", "episodes", "output", "trackers", "callbacks", "verbose", "workers",
     "worker_options",
 }  # fmt: skip
 _PRESETS = {"default": EnvironmentOptions(), "reference": EnvironmentOptions.reference()}
@@ -67,7 +67,7 @@ def continue_with(sac: "MaraSAC", training: Training, rewards: WeightedRewards) 
     kind, width, rank = _shape(sac)
     changed = {
         "llm": sac.llm.model is not training.llm.model,
-        "agent": (kind, rank) != (actor.kind, getattr(actor, "rank", None)),
+        "kind": (kind, rank) != (actor.kind, getattr(actor, "rank", None)),
         "width": width != actor.width,
         "buffer_size": sac.buffer_size != buffer.capacity,
         "parallel, or top_k or max_new_tokens of the LLM": _slack(sac) > buffer.slack,
@@ -86,7 +86,7 @@ def describe_job(sac: "MaraSAC", rewards: WeightedRewards, rows: list[Row], held
     parameters = {name: repr(value) for name, value in sac.get_params(deep=False).items()}
     return {
         **{name: value for name, value in parameters.items() if name not in _NOT_OF_A_JOB},
-        **({} if sac.agent == "state" else {"agent": sac.agent}),  # jobs from before there was a choice may resume
+        **({} if sac.kind == "state" else {"kind": sac.kind}),  # jobs from before there was a choice may resume
         "workers": sac.workers > 0,  # their number changes only the last digits
         "llm": {name: value for name, value in describe_llm(sac.llm).items() if name != "model_id"},
         "rewards": describe_rewards(rewards),
@@ -97,7 +97,7 @@ def describe_job(sac: "MaraSAC", rewards: WeightedRewards, rows: list[Row], held
 def configuration(sac: "MaraSAC", rewards: WeightedRewards) -> dict[str, Any]:
     """Settings for trackers to store."""
     settings = {name: value for name, value in sac.get_params(deep=False).items() if name not in _NOT_OF_A_JOB}
-    settings["agent"] = _shape(sac)[0]
+    settings["kind"] = _shape(sac)[0]
     settings["environment"] = environment_of(sac).model_dump()
     settings["update"] = (sac.update or UpdateOptions()).model_dump()
     names = ", ".join(rewards.names)
@@ -125,7 +125,7 @@ def _shape(sac: "MaraSAC") -> tuple[AgentKind, int, int | None]:
     """Kind of the agent to train, its units, and the rank of a look-ahead agent's matrix for tokens."""
     start: Any = sac.llm.agent
     if start is None:
-        return sac.agent, sac.width, DEFAULT_LOOK_AHEAD_RANK if sac.agent == "look-ahead" else None
+        return sac.kind, sac.width, DEFAULT_LOOK_AHEAD_RANK if sac.kind == "look-ahead" else None
     return start.kind, start.width, getattr(start, "rank", None)
 
 

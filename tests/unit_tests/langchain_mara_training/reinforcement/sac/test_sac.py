@@ -52,7 +52,7 @@ def test_it_learns_and_says_how(short: MaraLLM) -> None:
 def test_a_look_ahead_agent_learns_resumes_and_goes_on(short: MaraLLM, tmp_path: Path) -> None:
     fast = UpdateOptions(learning_rate_actor=3e-3, learning_rate_critic=3e-3)
     options = {"episodes": 160, "updates": 10, "batch_size": 64, "evaluate_every": 40, "random_state": 1}
-    options |= {"agent": "look-ahead", "update": fast}
+    options |= {"kind": "look-ahead", "update": fast}
     whole = sac(short, output=tmp_path / "whole", **options).fit(PROMPTS)
     assert isinstance(whole.agent_, LookAheadAgent)
     plain = np.mean(fewer_vowels([short.invoke(prompt) for prompt in PROMPTS]))
@@ -63,7 +63,7 @@ def test_a_look_ahead_agent_learns_resumes_and_goes_on(short: MaraLLM, tmp_path:
     assert same(resumed.fit(PROMPTS).agent_, whole.agent_)
     further = sac(short.with_agent(whole.agent_), episodes=16).fit(PROMPTS)
     assert isinstance(further.agent_, LookAheadAgent)
-    with pytest.raises(OptionsError, match="agent"):
+    with pytest.raises(OptionsError, match="these have changed: kind"):
         further.set_params(llm=short).partial_fit(PROMPTS)
 
 

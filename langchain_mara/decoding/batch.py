@@ -24,12 +24,12 @@ from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.decoding.sequence import SequenceState
 from langchain_mara.decoding.step import StepPlan, StepResult, decided_rows, examine_siblings, follow_draft
 from langchain_mara.policy.cache import enlarged
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy
 from langchain_mara.policy.prefix_cache import Block, PrefixCache
 
 
 class Batch:
-    """Sequences in rows 0 … n-1 of a `RaggedCache`, with their candidate sets and siblings' states.
+    """Sequences in rows 0 … n-1 of a cache, with their candidate sets and siblings' states.
 
     Args:
         policy: The policy model.
@@ -47,7 +47,7 @@ class Batch:
 
     def __init__(
         self,
-        policy: PolicyModel,
+        policy: Policy,
         width: int | None,
         prefix_cache: PrefixCache | None = None,
         *,
@@ -67,7 +67,7 @@ class Batch:
         device = self.policy.device
         self.cache = self.policy.new_cache()
         self.candidate_table = CandidateTable(self.policy, self._fail)
-        self._states = torch.zeros((0, 0, self.policy.hidden_size), dtype=self.policy.model.dtype, device=device)
+        self._states = torch.zeros((0, 0, self.policy.hidden_size), dtype=self.policy.dtype, device=device)
 
     def room(self, batch_size: int) -> int:
         """Number of further requests that can be admitted."""

@@ -18,13 +18,13 @@ import torch
 from langchain_mara.decoding.batch import Batch
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.options import BATCH_DEFAULTS
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy
 from langchain_mara.policy.prefix_cache import PrefixCache
 
 
 @torch.inference_mode()
 def decode(
-    policy: PolicyModel,
+    policy: Policy,
     requests: Iterable[Request | None],
     *,
     batch_size: int = BATCH_DEFAULTS.batch_size,

@@ -9,7 +9,7 @@ from torch import Tensor
 from langchain_mara.agents.base import Agent
 from langchain_mara.exceptions import PromptError
 from langchain_mara.options import DecodingOptions
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy
 
 FinishReason = Literal["stop", "length"]
 
@@ -125,7 +125,7 @@ class Request:
         if self.constraint is not None:
             self.constraint.close()
 
-    def check(self, policy: PolicyModel) -> None:
+    def check(self, policy: Policy) -> None:
         """Refuses a request that cannot be decoded, before any work is done.
 
         Raises:

@@ -19,7 +19,9 @@ from langchain_mara.agents.mixture import MixtureAgent, read_mixture_text
 from langchain_mara.agents.reference_checkpoints import looks_local
 from langchain_mara.exceptions import CheckpointError, LoadingError
 from langchain_mara.loading.declared_code import refuse_code
+from langchain_mara.loading.gguf import load_gguf, names_gguf
 from langchain_mara.loading.peft_adapters import CONFIG_FILE, Adapter, find_adapter, merge_adapter
+from langchain_mara.policy.llama_cpp.settings import LlamaCppSettings
 from langchain_mara.policy.loaded_model import LoadedModel
 from langchain_mara.policy.packed_linear import pack
 
@@ -31,7 +33,7 @@ def _checked_model(value: Any) -> Any:
     # Transformers takes seconds to import the class, and whoever has a model has imported it already.
     from transformers import PreTrainedModel as ModelClass  # noqa: PLC0415
 
-    if not isinstance(value, ModelClass):
+    if not isinstance(value, ModelClass) and not hasattr(value, "new_policy"):
         raise ValueError("should be an instance of PreTrainedModel")  # noqa: TRY004 - pydantic reports value errors
     return value
 
@@ -70,7 +72,8 @@ def load_model(
     """Loads a causal language model and its tokenizer, without remote code.
 
     Args:
-        model_id: Hub id or folder of a model, or of a PEFT adapter, which is merged into the base it names.
+        model_id: Hub id or folder of a model, or of a PEFT adapter, which is merged into the base it names; or a GGUF
+            file, as `load_gguf` takes it, of which only `device`, `revision` and the hub's options are read.
         device: Device such as `cuda`, `cuda:1` or `cpu`; by default CUDA if available.
         dtype: Dtype of the weights, such as `torch.bfloat16` or `"float32"`; by default the checkpoint's own, except
             that float16 becomes float32 on the CPU, which is slow in half precision.
@@ -87,6 +90,10 @@ def load_model(
     """
     if device is not None and device_map is not None:
         raise LoadingError("Give device or device_map, not both.")
+    if names_gguf(model_id):
+        settings = LlamaCppSettings(n_gpu_layers=0) if str(device) == "cpu" else None
+        loaded: Any = load_gguf(model_id, settings, revision=revision, token=token, local_files_only=local_files_only)
+        return cast("tuple[PreTrainedModel, PreTrainedTokenizerBase]", loaded)
     target = None if device_map is not None else resolve_device(device)
     hub = {"revision": revision, "token": token, "local_files_only": local_files_only}
     source = _model_source(model_id)

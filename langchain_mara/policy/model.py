@@ -87,6 +87,11 @@ class PolicyModel:
         """Name for messages: the checkpoint's name, or else the architecture's."""
         return str(getattr(self.model, "name_or_path", "") or type(self.model).__name__)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of states."""
+        return self.model.dtype
+
     def new_cache(self) -> RaggedCache:
         """An empty cache for this model."""
         return RaggedCache(int(self.config.num_hidden_layers), self.device, static=self.compile)
@@ -218,6 +223,14 @@ class PolicyModel:
         # `head.weight` would unpack a packed head, which costs more than the product.
         weight = next(self.head.parameters(), states)
         return scale_logits(self.config, self.head(states.to(weight.device)))
+
+    def cache_free(self, prompt: Sequence[int], siblings: Tensor) -> tuple[Tensor, Tensor]:
+        """States and logits of (n,) siblings after a prompt, by whole forward passes without a cache."""
+        prefix = torch.tensor(prompt, device=self.device).expand(len(siblings), -1)
+        token_ids = torch.cat([prefix, siblings.unsqueeze(1)], dim=1)
+        with self.loaded.evaluation_mode():
+            output = self.model(token_ids, use_cache=False, output_hidden_states=True)
+        return output.hidden_states[-1][:, -1], output.logits[:, -1]
 
     def _forward(
         self,

@@ -55,6 +55,9 @@ class LocalModel(Constructors, AnswerFields, BatchFields, DecodingFields):
     """Answers per prompt, drawn with `seed`, `seed + 1`, …"""
     include_accept_probabilities: bool = False
     """Whether the generation info contains the accept probabilities of the candidates examined for each token."""
+    allow_other_model: bool = False
+    """Whether an agent may judge another model of the same hidden size than it was trained on, as in the paper's
+    transfer. Another quantization of its own model is always allowed."""
     timeout: float | None = Field(default=None, gt=0, le=10**9)
     """Most seconds that a call may take, including the time it waits for its turn."""
     queue_size: int = Field(default=DEFAULT_QUEUE_SIZE, ge=1)
@@ -77,8 +80,8 @@ class LocalModel(Constructors, AnswerFields, BatchFields, DecodingFields):
         policy = policy_of(self.model)
         verify_siblings(policy)
         if self.agent is not None:
-            embeddings: Any = self.model.get_input_embeddings()
-            self.agent.check_fits(policy.hidden_size, policy.name, embeddings.weight)
+            embeddings: Any = None if self.allow_other_model else self.model.get_input_embeddings()
+            self.agent.check_fits(policy.hidden_size, policy.name, getattr(embeddings, "weight", None))
 
     def with_agent(self, agent: AgentSource | None) -> Self:
         """A new instance on the same loaded model with another agent, as `from_model_id` takes it, or without one."""

@@ -64,10 +64,9 @@ class Batch:
         self._reset()
 
     def _reset(self) -> None:
-        device = self.policy.device
         self.cache = self.policy.new_cache()
         self.candidate_table = CandidateTable(self.policy, self._fail)
-        self._states = torch.zeros((0, 0, self.policy.hidden_size), dtype=self.policy.dtype, device=device)
+        self._states = torch.zeros((0, 0, self.policy.hidden_size)).to(self.policy.device, self.policy.dtype)
 
     def room(self, batch_size: int) -> int:
         """Number of further requests that can be admitted."""
@@ -222,8 +221,8 @@ class Batch:
         if isinstance(error, torch.OutOfMemoryError):
             refuse_to_part([sequence.request for sequence in self.sequences], error)
             self._preempt(kept, limit)
-        elif self.raise_errors:
-            raise error
+        elif self.raise_errors and not all(sequence.request.cancelled for sequence in self.sequences):
+            raise error  # unless nobody waits for the pass, which may have been interrupted for that
         else:
             self._isolate(error)
 
@@ -231,13 +230,14 @@ class Batch:
         """Fails the sequences that fail alone; the others begin again from their tokens, and their answers stay."""
         suspects, self.sequences = self.sequences, []
         self._reset()
-        errors = {sequence: self._error_alone(sequence) if suspects[1:] else error for sequence in suspects}
+        wanted = [sequence for sequence in suspects if not sequence.request.cancelled]
+        errors = {sequence: self._error_alone(sequence) if suspects[1:] else error for sequence in wanted}
         failed = {sequence: own_error for sequence, own_error in errors.items() if own_error is not None}
         for sequence, own_error in failed.items():
             self._fail(sequence.request, own_error)
             self.finished.append(sequence.request)
         self.preempted = [sequence for sequence in suspects if sequence not in failed] + self.preempted
-        if not failed:
+        if errors and not failed:
             self.limit = len(suspects) // 2
             warn_of_failed_pass(error, len(suspects), self.limit)
 

@@ -153,6 +153,8 @@ class GgufTokenizer(PreTrainedTokenizer):
 
 def _chat_template(metadata: dict[str, str]) -> str | dict[str, str] | None:
     """The template, or several by name as transformers has them."""
-    named = {key.removeprefix(f"{_TEMPLATE}."): text for key, text in metadata.items() if key.startswith(f"{_TEMPLATE}.")}
+    named = {
+        key.removeprefix(f"{_TEMPLATE}."): text for key, text in metadata.items() if key.startswith(f"{_TEMPLATE}.")
+    }
     default = metadata.get(_TEMPLATE)
     return {"default": default, **named} if named and default else default

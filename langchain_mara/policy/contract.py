@@ -92,9 +92,7 @@ class Policy(Protocol):
     def prefill(self, cache: Any, first_row: int, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Commits whole prompts to free rows from `first_row` on; (prompts, d) states of their last tokens."""
 
-    def extend(
-        self, cache: Any, first_row: int, token_ids: Sequence[Sequence[int]], starts: Sequence[int]
-    ) -> Tensor:
+    def extend(self, cache: Any, first_row: int, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
         """Commits further tokens to rows that hold `starts` tokens; (rows, d) states of the last ones."""
 
     def siblings(

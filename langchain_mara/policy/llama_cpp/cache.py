@@ -248,7 +248,9 @@ class SequenceCache:
         if row.main.length > length:
             self._context.cut(row.main.sequence, length)
             row.main.length = length
-            gone = {slot for slot, each in row.candidates.items() if each.branch is row.main and each.position >= length}
+            gone = {
+                slot for slot, each in row.candidates.items() if each.branch is row.main and each.position >= length
+            }
             for slot in gone:
                 del row.candidates[slot]
 

@@ -80,9 +80,9 @@ class LlamaContext:
         strlen = ctypes.cast(ctypes.CDLL(None).strlen, lib.ggml_abort_callback)
         lib.llama_set_abort_callback(self.pointer, strlen, ctypes.cast(self._stop, ctypes.c_void_p))
 
-    def interrupt(self, wanted: bool = True) -> None:
-        """Ends the running pass, and all further ones until it is called with False. Any thread may call it."""
-        self._stop[0] = b"\1" if wanted else b"\0"
+    def interrupt(self) -> None:
+        """Ends the running pass with an `InterruptedError`. Any thread may call it."""
+        self._stop[0] = b"\1"
 
     def take_sequence(self) -> int | None:
         """Number of a sequence that holds nothing; None if all are in use."""
@@ -162,6 +162,7 @@ class LlamaContext:
 
     def _run(self, tokens: Sequence[TokenInPass], *, outputs: bool = False) -> bool:
         self._lib.llama_set_embeddings(self.pointer, outputs)
+        self._stop[0] = b"\0"
         code = self._lib.llama_decode(self.pointer, self._inputs.batch(tokens, outputs))
         if code == _FULL:
             raise self._full_error()
@@ -212,7 +213,8 @@ class _Inputs:
 def _new_context(model: Any, settings: ContextSettings) -> Any:
     lib = library()
     params = lib.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch = settings.tokens, PASS_TOKENS, PASS_TOKENS
+    params.n_ctx = max(int(lib.llama_max_parallel_sequences()), settings.tokens)  # fewer abort the process
+    params.n_batch = params.n_ubatch = PASS_TOKENS
     params.n_seq_max, params.kv_unified = int(lib.llama_max_parallel_sequences()), True
     params.swa_full = True
     params.n_threads = params.n_threads_batch = settings.threads

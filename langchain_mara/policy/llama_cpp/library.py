@@ -11,7 +11,7 @@ from typing import Any
 from langchain_mara.exceptions import LoadingError
 
 _LOGGER = "llama-cpp-python"
-_ERROR = 3  # llama.cpp's level of errors
+_ERROR = 4  # level of errors in ggml.h
 _loading = threading.Lock()
 
 

@@ -39,6 +39,7 @@ class LlamaCppPolicy:
         self.vocabulary_size = self.embeddings = int(model.config.vocab_size)
         self.passes = self.prefilled = 0
         self._context = model.context
+        self.loaded.interrupt = model.context.interrupt
 
     def new_cache(self) -> SequenceCache:
         """An empty cache. All caches of a model share its cells."""
@@ -192,7 +193,9 @@ class _Wave:
                 cache.make_room()
                 branch = place()
             head = head or branch
-            self._waiting.append((row, (number, column), TokenInPass(token, siblings.position + depth, branch.sequence)))
+            self._waiting.append(
+                (row, (number, column), TokenInPass(token, siblings.position + depth, branch.sequence))
+            )
 
     def run(self) -> None:
         """Puts the tokens that wait through the model."""

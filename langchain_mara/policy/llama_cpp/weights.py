@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +25,9 @@ def shards(file: Path) -> list[Path]:
     """
     found = _SHARD.search(file.name)
     count = int(found[2]) if found else 1
-    names = [f"{file.name[: found.start()]}-{i:05}-of-{found[2]}.gguf" for i in range(1, count + 1)] if found else [file.name]
-    files = [file.with_name(name) for name in names]
+    files = [file]
+    if found:
+        files = [file.with_name(f"{file.name[: found.start()]}-{i:05}-of-{found[2]}.gguf") for i in range(1, count + 1)]
     for each in files:
         if not each.is_file():
             raise LoadingError(f"There is no file {each}." + (f" The model has {count} files." if found else ""))
@@ -36,7 +39,7 @@ def shards(file: Path) -> list[Path]:
     return files
 
 
-def content_digest(files: list[Path]) -> str:
+def content_digest(files: Sequence[Path]) -> str:
     """Sixteen hexadecimal digits that depend on the head of each file, its size, and 64 samples of its weights."""
     digest = hashlib.sha256()
     for file in files:
@@ -50,35 +53,72 @@ def content_digest(files: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+class StoredRows:
+    """The rows of a matrix in a GGUF file, dequantized as they are read; it takes the place of a (rows, d) tensor.
+
+    Args:
+        tensor: The tensor as `gguf` reads it, mapped into memory.
+    """
+
+    is_meta = False
+    device = torch.device("cpu")
+
+    def __init__(self, tensor: Any) -> None:
+        self._tensor = tensor
+        columns, rows = (int(size) for size in tensor.shape[:2])
+        self.shape = torch.Size([rows, columns])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        import gguf  # noqa: PLC0415 - an optional dependency
+
+        stored = self._tensor.data[rows.numpy() if isinstance(rows, Tensor) else rows]
+        values = gguf.quants.dequantize(stored, self._tensor.tensor_type)
+        return torch.from_numpy(values.astype("float32")).view(*stored.shape[:-1], self.shape[1])
+
+    def split(self, rows: int) -> Iterator[Tensor]:
+        """The whole matrix, so many rows at a time, in float32."""
+        return (self[start : start + rows] for start in range(0, len(self), rows))
+
+    def is_floating_point(self) -> bool:
+        """True: rows are float32 once they are read."""
+        return True
+
+    def detach(self) -> Self:
+        """Itself; it has no gradient."""
+        return self
+
+    def to(self, device: torch.device) -> Self:  # noqa: ARG002 - it has the interface of a tensor
+        """Itself; it is on the CPU."""
+        return self
+
+
 class StoredTable(nn.Module):
-    """An embedding, or a head, in a GGUF file. It is read when its weight is first asked for.
+    """An embedding, or a head, in a GGUF file. The file is opened when its weight is first asked for.
 
     Args:
         files: The model's files.
         names: Names of the tensor, of which the first that is there counts.
     """
 
-    def __init__(self, files: list[Path], names: tuple[str, ...]) -> None:
+    def __init__(self, files: Sequence[Path], names: Sequence[str]) -> None:
         super().__init__()
-        self._files, self._names = files, names
-        self._weight: Tensor | None = None
+        self._files, self._names = tuple(files), tuple(names)
 
-    @property
-    def weight(self) -> Tensor:
-        """(vocabulary, d) float32."""
-        if self._weight is None:
-            object.__setattr__(self, "_weight", self._read())
-        return self._weight  # type: ignore[return-value]
+    @cached_property
+    def weight(self) -> StoredRows:
+        """(vocabulary, d) float32, row by row.
 
-    def _read(self) -> Tensor:
+        Raises:
+            LoadingError: If the package gguf is not installed.
+        """
         try:
             import gguf  # noqa: PLC0415 - an optional dependency
         except ImportError:
             raise LoadingError(
                 'Reading weights from a GGUF file needs the package gguf: pip install "langchain-mara[llamacpp]"'
             ) from None
-        tensors: dict[str, Any] = {
-            tensor.name: tensor for file in self._files for tensor in gguf.GGUFReader(file).tensors
-        }
-        tensor = next(tensors[name] for name in self._names if name in tensors)
-        return torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype("float32", copy=True))
+        tensors = {tensor.name: tensor for file in self._files for tensor in gguf.GGUFReader(file).tensors}
+        return StoredRows(next(tensors[name] for name in self._names if name in tensors))

@@ -52,7 +52,7 @@ def requantized(source: Path, target: Path, quantization: str) -> Path:
         quantization: Name of the type, such as `Q8_0`.
     """
     reader, kind = gguf.GGUFReader(source), gguf.GGMLQuantizationType[quantization]
-    architecture = reader.get_field("general.architecture").contents()
+    architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(target, architecture)
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
@@ -110,7 +110,7 @@ def cells_alone(model: LlamaCppModel, prompts: list[list[int]], new_tokens: int)
 
     def run() -> int:
         context = model.context
-        sequences = [context.take_sequence() for _ in prompts]
+        sequences = [sequence for _ in prompts if (sequence := context.take_sequence()) is not None]
         held = list(zip(sequences, prompts, strict=True))
         context.fill([TokenInPass(token, i, s) for s, prompt in held for i, token in enumerate(prompt[:-1])])
         last, ends = [prompt[-1] for prompt in prompts], [len(prompt) - 1 for prompt in prompts]

@@ -18,6 +18,7 @@ class Constructors:
     """Class methods that load model, tokenizer and agent; the class takes these and its other fields as arguments."""
 
     model_fields: ClassVar[dict[str, Any]]
+    model: Any
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -127,14 +127,22 @@ class GgufTokenizer(PreTrainedTokenizer):
         parse = not getattr(self, "split_special_tokens", False)
         return self._vocabulary.encode(text, add_special=add_special_tokens, parse_special=parse)
 
-    def _encode_plus(self, text: Any, *args: Any, add_special_tokens: bool = True, **kwargs: Any) -> BatchEncoding:
+    def _encode_plus(  # type: ignore[override]
+        self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any
+    ) -> BatchEncoding:
         if isinstance(text, str):
             text, add_special_tokens = self._ids(text, add_special_tokens=add_special_tokens), False
             if not text:
                 return BatchEncoding({"input_ids": [], "attention_mask": []})
-        return super()._encode_plus(text, *args, add_special_tokens=add_special_tokens, **kwargs)
+        return super()._encode_plus(text, text_pair, add_special_tokens, **kwargs)
 
-    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **_: Any) -> str:
+    def _decode(
+        self,
+        token_ids: int | list[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,  # noqa: ARG002 - text is never changed
+        **_: Any,
+    ) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else list(map(int, token_ids))
         control = self._vocabulary.control
         shown = [token for token in ids if not (skip_special_tokens and token in control)]

@@ -34,7 +34,7 @@ def _checked_model(value: Any) -> Any:
     from transformers import PreTrainedModel as ModelClass  # noqa: PLC0415
 
     if not isinstance(value, ModelClass) and not hasattr(value, "new_policy"):
-        raise ValueError("should be an instance of PreTrainedModel")  # noqa: TRY004 - pydantic reports value errors
+        raise ValueError("should be an instance of PreTrainedModel")
     return value
 
 

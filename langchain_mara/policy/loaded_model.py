@@ -58,7 +58,7 @@ class LoadedModel:
         scheduler: Queue and decoding thread of the model; set by `Scheduler.of`.
     """
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(self, model: "PreTrainedModel | nn.Module") -> None:
         self.verified = False
         self.compilable = True
         self.hub_options: Mapping[str, Any] = {}
@@ -78,7 +78,7 @@ class LoadedModel:
         self._running_passes = 0
 
     @staticmethod
-    def of(model: "PreTrainedModel") -> "LoadedModel":
+    def of(model: "PreTrainedModel | nn.Module") -> "LoadedModel":
         """The `LoadedModel` of a model, created on first use."""
         with _creation:
             loaded = _loaded_models.get(model)
@@ -96,7 +96,7 @@ class LoadedModel:
         model = self._model()
         if model is None:
             raise ReferenceError("The loaded model is gone. Keep a reference to it as long as you use it.")
-        return model
+        return cast("PreTrainedModel", model)
 
     @property
     def fingerprint(self) -> str:

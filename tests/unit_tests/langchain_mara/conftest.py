@@ -121,9 +121,15 @@ def agent_folder(agent: MaraAgent, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def llm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, agent: MaraAgent) -> MaraLLM:
+def transformers_llm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, agent: MaraAgent) -> MaraLLM:
     """An LLM that takes a few milliseconds per answer."""
     return MaraLLM(model=model, tokenizer=tokenizer, agent=agent, max_new_tokens=16)
+
+
+@pytest.fixture
+def llm(transformers_llm: MaraLLM) -> MaraLLM:
+    """The LLM that most tests run; a module may run another one, or several."""
+    return transformers_llm
 
 
 @pytest.fixture

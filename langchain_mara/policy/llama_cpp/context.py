@@ -3,7 +3,7 @@
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from langchain_mara.policy.llama_cpp.known_logits import KnownLogits
 from langchain_mara.policy.llama_cpp.library import complaints, library
 
 PASS_TOKENS = 512
-"""Most tokens in one call of llama.cpp."""
+"""Most tokens in one call of llama.cpp, if the context has as many."""
 _FULL, _ABORTED = 1, 2
 
 
@@ -57,6 +57,7 @@ class LlamaContext:
         lock: Held while tokens go through the model, and while cells change hands.
         known: Logits of the states of undecided positions.
         memory: llama.cpp's handle of the cells.
+        pass_tokens: Most tokens in one call of llama.cpp.
 
     Raises:
         LoadingError: If there is not enough memory.
@@ -72,6 +73,7 @@ class LlamaContext:
         self._abandoned: deque[tuple[Sequence[int], Sequence[bytes]]] = deque()
         self.pointer = _new_context(model, settings)
         self.memory = lib.llama_get_memory(self.pointer)
+        self.pass_tokens = int(lib.llama_n_batch(self.pointer))  # more tokens in a call abort the process
         self._vocabulary = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)))
         self._size = int(lib.llama_model_n_embd_out(model))
         self._inputs = _Inputs(lib)
@@ -138,7 +140,7 @@ class LlamaContext:
 
     def fill(self, tokens: Sequence[TokenInPass]) -> int:
         """Puts tokens through the model for their keys and values only; returns the number of passes."""
-        return sum(1 for start in range(0, len(tokens), PASS_TOKENS) if self._run(tokens[start : start + PASS_TOKENS]))
+        return sum(map(self._run, self._parts(tokens)))
 
     def evaluate(self, tokens: Sequence[TokenInPass]) -> tuple["np.ndarray", list[bytes]]:
         """Puts tokens through the model.
@@ -150,15 +152,17 @@ class LlamaContext:
             torch.OutOfMemoryError: If there are not enough cells.
         """
         states, keys = np.empty((len(tokens), self._size), np.float32), list[bytes]()
-        for start in range(0, len(tokens), PASS_TOKENS):
-            part = tokens[start : start + PASS_TOKENS]
+        for part in self._parts(tokens):
             self._run(part, outputs=True)
             logits = np.empty((len(part), self._vocabulary), np.float32)
-            own = states[start : start + len(part)]
+            own = states[len(keys) : len(keys) + len(part)]
             ctypes.memmove(own.ctypes.data, self._lib.llama_get_embeddings(self.pointer), own.nbytes)
             ctypes.memmove(logits.ctypes.data, self._lib.llama_get_logits(self.pointer), logits.nbytes)
             keys += self.known.add(own, logits)
         return states, keys
+
+    def _parts(self, tokens: Sequence[TokenInPass]) -> Iterator[Sequence[TokenInPass]]:
+        return (tokens[start : start + self.pass_tokens] for start in range(0, len(tokens), self.pass_tokens))
 
     def _run(self, tokens: Sequence[TokenInPass], *, outputs: bool = False) -> bool:
         self._lib.llama_set_embeddings(self.pointer, outputs)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from langchain_mara.policy.llama_cpp.cache import Branch, Row, SequenceCache
-from langchain_mara.policy.llama_cpp.context import PASS_TOKENS, TokenInPass
+from langchain_mara.policy.llama_cpp.context import TokenInPass
 from langchain_mara.policy.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class LlamaCppPolicy:
             (tokens, d) float32 states.
         """
         states, keys = self._context.evaluate(tokens)
-        self.passes += -(-len(tokens) // PASS_TOKENS)
+        self.passes += -(-len(tokens) // self._context.pass_tokens)
         for row, token, key in zip(rows, tokens, keys, strict=True):
             row.keys.append((token.position, key))
         return states

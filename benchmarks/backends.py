@@ -116,7 +116,8 @@ def cells_alone(model: LlamaCppModel, prompts: list[list[int]], new_tokens: int)
         last, ends = [prompt[-1] for prompt in prompts], [len(prompt) - 1 for prompt in prompts]
         for _ in range(new_tokens):
             states, keys = context.evaluate([TokenInPass(*each) for each in zip(last, ends, sequences, strict=True)])
-            last = context.known.of(torch.from_numpy(states)).argmax(-1).tolist()
+            logits = context.known.of(torch.from_numpy(states))
+            last = [] if logits is None else logits.argmax(-1).tolist()
             context.known.release(keys)
             ends = [end + 1 for end in ends]
         for sequence in sequences:

@@ -38,6 +38,7 @@ class Constructors:
         token: str | None = None,
         local_files_only: bool = False,
         packed: bool = True,
+        gguf_file: str | None = None,
         **kwargs: Any,
     ) -> Self:
         """Loads model, tokenizer and agent by name.
@@ -56,6 +57,8 @@ class Constructors:
             packed: Whether to store the weights of linear layers as the CPU's matrix products read them: about twice as
                 fast, but with a second copy of the embedding if the head shares it. This replaces linear layers, so say
                 False to train or change the model. It does nothing on GPUs, when quantized, or with `compile=True`.
+            gguf_file: Name of a GGUF file in the folder or repository, which transformers dequantizes, for training.
+                To run such a file as it is, see `from_gguf`.
             **kwargs: Other fields of this class.
 
         Raises:
@@ -76,6 +79,7 @@ class Constructors:
             token=token,
             local_files_only=local_files_only,
             packed=packed and not kwargs.get("compile"),
+            gguf_file=gguf_file,
         )
         return cls(model=model, tokenizer=tokenizer, agent=loaded_agent, model_id=str(model_id), **kwargs)
 

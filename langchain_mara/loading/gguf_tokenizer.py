@@ -101,7 +101,7 @@ class GgufTokenizer(PreTrainedTokenizer):
             _SPACE_PREFIX, str(model.metadata.get("tokenizer.ggml.model") == "llama").lower()
         )
         names = {f"{name}_token": vocabulary.token(name) for name in ("bos", "eos", "pad")}
-        super().__init__(clean_up_tokenization_spaces=False, **{k: v for k, v in names.items() if v is not None})
+        super().__init__(clean_up_tokenization_spaces=False, **{k: v for k, v in names.items() if v is not None})  # type: ignore[no-untyped-call]
         self.name_or_path = model.name_or_path
         self.chat_template = _chat_template(model.metadata)
 

@@ -68,6 +68,7 @@ def load_model(
     token: str | None = None,
     local_files_only: bool = False,
     packed: bool = False,
+    gguf_file: str | None = None,
 ) -> tuple["PreTrainedModel", PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, without remote code.
 
@@ -84,6 +85,7 @@ def load_model(
         token: Hub token for gated models.
         local_files_only: Whether to use local files only and never the network.
         packed: Whether to pack linear layers (`packed_linear.py`) where possible, which is on the CPU.
+        gguf_file: Name of a GGUF file in the folder or repository, which transformers dequantizes.
 
     Raises:
         LoadingError: If the device is unknown, or model, adapter or tokenizer cannot be loaded.
@@ -103,14 +105,15 @@ def load_model(
         "quantization_config": quantization_config,
         "attn_implementation": attn_implementation,
     }
+    stored = {} if gguf_file is None else {"gguf_file": gguf_file}
     with _errors_as_loading_error(source):
         refuse_code(source, hub, attn_implementation)
         adapter = find_adapter(source, hub)
         if adapter is not None:
             model, tokenizer = _load_adapted(adapter, options, hub)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
-            model = _load_weights(source, options, hub)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **stored, **hub)
+            model = _load_weights(source, {**options, **stored}, hub)
         if packed:
             pack(model)
         LoadedModel.of(model).hub_options = {"token": token, "local_files_only": local_files_only}
@@ -160,6 +163,8 @@ def _load_weights(source: str, options: dict[str, Any], hub: dict[str, Any]) -> 
             f"The checkpoint {source} lacks {len(report['missing_keys'])} of the model's weights ({missing}, …); "
             "they would be random. Download it again, or check that config.json belongs to this checkpoint."
         )
+    if "gguf_file" in options:  # its weights are plain now, and would refuse to be packed or saved
+        del model.hf_quantizer, model.config.quantization_config
     if dtype is None and model.dtype is torch.float16 and model.device.type == "cpu":
         model = model.float()
     return cast("PreTrainedModel", model)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from langchain_mara.policy.loaded_model import LoadedModel
 
@@ -46,11 +46,13 @@ class Policy(Protocol):
 
     Attributes:
         model: The loaded model.
+        backbone: Module that is called once in every pass, for hooks.
         passes: Number of forward passes made so far, including prefill.
         prefilled: Number of prompt tokens computed so far, not counting reused ones.
     """
 
     model: Any
+    backbone: nn.Module
     passes: int
     prefilled: int
 
@@ -111,10 +113,10 @@ class Policy(Protocol):
         """
 
     def logits(self, states: Tensor) -> Tensor:
-        """Next-token logits (n, vocabulary) of (n, d) states that a pass has returned and that are undecided yet.
+        """Next-token logits (n, vocabulary) of (n, d) states, which the caller may overwrite."""
 
-        The caller may overwrite them.
-        """
+    def states(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """(sequences, longest, d) states of all tokens of whole sequences; those past the end of one mean nothing."""
 
     def cache_free(self, prompt: Sequence[int], siblings: Tensor) -> tuple[Tensor, Tensor]:
         """States and logits of (n,) siblings after a prompt, evaluated without what other passes have left."""

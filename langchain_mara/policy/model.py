@@ -3,7 +3,6 @@
 Whatever depends on the model family is here and in `architectures.py`; the decode loop knows nothing of it.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
@@ -21,9 +20,8 @@ from langchain_mara.policy.attention.masks import (
     visible_keys,
 )
 from langchain_mara.policy.cache import RaggedCache
-from langchain_mara.policy.compilation import Backend, SiblingTokens, padded, run_compiled
+from langchain_mara.policy.compilation import Backend, SiblingTokens, can_compile, padded, run_compiled
 from langchain_mara.policy.loaded_model import LoadedModel
-from langchain_mara.policy.packed_linear import is_packed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,14 +71,7 @@ class PolicyModel:
         self.device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
         self.passes = self.prefilled = 0
         self._backend = _backend
-        if compile and is_packed(model):
-            compile = False  # noqa: A001
-            warnings.warn(
-                "Packed linear layers cannot be compiled, so passes run uncompiled. Load the model with packed=False.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        self.compile = compile
+        self.compile = compile and can_compile(model)
 
     @property
     def name(self) -> str:
@@ -223,6 +214,14 @@ class PolicyModel:
         # `head.weight` would unpack a packed head, which costs more than the product.
         weight = next(self.head.parameters(), states)
         return scale_logits(self.config, self.head(states.to(weight.device)))
+
+    def states(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """States of all tokens of whole sequences, in one pass; see `Policy.states`."""
+        # Causal attention keeps every token from seeing the padding on the right, so no mask is needed.
+        padded_ids = pad_sequence([torch.tensor(ids) for ids in token_ids], batch_first=True).to(self.device)
+        with self.loaded.evaluation_mode():
+            states: Tensor = self.backbone(input_ids=padded_ids, use_cache=False).last_hidden_state
+        return states
 
     def cache_free(self, prompt: Sequence[int], siblings: Tensor) -> tuple[Tensor, Tensor]:
         """States and logits of (n,) siblings after a prompt, by whole forward passes without a cache."""

@@ -171,7 +171,7 @@ class SequenceCache:
                 if slot != position:
                     row.moved[slot] = position
             for number in set(rows.tolist()):
-                self._settle(self._rows[number])
+                self.settle(self._rows[number])
             if again:
                 self._context.fill(again)
 
@@ -263,7 +263,7 @@ class SequenceCache:
             if branch is not None and not shared:
                 self._context.give_back(branch.sequence)
 
-    def _settle(self, row: Row) -> None:
+    def settle(self, row: Row) -> None:
         """Drops what the committed tokens have decided."""
         decided = {slot: each for slot, each in row.candidates.items() if each.position < row.committed}
         self._forget(row, decided)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from langchain_mara.exceptions import LoadingError
 from langchain_mara.policy.llama_cpp.known_logits import KnownLogits
@@ -46,6 +47,13 @@ class TokenInPass(NamedTuple):
     sequence: int
 
 
+class Backbone(nn.Module):
+    """Stands for the model where passes are counted by hooks."""
+
+    def forward(self) -> None:
+        """Nothing: a pass has been made."""
+
+
 class LlamaContext:
     """One context of a loaded model, which all its users share, one at a time.
 
@@ -54,6 +62,7 @@ class LlamaContext:
         settings: Settings of the context.
 
     Attributes:
+        backbone: Is called once in every pass.
         lock: Held while tokens go through the model, and while cells change hands.
         known: Logits of the states of undecided positions.
         memory: llama.cpp's handle of the cells.
@@ -67,6 +76,7 @@ class LlamaContext:
         lib = self._lib = library()
         self.settings = settings
         self.lock = threading.RLock()
+        self.backbone = Backbone()
         self.known = KnownLogits()
         self.most_sequences = int(lib.llama_max_parallel_sequences())
         self._free = deque(range(self.most_sequences))
@@ -174,6 +184,7 @@ class LlamaContext:
             raise InterruptedError("The pass was interrupted.")
         if code:
             raise RuntimeError(f"llama.cpp failed with code {code} in a pass over {len(tokens)} tokens.")
+        self.backbone()
         return True
 
     def _full_error(self) -> torch.OutOfMemoryError:

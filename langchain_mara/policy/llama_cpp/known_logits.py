@@ -51,17 +51,8 @@ class KnownLogits:
             if not entry.users:
                 del self._entries[key]
 
-    def of(self, states: Tensor) -> Tensor:
-        """(n, vocabulary) float32 logits of (n, d) float32 states, as a copy.
-
-        Raises:
-            KeyError: If a state is unknown: no pass has returned it, or its position is decided.
-        """
-        try:
-            rows = [self._entries[state.tobytes()].logits for state in states.numpy()]
-        except KeyError:
-            raise KeyError(
-                "llama.cpp gives logits together with states, and those of a state are forgotten once the next token "
-                "is decided. Ask for them before."
-            ) from None
-        return torch.from_numpy(np.stack(rows))
+    def of(self, states: Tensor) -> Tensor | None:
+        """(n, vocabulary) float32 logits of (n, d) float32 states, as a copy; None if one of them is not known."""
+        entries = [self._entries.get(state.tobytes()) for state in states.numpy()]
+        rows = [entry.logits for entry in entries if entry is not None]
+        return torch.from_numpy(np.stack(rows)) if len(rows) == len(states) else None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from langchain_mara.exceptions import LoadingError, UnsupportedModelError
 from langchain_mara.policy.llama_cpp.context import ContextSettings, LlamaContext
@@ -16,6 +16,8 @@ from langchain_mara.policy.llama_cpp.settings import LlamaCppSettings
 from langchain_mara.policy.llama_cpp.weights import StoredTable, content_digest, shards
 
 _TEXT_BYTES = 2**20
+_ROWS_AT_ONCE = 16384
+_FARTHEST = 0.1  # four-bit weights with activations in eight bits are off by a few percent
 _ALL_FLOAT32 = "0"  # `general.file_type` of files whose weights are all float32
 
 
@@ -64,6 +66,7 @@ class LlamaCppModel(nn.Module):
         embedding = StoredTable(files, ("token_embd.weight",))
         head = StoredTable(files, ("output.weight", "token_embd.weight"))
         self._tables = {"embedding": embedding, "head": head}
+        self._head: Tensor | None = None
 
     def new_policy(self) -> LlamaCppPolicy:
         """A policy that runs this model."""
@@ -76,6 +79,28 @@ class LlamaCppModel(nn.Module):
     def get_output_embeddings(self) -> StoredTable:
         """The head; its weight is read from the file when it is first asked for."""
         return self._tables["head"]
+
+    def head_logits(self, states: Tensor) -> Tensor:
+        """(n, vocabulary) float32 logits of (n, d) states by the dequantized head.
+
+        Raises:
+            UnsupportedModelError: If these are not the logits that llama.cpp computes, because the architecture
+                transforms them in a way this library does not know.
+        """
+        if self._head is None:
+            self._head = torch.cat(list(self.get_output_embeddings().weight.split(_ROWS_AT_ONCE)))
+            policy = self.new_policy()
+            cache = policy.new_cache()
+            state = policy.prefill(cache, 0, [[0, 1, 2]])
+            known, computed = policy.logits(state), self.head_logits(state)
+            if not (known - computed).norm() <= _FARTHEST * known.norm():
+                self._head = None
+                raise UnsupportedModelError(
+                    f"The head of {self.name_or_path} gives other logits than llama.cpp. Use the model in transformers."
+                )
+        logits = states.float() @ self._head.T
+        cap = float(self.metadata.get(f"{self.metadata['general.architecture']}.final_logit_softcapping", 0))
+        return (logits / cap).tanh_().mul_(cap) if cap else logits
 
     # What transformers' `generate` makes logits processors with.
     def _prepare_special_tokens(self, *args: Any, **kwargs: Any) -> None:

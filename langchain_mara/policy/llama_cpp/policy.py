@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from langchain_mara.policy.llama_cpp.cache import Branch, Row, SequenceCache
 from langchain_mara.policy.llama_cpp.context import TokenInPass
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from langchain_mara.policy.llama_cpp.model import LlamaCppModel
+
+_STATES_AT_ONCE = 64
 
 
 class LlamaCppPolicy:
@@ -39,6 +41,7 @@ class LlamaCppPolicy:
         self.vocabulary_size = self.embeddings = int(model.config.vocab_size)
         self.passes = self.prefilled = 0
         self._context = model.context
+        self.backbone: nn.Module = model.context.backbone
         self.loaded.interrupt = model.context.interrupt
 
     def new_cache(self) -> SequenceCache:
@@ -116,8 +119,33 @@ class LlamaCppPolicy:
         return states
 
     def logits(self, states: Tensor) -> Tensor:
-        """Next-token logits (n, vocabulary) of (n, d) states; see `Policy.logits`."""
-        return self._context.known.of(states)
+        """Next-token logits (n, vocabulary) of (n, d) states; see `Policy.logits`.
+
+        They come out of the pass with the states of undecided positions. For others the head is computed in float32.
+        """
+        known = self._context.known.of(states)
+        return self.model.head_logits(states) if known is None else known
+
+    def states(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """States of all tokens of whole sequences; see `Policy.states`."""
+        states = torch.zeros(len(token_ids), max(map(len, token_ids)), self.hidden_size)
+        with self._context.lock:
+            for own, ids in zip(states, token_ids, strict=True):
+                cache = self.new_cache()
+                row = cache.open_row(0, 0)
+                own[: len(ids)] = self._whole(cache, row, ids)
+        return states
+
+    def _whole(self, cache: SequenceCache, row: Row, ids: Sequence[int]) -> Tensor:
+        """(tokens, d) states of a row's tokens. Their logits are forgotten part by part, because they are large."""
+        parts = []
+        for start in range(0, len(ids), _STATES_AT_ONCE):
+            tokens = enumerate(ids[start : start + _STATES_AT_ONCE], start)
+            given = [TokenInPass(token, i, row.main.sequence) for i, token in tokens]
+            parts.append(torch.from_numpy(self.evaluate([row] * len(given), given)))
+            cache.committed(row, start + len(given))
+            cache.settle(row)
+        return torch.cat(parts)
 
     def cache_free(self, prompt: Sequence[int], siblings: Tensor) -> tuple[Tensor, Tensor]:
         """States and logits of (n,) siblings after a prompt, each after a prompt of its own."""

@@ -109,3 +109,13 @@ def test_settings_change_no_fingerprint_but_weights_do(gguf_file: Write) -> None
         for name, cells in (("llama-3", 512), ("llama-3", 512), ("llama-3.2", 512))
     )
     assert same == again != other
+
+
+def test_transformers_dequantizes_a_file_for_training(gguf_file: Write, llm: MaraLLM, tmp_path: Path) -> None:
+    file = gguf_file("llama-3")
+    loaded = MaraLLM.from_model_id(file.parent, gguf_file=file.name, dtype="float32", max_new_tokens=16)
+    assert loaded.get_token_ids("the end") == llm.get_token_ids("the end")
+    assert loaded.invoke("hi") == llm.with_agent(None).invoke("hi")
+    unpacked = MaraLLM.from_model_id(file.parent, gguf_file=file.name, packed=False)
+    unpacked.model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()

@@ -75,13 +75,16 @@ def test_another_thread_interrupts_a_pass(context: LlamaContext, sequence: int) 
         while not done.wait(0.0005):
             context.interrupt()
 
+    def run_until_interrupted() -> None:
+        for _ in range(100):
+            context.cut(sequence, 0)
+            context.fill(tokens(2000, sequence))
+
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
         with pytest.raises(InterruptedError):
-            for _ in range(100):
-                context.cut(sequence, 0)
-                context.fill(tokens(2000, sequence))
+            run_until_interrupted()
     finally:
         done.set()
         thread.join()

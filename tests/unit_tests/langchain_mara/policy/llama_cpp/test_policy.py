@@ -125,3 +125,25 @@ def test_nothing_is_left_behind(loaded: Load, agent: Agent) -> None:
     assert len(context.known) == 0
     assert sorted(context._free) == list(range(context.most_sequences))
     assert all(context.length(sequence) == 0 for sequence in context._free)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_of_whole_sequences_and_logits_by_the_head(loaded: Load, reference: Reference, family: str) -> None:
+    ours, theirs = LlamaCppPolicy(loaded(family)), PolicyModel(reference(family))
+    with torch.inference_mode():
+        states, expected = ours.states(PROMPTS), theirs.states(PROMPTS)
+        for i, prompt in enumerate(PROMPTS):
+            own, other = states[i, : len(prompt)], expected[i, : len(prompt)]
+            torch.testing.assert_close(own, other.float(), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(ours.logits(own), theirs.logits(other).float(), atol=1e-4, rtol=1e-4)
+    ours.model.context.give_back(ours.model.context.take_sequence())
+    assert len(ours.model.context.known) == 0
+
+
+def test_hooks_count_passes(loaded: Load) -> None:
+    policy, counted = LlamaCppPolicy(loaded("llama-3")), []
+    handle = policy.backbone.register_forward_hook(lambda *_: counted.append(1))
+    policy.passes = 0
+    run(policy, requests(AGENTS["state"]), width=2)
+    handle.remove()
+    assert len(counted) == policy.passes > 0

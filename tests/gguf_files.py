@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -102,9 +101,10 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast, 
     writer.add_token_list(texts)
     writer.add_token_types(kinds)
     writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
-    writer.add_bos_token_id(tokenizer.bos_token_id)
+    if tokenizer.bos_token_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
-    writer.add_add_bos_token(np.bool_(True).item())
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None)
     if eot is not None:
         writer.add_eot_token_id(eot)
     if tokenizer.chat_template is not None:

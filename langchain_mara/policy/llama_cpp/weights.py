@@ -56,25 +56,46 @@ def content_digest(files: Sequence[Path]) -> str:
 class StoredRows:
     """The rows of a matrix in a GGUF file, dequantized as they are read; it takes the place of a (rows, d) tensor.
 
+    The file is opened when something but the device is first asked for.
+
     Args:
-        tensor: The tensor as `gguf` reads it, mapped into memory.
+        files: The model's files.
+        names: Names of the matrix, of which the first that is there counts.
+
+    Raises:
+        LoadingError: When it is read, if the package gguf is not installed.
     """
 
     is_meta = False
     device = torch.device("cpu")
 
-    def __init__(self, tensor: Any) -> None:
-        self._tensor = tensor
-        columns, rows = (int(size) for size in tensor.shape[:2])
-        self.shape = torch.Size([rows, columns])
+    def __init__(self, files: Sequence[Path], names: Sequence[str]) -> None:
+        self._files, self._names = files, names
+
+    @cached_property
+    def _tensor(self) -> Any:
+        try:
+            import gguf  # noqa: PLC0415 - an optional dependency
+        except ImportError:
+            raise LoadingError(
+                'Reading weights from a GGUF file needs the package gguf: pip install "langchain-mara[llamacpp]"'
+            ) from None
+        tensors = {tensor.name: tensor for file in self._files for tensor in gguf.GGUFReader(file).tensors}
+        return next(tensors[name] for name in self._names if name in tensors)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Rows and columns."""
+        columns, rows = (int(size) for size in self._tensor.shape[:2])
+        return torch.Size([rows, columns])
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> Tensor:
+        stored = self._tensor.data[rows.numpy() if isinstance(rows, Tensor) else rows]
         import gguf  # noqa: PLC0415 - an optional dependency
 
-        stored = self._tensor.data[rows.numpy() if isinstance(rows, Tensor) else rows]
         values = gguf.quants.dequantize(stored, self._tensor.tensor_type)
         return torch.from_numpy(values.astype("float32")).view(*stored.shape[:-1], self.shape[1])
 
@@ -96,29 +117,13 @@ class StoredRows:
 
 
 class StoredTable(nn.Module):
-    """An embedding, or a head, in a GGUF file. The file is opened when its weight is first asked for.
+    """An embedding, or a head, in a GGUF file.
 
     Args:
         files: The model's files.
-        names: Names of the tensor, of which the first that is there counts.
+        names: Names of the matrix, of which the first that is there counts.
     """
 
     def __init__(self, files: Sequence[Path], names: Sequence[str]) -> None:
         super().__init__()
-        self._files, self._names = tuple(files), tuple(names)
-
-    @cached_property
-    def weight(self) -> StoredRows:
-        """(vocabulary, d) float32, row by row.
-
-        Raises:
-            LoadingError: If the package gguf is not installed.
-        """
-        try:
-            import gguf  # noqa: PLC0415 - an optional dependency
-        except ImportError:
-            raise LoadingError(
-                'Reading weights from a GGUF file needs the package gguf: pip install "langchain-mara[llamacpp]"'
-            ) from None
-        tensors = {tensor.name: tensor for file in self._files for tensor in gguf.GGUFReader(file).tensors}
-        return StoredRows(next(tensors[name] for name in self._names if name in tensors))
+        self.weight = StoredRows(files, names)

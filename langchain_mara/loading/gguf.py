@@ -1,15 +1,17 @@
 """Loads GGUF files, which llama.cpp runs."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import hf_hub_download
 
 from langchain_mara.exceptions import LoadingError
-from langchain_mara.loading.gguf_tokenizer import GgufTokenizer
 from langchain_mara.policy.llama_cpp.model import LlamaCppModel
 from langchain_mara.policy.llama_cpp.settings import LlamaCppSettings
 from langchain_mara.policy.loaded_model import LoadedModel
+
+if TYPE_CHECKING:
+    from langchain_mara.loading.gguf_tokenizer import GgufTokenizer
 
 SUFFIX = ".gguf"
 
@@ -21,7 +23,7 @@ def names_gguf(source: str | Path) -> bool:
 
 def load_gguf(
     source: str | Path, settings: LlamaCppSettings | None = None, **hub: Any
-) -> tuple[LlamaCppModel, GgufTokenizer]:
+) -> tuple[LlamaCppModel, "GgufTokenizer"]:
     """Loads a model and its tokenizer from a GGUF file.
 
     Args:
@@ -33,6 +35,9 @@ def load_gguf(
         LoadingError: If llama.cpp is not installed, or the file cannot be loaded.
         UnsupportedModelError: If the architecture cannot evaluate siblings.
     """
+    # Its base class is one that no other model needs.
+    from langchain_mara.loading.gguf_tokenizer import GgufTokenizer  # noqa: PLC0415
+
     model = LlamaCppModel(_file(source, hub), settings or LlamaCppSettings())
     LoadedModel.of(model).hub_options = {name: hub[name] for name in ("token", "local_files_only") if name in hub}
     return model, GgufTokenizer(model)

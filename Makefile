@@ -6,10 +6,12 @@ RESULTS := benchmarks/results
 FLOORS ?= .venv-floors
 PARALLEL := --numprocesses logical --dist worksteal
 INSTALLED := $(VENV)/.installed
+WHEELS ?= build/wheels
+LLAMA_CPP := llama-cpp-python==0.3.36
 # Compiled tests are kept, whatever the caller's habit: pytest rewrites the assertions of a module once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-smollm2 test test-fast test-floors test-langchain lint types bench bench-long cookbook report docs clean
+.PHONY: demo demo-smollm2 llamacpp test test-fast test-floors test-langchain lint types bench bench-long cookbook report docs clean
 
 demo: $(INSTALLED)  ## the main job on the bundled model
 	$(BIN)/mara demo
@@ -30,6 +32,8 @@ test-floors: $(FLOORS)/.installed  ## the fast tests with the lowest versions th
 test-langchain: $(INSTALLED)  ## LangChain's standard suites and our chat tests with langchain-core 1.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/langchain-1.0 langchain-core==1.0.0 langchain-tests==1.0.0
 	PYTHONPATH=build/langchain-1.0 $(BIN)/python -m pytest tests/integration_tests/test_standard.py tests/unit_tests/langchain_mara/chat tests/unit_tests/langchain_mara/chat_models/test_streamed_arguments.py
+
+llamacpp: $(VENV)/.llamacpp  ## llama.cpp for GGUF files, whose tests are skipped without it; builds for some minutes, once
 
 lint: $(INSTALLED)  ## style
 	$(BIN)/ruff check .
@@ -89,6 +93,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[training,plot,test,dev]'
 	touch $(INSTALLED)
+
+# The wheel is kept. Pictures (mtmd) are a third of the build, and nothing here reads them.
+$(VENV)/.llamacpp: $(INSTALLED)
+	ls $(WHEELS)/llama_cpp_python-$(subst llama-cpp-python==,,$(LLAMA_CPP))-*.whl > /dev/null 2>&1 || CMAKE_ARGS="$(CMAKE_ARGS) -DLLAVA_BUILD=OFF" $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEELS) $(LLAMA_CPP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --find-links $(WHEELS) --editable '.[llamacpp]'
+	touch $(VENV)/.llamacpp
 
 $(VENV)/.docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -1,11 +1,8 @@
 """LocalModel: a loaded model with its agent and settings, the common base of MaraLLM and ChatMara."""
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import torch
 from langchain_core.language_models import LangSmithParams
 from pydantic import ConfigDict, Field, ValidationError
 from transformers import PreTrainedTokenizerBase
@@ -13,15 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from langchain_mara.agents.base import Agent
 from langchain_mara.agents.recommended_options import changed_options
 from langchain_mara.exceptions import OptionsError
-from langchain_mara.loading.models import (
-    DEMO_AGENT_FOLDER,
-    DEMO_MODEL_FOLDER,
-    AgentSource,
-    LoadedModelField,
-    load_agent,
-    load_model,
-    load_model_once,
-)
+from langchain_mara.loading.constructors import Constructors
+from langchain_mara.loading.models import AgentSource, LoadedModelField, load_agent, load_model_once
 from langchain_mara.options import (
     DEFAULT_QUEUE_SIZE,
     BatchConfig,
@@ -35,9 +25,8 @@ from langchain_mara.options import (
 )
 from langchain_mara.policy.fingerprints import config_digest, settings_digest
 from langchain_mara.policy.loaded_model import LoadedModel, model_fingerprint
-from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.packed_linear import is_packed
-from langchain_mara.policy.verification import verify_siblings
+from langchain_mara.policy.verification import policy_of, verify_siblings
 from langchain_mara.serving.beginning import begin
 from langchain_mara.serving.completion import Completion, GenerationJob
 from langchain_mara.serving.recording import record
@@ -48,7 +37,7 @@ from langchain_mara.text.own_tokenizer import encode, tokenizer_fingerprint
 from langchain_mara.tracing.trace import Trace
 
 
-class LocalModel(AnswerFields, BatchFields, DecodingFields):
+class LocalModel(Constructors, AnswerFields, BatchFields, DecodingFields):
     """Fields and loading of the LangChain classes. Instances on the same loaded model share its running batch."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
@@ -66,6 +55,9 @@ class LocalModel(AnswerFields, BatchFields, DecodingFields):
     """Answers per prompt, drawn with `seed`, `seed + 1`, …"""
     include_accept_probabilities: bool = False
     """Whether the generation info contains the accept probabilities of the candidates examined for each token."""
+    allow_other_model: bool = False
+    """Whether an agent may judge another model of the same hidden size than it was trained on, as in the paper's
+    transfer. Another quantization of its own model is always allowed."""
     timeout: float | None = Field(default=None, gt=0, le=10**9)
     """Most seconds that a call may take, including the time it waits for its turn."""
     queue_size: int = Field(default=DEFAULT_QUEUE_SIZE, ge=1)
@@ -85,84 +77,11 @@ class LocalModel(AnswerFields, BatchFields, DecodingFields):
         warn_of_no_effect(self, kwargs if _given is None else _given)
         if not self.model_id:
             self.model_id = str(self.model.name_or_path) or type(self.model).__name__
-        policy = PolicyModel(self.model)
+        policy = policy_of(self.model)
         verify_siblings(policy)
         if self.agent is not None:
-            embeddings: Any = self.model.get_input_embeddings()
-            self.agent.check_fits(policy.hidden_size, policy.name, embeddings.weight)
-
-    @classmethod
-    def from_model_id(
-        cls,
-        model_id: str | Path,
-        *,
-        agent: AgentSource | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        device_map: str | dict[str, Any] | None = None,
-        revision: str | None = None,
-        quantization_config: Any = None,
-        attn_implementation: str | None = None,
-        token: str | None = None,
-        local_files_only: bool = False,
-        packed: bool = True,
-        **kwargs: Any,
-    ) -> Self:
-        """Loads model, tokenizer and agent by name.
-
-        Args:
-            model_id: Hub id or folder of the policy model, or of a PEFT adapter that changes it.
-            agent: An agent, a folder, a hub id, the path of a reference `.pth`, or `repo:file` on the hub.
-            device: Device such as `cuda` or `cpu`; by default CUDA if available.
-            dtype: Dtype of the weights; by default the checkpoint's own (float32 for float16 checkpoints on the CPU).
-            device_map: Placement by Accelerate, instead of `device`.
-            revision: Branch, tag or commit on the hub.
-            quantization_config: Quantization settings of transformers.
-            attn_implementation: `sdpa` or `eager`.
-            token: Hub token for gated models.
-            local_files_only: Whether to use local files only and never the network.
-            packed: Whether to store the weights of linear layers as the CPU's matrix products read them: about twice as
-                fast, but with a second copy of the embedding if the head shares it. This replaces linear layers, so say
-                False to train or change the model. It does nothing on GPUs, when quantized, or with `compile=True`.
-            **kwargs: Other fields of this class.
-
-        Raises:
-            LoadingError: If the device is unknown or the model cannot be loaded.
-            CheckpointError: If the agent cannot be loaded.
-            OptionsError: If an argument is unknown or out of range.
-        """
-        # Check arguments first: a typo should not cost the time to load a model.
-        kwargs = canonical(kwargs)
-        DecodingOptions.parse(**{name: kwargs[name] for name in DecodingOptions.model_fields if name in kwargs})
-        settable = set(cls.model_fields) - {"model", "tokenizer"}
-        refuse_unknown(kwargs, settable, {*settable, *inspect.signature(cls.from_model_id).parameters})
-        loaded_agent = load_agent(agent, token=token, local_files_only=local_files_only)
-        model, tokenizer = load_model(
-            model_id,
-            device=device,
-            dtype=dtype,
-            device_map=device_map,
-            revision=revision,
-            quantization_config=quantization_config,
-            attn_implementation=attn_implementation,
-            token=token,
-            local_files_only=local_files_only,
-            packed=packed and not kwargs.get("compile"),
-        )
-        return cls(model=model, tokenizer=tokenizer, agent=loaded_agent, model_id=str(model_id), **kwargs)
-
-    @classmethod
-    def demo(cls, **kwargs: Any) -> Self:
-        """Loads the bundled demo model and its agent, without a download. It is a demo, not a useful assistant.
-
-        Args:
-            **kwargs: Arguments of `from_model_id`; `agent=None` gives the model without alignment.
-        """
-        values = {"agent": DEMO_AGENT_FOLDER, "dtype": torch.float32, "local_files_only": True}
-        llm = cls.from_model_id(DEMO_MODEL_FOLDER, **{**values, **kwargs})
-        # The bundled model needs no network, which says nothing of other models and agents.
-        LoadedModel.of(llm.model).hub_options = {"local_files_only": kwargs.get("local_files_only", False)}
-        return llm
+            embeddings: Any = None if self.allow_other_model else self.model.get_input_embeddings()
+            self.agent.check_fits(policy.hidden_size, policy.name, getattr(embeddings, "weight", None))
 
     def with_agent(self, agent: AgentSource | None) -> Self:
         """A new instance on the same loaded model with another agent, as `from_model_id` takes it, or without one."""
@@ -244,7 +163,7 @@ class LocalModel(AnswerFields, BatchFields, DecodingFields):
 
     def _generation_job(self, completions: Sequence[Completion]) -> GenerationJob:
         batch_config = BatchConfig(self.batch_size, self.width, self.prefix_memory, self.draft, self.compile)
-        policy = PolicyModel(self.model, compile=self.compile)
+        policy = policy_of(self.model, compile=self.compile)
         return GenerationJob(policy, completions, batch_config, self.queue_size, self.timeout)
 
     def _traces(self, prompts: Sequence[Any], completions: Sequence[Completion]) -> list[Trace]:

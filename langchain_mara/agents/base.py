@@ -136,7 +136,8 @@ class Agent(
         if not same_model(self.policy_sketch, embedding_sketch(embeddings)):
             raise AgentMismatchError(
                 f"The agent was trained on {self.policy_model}, and the embeddings of {model_name} are not that "
-                "model's. Use the agent with its own model, in any quantization, or train one for this model."
+                "model's. Use the agent with its own model, in any quantization, train one for this model, or try this "
+                "one with allow_other_model=True."
             )
 
     @property

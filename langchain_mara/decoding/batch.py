@@ -24,12 +24,12 @@ from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.decoding.sequence import SequenceState
 from langchain_mara.decoding.step import StepPlan, StepResult, decided_rows, examine_siblings, follow_draft
 from langchain_mara.policy.cache import enlarged
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy
 from langchain_mara.policy.prefix_cache import Block, PrefixCache
 
 
 class Batch:
-    """Sequences in rows 0 … n-1 of a `RaggedCache`, with their candidate sets and siblings' states.
+    """Sequences in rows 0 … n-1 of a cache, with their candidate sets and siblings' states.
 
     Args:
         policy: The policy model.
@@ -47,7 +47,7 @@ class Batch:
 
     def __init__(
         self,
-        policy: PolicyModel,
+        policy: Policy,
         width: int | None,
         prefix_cache: PrefixCache | None = None,
         *,
@@ -64,10 +64,9 @@ class Batch:
         self._reset()
 
     def _reset(self) -> None:
-        device = self.policy.device
         self.cache = self.policy.new_cache()
         self.candidate_table = CandidateTable(self.policy, self._fail)
-        self._states = torch.zeros((0, 0, self.policy.hidden_size), dtype=self.policy.model.dtype, device=device)
+        self._states = torch.zeros((0, 0, self.policy.hidden_size)).to(self.policy.device, self.policy.dtype)
 
     def room(self, batch_size: int) -> int:
         """Number of further requests that can be admitted."""
@@ -222,8 +221,8 @@ class Batch:
         if isinstance(error, torch.OutOfMemoryError):
             refuse_to_part([sequence.request for sequence in self.sequences], error)
             self._preempt(kept, limit)
-        elif self.raise_errors:
-            raise error
+        elif self.raise_errors and not all(sequence.request.cancelled for sequence in self.sequences):
+            raise error  # unless nobody waits for the pass, which may have been interrupted for that
         else:
             self._isolate(error)
 
@@ -231,13 +230,14 @@ class Batch:
         """Fails the sequences that fail alone; the others begin again from their tokens, and their answers stay."""
         suspects, self.sequences = self.sequences, []
         self._reset()
-        errors = {sequence: self._error_alone(sequence) if suspects[1:] else error for sequence in suspects}
+        wanted = [sequence for sequence in suspects if not sequence.request.cancelled]
+        errors = {sequence: self._error_alone(sequence) if suspects[1:] else error for sequence in wanted}
         failed = {sequence: own_error for sequence, own_error in errors.items() if own_error is not None}
         for sequence, own_error in failed.items():
             self._fail(sequence.request, own_error)
             self.finished.append(sequence.request)
         self.preempted = [sequence for sequence in suspects if sequence not in failed] + self.preempted
-        if not failed:
+        if errors and not failed:
             self.limit = len(suspects) // 2
             warn_of_failed_pass(error, len(suspects), self.limit)
 

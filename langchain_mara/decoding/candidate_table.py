@@ -15,7 +15,7 @@ from langchain_mara.decoding.request import Request
 from langchain_mara.decoding.sequence import SequenceState
 from langchain_mara.exceptions import LogitsProcessorError
 from langchain_mara.policy.cache import enlarged
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy
 
 
 class PendingPosition(NamedTuple):
@@ -48,7 +48,7 @@ class CandidateTable:
         asks: (lines,) bool, whether the agent is asked; False where an entropy gate skips the position.
     """
 
-    def __init__(self, policy: PolicyModel, fail: Callable[[Request, BaseException], None]) -> None:
+    def __init__(self, policy: Policy, fail: Callable[[Request, BaseException], None]) -> None:
         self.token_ids = torch.zeros((0, 0), dtype=torch.long, device=policy.device)
         self.counts = torch.zeros(0, dtype=torch.long, device=policy.device)
         self.scores = torch.zeros((0, 0), dtype=torch.float32, device=policy.device)

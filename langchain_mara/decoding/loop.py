@@ -11,6 +11,7 @@ already at its next position (docs/algorithm.md, "Why aligned decoding costs abo
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice, takewhile
 
 import torch
@@ -18,13 +19,13 @@ import torch
 from langchain_mara.decoding.batch import Batch
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.options import BATCH_DEFAULTS
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy
 from langchain_mara.policy.prefix_cache import PrefixCache
 
 
 @torch.inference_mode()
 def decode(
-    policy: PolicyModel,
+    policy: Policy,
     requests: Iterable[Request | None],
     *,
     batch_size: int = BATCH_DEFAULTS.batch_size,
@@ -83,6 +84,8 @@ def _run(
 ) -> Iterator[Decision]:
     while True:
         entering = _until_none(islice(waiting, batch.room(batch_size)))
+        for request in entering:
+            request.on_cancel = partial(_interrupt, batch)
         batch.admit(entering)
         if batch.sequences:
             yield from _until_cancelled(batch.step())
@@ -93,6 +96,12 @@ def _run(
             request.close()
             if on_leave is not None:
                 on_leave(request)
+
+
+def _interrupt(batch: Batch) -> None:
+    """Ends the running pass if nobody waits for it any more."""
+    if batch.policy.loaded.interrupt and all(sequence.request.cancelled for sequence in batch.sequences):
+        batch.policy.loaded.interrupt()
 
 
 def _until_none(requests: Iterable[Request | None]) -> list[Request]:

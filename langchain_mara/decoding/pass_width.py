@@ -16,8 +16,8 @@ from torch import nn
 
 from langchain_mara.decoding.request import Decision
 from langchain_mara.decoding.sequence import SequenceState
-from langchain_mara.policy.cache import RaggedCache
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy, RowCache
+from langchain_mara.policy.verification import policy_of
 
 MOST_WIDTH = 64
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, MOST_WIDTH)
@@ -82,7 +82,7 @@ class PassWidthTuner:
         self.costs: PassCosts | None = None
 
     @staticmethod
-    def of(policy: PolicyModel) -> "PassWidthTuner":
+    def of(policy: Policy) -> "PassWidthTuner":
         """The tuner of a loaded model; it lives as long as the model."""
         with policy.loaded.lock:
             policy.loaded.width_tuner = policy.loaded.width_tuner or PassWidthTuner()
@@ -94,7 +94,7 @@ class PassWidthTuner:
             if decision.request.agent is not None and decision.accept_probabilities:
                 self._acceptance_of(decision.request.agent).add(len(decision.accept_probabilities))
 
-    def choose(self, policy: PolicyModel, sequences: Sequence[SequenceState], counts: Sequence[int], most: int) -> int:
+    def choose(self, policy: Policy, sequences: Sequence[SequenceState], counts: Sequence[int], most: int) -> int:
         """The width from which the most decisions per second can be expected in the next pass.
 
         Args:
@@ -123,7 +123,7 @@ class PassWidthTuner:
         return self._acceptance.setdefault(agent, AcceptanceCounts())
 
 
-def measure_costs(policy: PolicyModel) -> PassCosts:
+def measure_costs(policy: Policy) -> PassCosts:
     """Times passes over siblings of one sequence: medians of three, or one each where that takes too long.
 
     Args:
@@ -132,15 +132,16 @@ def measure_costs(policy: PolicyModel) -> PassCosts:
     times: dict[int, list[float]] = {}
     start = time.perf_counter()
     # These passes count for nobody, and none is compiled, which would take minutes.
-    policy = PolicyModel(policy.model)
+    policy = policy_of(policy.model)
     cache = policy.new_cache()
     try:
-        policy.prefill(cache, 0, [[0] * max(1, min(16, (policy.context or 17) - 1))])
-        _seconds(policy, cache, 1)
+        length = max(1, min(16, (policy.context or 17) - 1))
+        policy.prefill(cache, 0, [[0] * length])
+        _seconds(policy, cache, length, 1)
         for repeat in range(_REPEATS):
             for tokens in _MEASURED_TOKENS:
                 if repeat == 0 or time.perf_counter() - start < _PATIENCE_SECONDS:
-                    seconds = _seconds(policy, cache, tokens)
+                    seconds = _seconds(policy, cache, length, tokens)
                     times.setdefault(tokens, []).append(seconds)
     except Exception:  # noqa: BLE001, S110
         # What was measured so far is enough. Whatever is wrong with the model shows in the requests' own passes.
@@ -148,8 +149,7 @@ def measure_costs(policy: PolicyModel) -> PassCosts:
     return PassCosts(list(times) or [1], [median(seconds) for seconds in times.values()] or [1.0])
 
 
-def _seconds(policy: PolicyModel, cache: RaggedCache, tokens: int) -> float:
-    length = int((cache.positions[0] >= 0).sum())
+def _seconds(policy: Policy, cache: RowCache, length: int, tokens: int) -> float:
     cache.reserve(1, length + tokens)
     slots = torch.arange(length, length + tokens, device=policy.device).unsqueeze(0)
     token_ids = slots % policy.vocabulary_size

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from langchain_mara.decoding.request import Request
 from langchain_mara.exceptions import NonFiniteError
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy
 
 
 def attempt(work: Callable[[], object]) -> BaseException | None:
@@ -34,7 +34,7 @@ def is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
-def no_candidates_error(policy: PolicyModel, token_ids: Sequence[int]) -> NonFiniteError:
+def no_candidates_error(policy: Policy, token_ids: Sequence[int]) -> NonFiniteError:
     """The error of a position without candidates; it names the first of state, logits and processor that is not finite.
 
     Args:

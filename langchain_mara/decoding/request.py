@@ -9,7 +9,7 @@ from torch import Tensor
 from langchain_mara.agents.base import Agent
 from langchain_mara.exceptions import PromptError
 from langchain_mara.options import DecodingOptions
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy
 
 FinishReason = Literal["stop", "length"]
 
@@ -93,6 +93,7 @@ class Request:
         top_logprobs: Number of the most probable tokens whose log-probabilities decisions come with, besides that of
             the emitted token; None for decisions without.
         cancelled: Whether the request is to end, or has ended, early.
+        on_cancel: Called when the request is cancelled, by whoever cancels it; it must take no lock.
         error: Error that made the request fail, for example one of its agent or logits processor. No other request
             of the batch fails with it.
         reused_tokens: Number of prompt tokens whose keys and values were taken from another prompt.
@@ -108,12 +109,15 @@ class Request:
     constraint: Constraint | None = None
     top_logprobs: int | None = None
     cancelled: bool = field(default=False, init=False)
+    on_cancel: Callable[[], None] | None = field(default=None, init=False)
     error: BaseException | None = field(default=None, init=False)
     reused_tokens: int = field(default=0, init=False)
 
     def cancel(self) -> None:
         """Ends the request before the next pass; no further decision of it is yielded."""
         self.cancelled = True
+        if self.on_cancel is not None:
+            self.on_cancel()
 
     def fail(self, error: BaseException) -> None:
         """Ends the request because of an error of its own."""
@@ -122,10 +126,11 @@ class Request:
 
     def close(self) -> None:
         """Frees what is kept for the request, once it has ended."""
+        self.on_cancel = None
         if self.constraint is not None:
             self.constraint.close()
 
-    def check(self, policy: PolicyModel) -> None:
+    def check(self, policy: Policy) -> None:
         """Refuses a request that cannot be decoded, before any work is done.
 
         Raises:

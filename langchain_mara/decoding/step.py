@@ -14,8 +14,7 @@ from langchain_mara.decoding.pass_width import PassWidthTuner
 from langchain_mara.decoding.recovery import nan_of_agent_error, no_candidates_error
 from langchain_mara.decoding.request import Decision
 from langchain_mara.decoding.sequence import SequenceState
-from langchain_mara.policy.cache import RaggedCache
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy, RowCache
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class StepPlan:
         cls,
         sequences: Sequence[SequenceState],
         table: CandidateTable,
-        policy: PolicyModel,
+        policy: Policy,
         width: int,
         draft: int,
         tuner: PassWidthTuner | None = None,
@@ -93,8 +92,8 @@ class StepPlan:
 
     def run(
         self,
-        policy: PolicyModel,
-        cache: RaggedCache,
+        policy: Policy,
+        cache: RowCache,
         sequences: Sequence[SequenceState],
         table: CandidateTable,
         columns: Tensor,
@@ -165,7 +164,7 @@ def _siblings_that_matter(
 
 
 def examine_siblings(
-    policy: PolicyModel, sequences: Sequence[SequenceState], result: StepResult, states: Tensor, row: int
+    policy: Policy, sequences: Sequence[SequenceState], result: StepResult, states: Tensor, row: int
 ) -> None:
     """Applies the rule to a sequence's siblings, unless its candidate is known already.
 

@@ -10,7 +10,8 @@ from langchain_mara.decoding.request import Request
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.gates.kinds import EntropyGate, TrustGate
 from langchain_mara.gates.rarity import Rarity
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy
+from langchain_mara.policy.verification import policy_of
 
 if TYPE_CHECKING:
     from langchain_mara.llms import MaraLLM
@@ -36,7 +37,7 @@ def entropy_gate(llm: "MaraLLM", prompts: Sequence[str], quantile: float = 0.5) 
     requests = [completion.request for completion in ungated._answers(prompts, None)]  # noqa: SLF001 - as `trace` does
     for request in requests:
         request.keep_states = True
-    entropies = _entropies(PolicyModel(llm.model), requests, llm.batch_size)
+    entropies = _entropies(policy_of(llm.model), requests, llm.batch_size)
     if not entropies:
         raise OptionsError("No position of these answers has several candidates. Give more prompts, or a larger top_p.")
     return EntropyGate(threshold=torch.tensor(entropies, dtype=torch.float64).quantile(quantile).item())
@@ -57,7 +58,7 @@ def trust_gate(llm: "MaraLLM", documents: Iterable[str], **fields: Any) -> Trust
     return TrustGate(rarity=Rarity.of(map(llm.get_token_ids, documents), len(embeddings.weight)), **fields)
 
 
-def _entropies(policy: PolicyModel, requests: Sequence[Request], batch_size: int) -> list[float]:
+def _entropies(policy: Policy, requests: Sequence[Request], batch_size: int) -> list[float]:
     decisions = decode(policy, requests, batch_size=batch_size)
     return [
         float(decision.candidate_states.at_hand.entropy)

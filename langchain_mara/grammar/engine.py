@@ -115,6 +115,9 @@ def _engine_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple["LLTokenizer"
         raise GrammarError(
             'response_format, regex, grammar and choice need llguidance: pip install "langchain-mara[grammar]"'
         ) from None
+    own_kind = getattr(tokenizer, "grammar_tokenizer", None)
+    if own_kind is not None:
+        return own_kind()  # type: ignore[no-any-return]
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise GrammarError(

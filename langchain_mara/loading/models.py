@@ -19,7 +19,9 @@ from langchain_mara.agents.mixture import MixtureAgent, read_mixture_text
 from langchain_mara.agents.reference_checkpoints import looks_local
 from langchain_mara.exceptions import CheckpointError, LoadingError
 from langchain_mara.loading.declared_code import refuse_code
+from langchain_mara.loading.gguf import load_gguf, names_gguf
 from langchain_mara.loading.peft_adapters import CONFIG_FILE, Adapter, find_adapter, merge_adapter
+from langchain_mara.policy.llama_cpp.settings import LlamaCppSettings
 from langchain_mara.policy.loaded_model import LoadedModel
 from langchain_mara.policy.packed_linear import pack
 
@@ -31,8 +33,8 @@ def _checked_model(value: Any) -> Any:
     # Transformers takes seconds to import the class, and whoever has a model has imported it already.
     from transformers import PreTrainedModel as ModelClass  # noqa: PLC0415
 
-    if not isinstance(value, ModelClass):
-        raise ValueError("should be an instance of PreTrainedModel")  # noqa: TRY004 - pydantic reports value errors
+    if not isinstance(value, ModelClass) and not hasattr(value, "new_policy"):
+        raise ValueError("should be an instance of PreTrainedModel")
     return value
 
 
@@ -66,11 +68,13 @@ def load_model(
     token: str | None = None,
     local_files_only: bool = False,
     packed: bool = False,
+    gguf_file: str | None = None,
 ) -> tuple["PreTrainedModel", PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, without remote code.
 
     Args:
-        model_id: Hub id or folder of a model, or of a PEFT adapter, which is merged into the base it names.
+        model_id: Hub id or folder of a model, or of a PEFT adapter, which is merged into the base it names; or a GGUF
+            file, as `load_gguf` takes it, of which only `device`, `revision` and the hub's options are read.
         device: Device such as `cuda`, `cuda:1` or `cpu`; by default CUDA if available.
         dtype: Dtype of the weights, such as `torch.bfloat16` or `"float32"`; by default the checkpoint's own, except
             that on the CPU float16 becomes float32, and so does bfloat16 where there is no AVX-512.
@@ -81,12 +85,17 @@ def load_model(
         token: Hub token for gated models.
         local_files_only: Whether to use local files only and never the network.
         packed: Whether to pack linear layers (`packed_linear.py`) where possible, which is on the CPU.
+        gguf_file: Name of a GGUF file in the folder or repository, which transformers dequantizes.
 
     Raises:
         LoadingError: If the device is unknown, or model, adapter or tokenizer cannot be loaded.
     """
     if device is not None and device_map is not None:
         raise LoadingError("Give device or device_map, not both.")
+    if names_gguf(model_id):
+        settings = LlamaCppSettings(n_gpu_layers=0) if str(device) == "cpu" else None
+        loaded: Any = load_gguf(model_id, settings, revision=revision, token=token, local_files_only=local_files_only)
+        return cast("tuple[PreTrainedModel, PreTrainedTokenizerBase]", loaded)
     target = None if device_map is not None else resolve_device(device)
     hub = {"revision": revision, "token": token, "local_files_only": local_files_only}
     source = _model_source(model_id)
@@ -96,14 +105,15 @@ def load_model(
         "quantization_config": quantization_config,
         "attn_implementation": attn_implementation,
     }
+    stored = {} if gguf_file is None else {"gguf_file": gguf_file}
     with _errors_as_loading_error(source):
         refuse_code(source, hub, attn_implementation)
         adapter = find_adapter(source, hub)
         if adapter is not None:
             model, tokenizer = _load_adapted(adapter, options, hub)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
-            model = _load_weights(source, options, hub)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **stored, **hub)
+            model = _load_weights(source, {**options, **stored}, hub)
         if packed:
             pack(model)
         LoadedModel.of(model).hub_options = {"token": token, "local_files_only": local_files_only}
@@ -153,6 +163,8 @@ def _load_weights(source: str, options: dict[str, Any], hub: dict[str, Any]) -> 
             f"The checkpoint {source} lacks {len(report['missing_keys'])} of the model's weights ({missing}, …); "
             "they would be random. Download it again, or check that config.json belongs to this checkpoint."
         )
+    if "gguf_file" in options:  # its weights are plain now, and would refuse to be packed or saved
+        del model.hf_quantizer, model.config.quantization_config
     quantized = getattr(model, "is_quantized", False)  # those cannot be cast
     if dtype is None and model.device.type == "cpu" and _is_slow_on_cpu(model.dtype) and not quantized:
         model = model.float()

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from langchain_mara.policy.cache import Window, finite, power_of_two, slot_bucket
+from langchain_mara.policy.packed_linear import is_packed
 
 MOST_GRAPHS = 256
 """Graphs that may be compiled per model, one for each shape."""
@@ -41,6 +42,21 @@ class SiblingTokens(NamedTuple):
     positions: Tensor
     span: int
     depths: Tensor | None
+
+
+def can_compile(model: nn.Module) -> bool:
+    """Whether a model's passes can be compiled at all; warns where the reason is how it was loaded.
+
+    Args:
+        model: The model.
+    """
+    if is_packed(model):
+        warnings.warn(
+            "Packed linear layers cannot be compiled, so passes run uncompiled. Load the model with packed=False.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return not is_packed(model)
 
 
 def padded(tokens: SiblingTokens) -> SiblingTokens:

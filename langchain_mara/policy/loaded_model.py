@@ -3,7 +3,7 @@
 import copy
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary, ref
@@ -54,14 +54,16 @@ class LoadedModel:
         compilable: False once compiling a pass has failed.
         hub_options: `token` and `local_files_only` that the model was loaded with; other models are loaded with them.
         width_tuner: Chooses the number of siblings per pass; set by `PassWidthTuner.of`.
+        interrupt: Ends the running pass with an error, where who runs passes can do that; otherwise None.
         scheduler: Queue and decoding thread of the model; set by `Scheduler.of`.
     """
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(self, model: "PreTrainedModel | nn.Module") -> None:
         self.verified = False
         self.compilable = True
         self.hub_options: Mapping[str, Any] = {}
         self.width_tuner: PassWidthTuner | None = None
+        self.interrupt: Callable[[], None] | None = None
         self._model = ref(model)
         self._fingerprint = WeightsFingerprint()
         self._agent_copies: WeakKeyDictionary[nn.Module, _AgentCopy] = WeakKeyDictionary()
@@ -76,7 +78,7 @@ class LoadedModel:
         self._running_passes = 0
 
     @staticmethod
-    def of(model: "PreTrainedModel") -> "LoadedModel":
+    def of(model: "PreTrainedModel | nn.Module") -> "LoadedModel":
         """The `LoadedModel` of a model, created on first use."""
         with _creation:
             loaded = _loaded_models.get(model)
@@ -94,7 +96,7 @@ class LoadedModel:
         model = self._model()
         if model is None:
             raise ReferenceError("The loaded model is gone. Keep a reference to it as long as you use it.")
-        return model
+        return cast("PreTrainedModel", model)
 
     @property
     def fingerprint(self) -> str:

@@ -3,7 +3,6 @@
 Whatever depends on the model family is here and in `architectures.py`; the decode loop knows nothing of it.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
@@ -21,9 +20,8 @@ from langchain_mara.policy.attention.masks import (
     visible_keys,
 )
 from langchain_mara.policy.cache import RaggedCache
-from langchain_mara.policy.compilation import Backend, SiblingTokens, padded, run_compiled
+from langchain_mara.policy.compilation import Backend, SiblingTokens, can_compile, padded, run_compiled
 from langchain_mara.policy.loaded_model import LoadedModel
-from langchain_mara.policy.packed_linear import is_packed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,19 +71,17 @@ class PolicyModel:
         self.device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
         self.passes = self.prefilled = 0
         self._backend = _backend
-        if compile and is_packed(model):
-            compile = False  # noqa: A001
-            warnings.warn(
-                "Packed linear layers cannot be compiled, so passes run uncompiled. Load the model with packed=False.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        self.compile = compile
+        self.compile = compile and can_compile(model)
 
     @property
     def name(self) -> str:
         """Name for messages: the checkpoint's name, or else the architecture's."""
         return str(getattr(self.model, "name_or_path", "") or type(self.model).__name__)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of states."""
+        return self.model.dtype
 
     def new_cache(self) -> RaggedCache:
         """An empty cache for this model."""
@@ -218,6 +214,22 @@ class PolicyModel:
         # `head.weight` would unpack a packed head, which costs more than the product.
         weight = next(self.head.parameters(), states)
         return scale_logits(self.config, self.head(states.to(weight.device)))
+
+    def states(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """States of all tokens of whole sequences, in one pass; see `Policy.states`."""
+        # Causal attention keeps every token from seeing the padding on the right, so no mask is needed.
+        padded_ids = pad_sequence([torch.tensor(ids) for ids in token_ids], batch_first=True).to(self.device)
+        with self.loaded.evaluation_mode():
+            states: Tensor = self.backbone(input_ids=padded_ids, use_cache=False).last_hidden_state
+        return states
+
+    def cache_free(self, prompt: Sequence[int], siblings: Tensor) -> tuple[Tensor, Tensor]:
+        """States and logits of (n,) siblings after a prompt, by whole forward passes without a cache."""
+        prefix = torch.tensor(prompt, device=self.device).expand(len(siblings), -1)
+        token_ids = torch.cat([prefix, siblings.unsqueeze(1)], dim=1)
+        with self.loaded.evaluation_mode():
+            output = self.model(token_ids, use_cache=False, output_hidden_states=True)
+        return output.hidden_states[-1][:, -1], output.logits[:, -1]
 
     def _forward(
         self,

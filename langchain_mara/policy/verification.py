@@ -1,14 +1,28 @@
-"""Checks on the model itself that a pass over siblings equals a cache-free evaluation."""
+"""The policy of a loaded model, and the check on the model that a pass over siblings equals one without a cache."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from langchain_mara.exceptions import UnsupportedModelError
+from langchain_mara.policy.contract import Policy
 from langchain_mara.policy.model import PolicyModel
 
 
+def policy_of(model: Any, *, compile: bool = False) -> Policy:  # noqa: A002
+    """A policy that runs a loaded model: the model's own kind if it says one, else transformers' `PolicyModel`.
+
+    Args:
+        model: A model of transformers, or one that has `new_policy`.
+        compile: Whether passes over siblings run as compiled graphs, where the policy can compile.
+    """
+    new_policy = getattr(model, "new_policy", None)
+    return PolicyModel(model, compile=compile) if new_policy is None else new_policy()
+
+
 @torch.inference_mode()
-def verify_siblings(policy: PolicyModel) -> None:
+def verify_siblings(policy: Policy) -> None:
     """Compares two rows of three siblings, of different lengths, with cache-free evaluations, once per model.
 
     This detects position biases that depend on neither mask nor position ids (ALiBi), attention that makes its own
@@ -26,7 +40,7 @@ def verify_siblings(policy: PolicyModel) -> None:
     tokens = torch.linspace(1, vocabulary - 1, 11, device=policy.device).long()
     prompts, siblings = [tokens[:5].tolist(), tokens[5:8].tolist()], tokens[8:]
     try:
-        states = _sibling_states(policy, prompts, siblings)
+        evaluated = _evaluated(policy, prompts, siblings)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -34,38 +48,32 @@ def verify_siblings(policy: PolicyModel) -> None:
             f"{type(policy.model).__name__} cannot run a pass over siblings ({error}). Use a model whose "
             "attention depends on a mask per query and on position ids only (so not on ALiBi, for example)."
         ) from error
-    for prompt, actual_states in zip(prompts, states, strict=True):
-        expected_states, expected_logits = _cache_free(policy, prompt, siblings)
-        _compare(policy, actual_states, expected_states, "states")
-        _compare(policy, policy.logits(actual_states), expected_logits, "logits")
+    for prompt, (states, logits) in zip(prompts, evaluated, strict=True):
+        expected_states, expected_logits = policy.cache_free(prompt, siblings)
+        _compare(policy, states, expected_states, "states")
+        _compare(policy, logits, expected_logits, "logits")
     policy.loaded.verified = True
 
 
-def _sibling_states(policy: PolicyModel, prompts: list[list[int]], siblings: Tensor) -> Tensor:
+def _evaluated(policy: Policy, prompts: list[list[int]], siblings: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """States and logits of the siblings, for each prompt."""
     cache = policy.new_cache()
     policy.prefill(cache, 0, prompts)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=policy.device)
     slots = lengths.unsqueeze(1) + torch.arange(3, device=policy.device)
     cache.reserve(2, 8)
-    return policy.siblings(cache, siblings.expand(2, 3), slots, lengths, span=8)
+    states = policy.siblings(cache, siblings.expand(2, 3), slots, lengths, span=8)
+    return [(own, policy.logits(own)) for own in states]
 
 
-def _cache_free(policy: PolicyModel, prompt: list[int], siblings: Tensor) -> tuple[Tensor, Tensor]:
-    prefix = torch.tensor(prompt, device=policy.device).expand(3, -1)
-    token_ids = torch.cat([prefix, siblings.unsqueeze(1)], dim=1)
-    with policy.loaded.evaluation_mode():
-        output = policy.model(token_ids, use_cache=False, output_hidden_states=True)
-    return output.hidden_states[-1][:, -1], output.logits[:, -1]
-
-
-def _compare(policy: PolicyModel, actual: Tensor, expected: Tensor, quantity: str) -> None:
+def _compare(policy: Policy, actual: Tensor, expected: Tensor, quantity: str) -> None:
     if not expected.isfinite().all():
         return  # A broken model passes: its states count as rejected when it decodes.
     actual, expected = actual.float(), expected.float().to(actual.device)
     errors = (actual - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-6)
     # In half precision a mixture of experts may route one sibling differently, so the median decides.
     error = errors.median().item()
-    limit = 1e-3 if policy.model.dtype in (torch.float32, torch.float64) else 0.2
+    limit = 1e-3 if policy.dtype in (torch.float32, torch.float64) else 0.2
     if not error <= limit:
         raise UnsupportedModelError(
             f"{type(policy.model).__name__} gives other {quantity} for siblings in one pass than alone (relative "

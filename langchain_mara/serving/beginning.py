@@ -9,8 +9,8 @@ from langchain_mara.grammar.constraint import GrammarConstraint
 from langchain_mara.grammar.engine import GrammarEngine
 from langchain_mara.grammar.specification import grammar_text, or_calls
 from langchain_mara.options import DecodingOptions
-from langchain_mara.policy.generation_config import checkpoint_processors
 from langchain_mara.serving.completion import Completion
+from langchain_mara.serving.generation_config import checkpoint_processors
 from langchain_mara.serving.settings import Settings
 from langchain_mara.text.chat_template import eos_token_ids
 from langchain_mara.text.detokenizer import IncrementalDetokenizer, Stop, as_list

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from langchain_mara.decoding.request import Decision, FinishReason, Request
 from langchain_mara.options import DEFAULT_QUEUE_SIZE, BatchConfig
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy
 from langchain_mara.serving.scheduler import RequestGroup, Scheduler, is_exiting
 from langchain_mara.text.detokenizer import IncrementalDetokenizer
 from langchain_mara.text.token_texts import TokenTexts
@@ -153,7 +153,7 @@ class GenerationJob:
         timeout: Seconds within which all completions must end; None for no limit.
     """
 
-    policy: PolicyModel
+    policy: Policy
     completions: Sequence[Completion]
     batch_config: BatchConfig = field(default_factory=BatchConfig)
     queue_size: int = DEFAULT_QUEUE_SIZE

@@ -18,7 +18,7 @@ from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.exceptions import InterpreterExitError, QueueFullError
 from langchain_mara.options import DEFAULT_QUEUE_SIZE, BatchConfig
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy
 
 MOST_ANSWERS = 2**16
 """Most answers of one call, whatever its settings: more would keep the interpreter from serving other callers."""
@@ -40,7 +40,7 @@ class RequestGroup:
         withdrawn: Whether the caller no longer wants the waiting requests.
     """
 
-    policy: PolicyModel
+    policy: Policy
     waiting: deque[Request]
     batch_config: BatchConfig
     on_decision: Callable[[Decision], None]
@@ -76,7 +76,7 @@ class Scheduler:
         self._overtaken = self._running = self.passes = 0
 
     @staticmethod
-    def of(policy: PolicyModel) -> "Scheduler":
+    def of(policy: Policy) -> "Scheduler":
         """The scheduler of a loaded model, which lives as long as the model."""
         with policy.loaded.lock:
             policy.loaded.scheduler = policy.loaded.scheduler or Scheduler()
@@ -132,7 +132,7 @@ class Scheduler:
                 group = self._groups[0]
             self._decode(group.policy, group.batch_config)
 
-    def _decode(self, policy: PolicyModel, batch_config: BatchConfig) -> None:
+    def _decode(self, policy: Policy, batch_config: BatchConfig) -> None:
         """Runs one batch until all its sequences have ended and no request may join."""
         self._overtaken, passes = 0, policy.passes
         running: dict[Request, RequestGroup] = {}

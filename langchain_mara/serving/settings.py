@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from langchain_mara.agents.base import Agent
 from langchain_mara.grammar.specification import GrammarFields
 from langchain_mara.options import PromptFields
-from langchain_mara.policy.generation_config import PenaltyFields
+from langchain_mara.serving.generation_config import PenaltyFields
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -21,14 +21,15 @@ langchain_mara: _version exceptions untrusted
 langchain_mara.gates: rarity kinds position
 langchain_mara: options
 langchain_mara.policy.attention: masks grouped_attention
-langchain_mara.policy: packed_linear fingerprints prefix_cache cache architectures loaded_model compilation model
-    verification generation_config
+langchain_mara.policy: packed_linear fingerprints prefix_cache cache architectures loaded_model contract compilation
+    model verification
+langchain_mara.policy.llama_cpp: settings library known_logits context cache policy weights model
 langchain_mara.agents: reference_checkpoints embedding_sketch recommended_options base agent look_ahead stacking
     mixture kinds
 langchain_mara.decoding: request candidates recovery ngram sequence
 langchain_mara.decoding.judging: asking before
 langchain_mara.decoding: candidate_table pass_width step batch loop
-langchain_mara.loading: declared_code peft_adapters models
+langchain_mara.loading: declared_code peft_adapters gguf_tokenizer gguf models constructors
 langchain_mara.tracing: statistics views trace
 langchain_mara.text: own_tokenizer stop_strings detokenizer control_tokens reasoning chat_template answer_turns
     chat_fields token_texts
@@ -36,7 +37,7 @@ langchain_mara.text.tool_formats: calls base
 langchain_mara.text.tool_formats.families: typed_values json_formats literal_formats tagged_formats
 langchain_mara.text.tool_formats: table call_parts reading answer conversation
 langchain_mara.grammar: specification engine constraint
-langchain_mara.serving: scheduler completion settings beginning recording prompt_scores
+langchain_mara.serving: scheduler completion generation_config settings beginning recording prompt_scores
 langchain_mara.gates: fitting
 langchain_mara: _base _messages
 langchain_mara.chat: configuration conversation prompts token_count tool_choice offer profile structured_output running

@@ -16,7 +16,7 @@ from langchain_mara.decoding.judging.asking import ask_each, checked_answer
 from langchain_mara.decoding.recovery import nan_of_agent_error, no_candidates_error
 from langchain_mara.decoding.request import AtHand, Request
 from langchain_mara.decoding.sequence import SequenceState
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy
 
 _LOGITS_AT_ONCE = 2**20
 
@@ -113,7 +113,7 @@ def choose_before(
     scores: list[float],
     count: int,
     first_token: int,
-    policy: PolicyModel,
+    policy: Policy,
 ) -> None:
     """Chooses the candidate of a position that goes through the model.
 

@@ -2,18 +2,22 @@
 
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from families import tiny_agent, tiny_model
+from families import repeating_model, tiny_agent, tiny_model
+from gguf_files import write_gguf
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.llms import MaraLLM
+from langchain_mara.policy.llama_cpp.model import LlamaCppModel
+from langchain_mara.policy.llama_cpp.settings import LlamaCppSettings
 
 VOCABULARY = 97
 SPECIALS = ["<s>", "</s>", "<|user|>", "<|model|>", "<|system|>"]
@@ -117,9 +121,15 @@ def agent_folder(agent: MaraAgent, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def llm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, agent: MaraAgent) -> MaraLLM:
+def transformers_llm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, agent: MaraAgent) -> MaraLLM:
     """An LLM that takes a few milliseconds per answer."""
     return MaraLLM(model=model, tokenizer=tokenizer, agent=agent, max_new_tokens=16)
+
+
+@pytest.fixture
+def llm(transformers_llm: MaraLLM) -> MaraLLM:
+    """The LLM that most tests run; a module may run another one, or several."""
+    return transformers_llm
 
 
 @pytest.fixture
@@ -138,3 +148,33 @@ def save_pth(tmp_path: Path, agent: MaraAgent) -> Callable[..., Path]:
         return tmp_path / "actor.pth"
 
     return save
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[str], PreTrainedModel]:
+    """The tiny model of a family, in float64; `repeating` is a Llama whose answers repeat."""
+    return cache(lambda family: repeating_model() if family == "repeating" else tiny_model(family))
+
+
+@pytest.fixture(scope="session")
+def gguf_file(
+    reference: Callable[[str], PreTrainedModel],
+    make_tokenizer: Callable[[], PreTrainedTokenizerFast],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Path]:
+    """Writes the tiny model of a family as a GGUF file in float32, once."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make llamacpp")
+    folder = tmp_path_factory.mktemp("gguf")
+    return cache(lambda family: write_gguf(reference(family), make_tokenizer(), folder / f"{family}.gguf"))
+
+
+@pytest.fixture(scope="session")
+def loaded(gguf_file: Callable[[str], Path]) -> Callable[..., LlamaCppModel]:
+    """Loads the tiny model of a family with llama.cpp, once."""
+    return cache(lambda family, cells=2048: LlamaCppModel(gguf_file(family), LlamaCppSettings(cells, n_threads=1)))
+
+
+@pytest.fixture
+def gguf_llm(gguf_file: Callable[[str], Path], agent: MaraAgent) -> MaraLLM:
+    """The same model as that of `llm`, from a GGUF file."""
+    return MaraLLM.from_gguf(gguf_file("llama-3"), agent=agent, n_ctx=2048, n_threads=1, max_new_tokens=16)

@@ -13,7 +13,7 @@ from langchain_mara.agents.embedding_sketch import embedding_sketch
 from langchain_mara.exceptions import DataError, OptionsError
 from langchain_mara.loading.models import AgentSource
 from langchain_mara.options import DecodingOptions
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.verification import policy_of
 from langchain_mara_training.data.row_report import RowReport
 from langchain_mara_training.data.sources import Source
 from langchain_mara_training.distillation.verdicts import Verdicts, judged_candidates, judged_on_the_way_of
@@ -116,7 +116,7 @@ def distill(
     """
     taught = llm.with_agent(agent)
     teacher = _checked(taught, answers, rounds, held_out)
-    context = PolicyModel(llm.model).context
+    context = policy_of(llm.model).context
     rows = read_prompt_rows(taught, prompts, context, "error", RowReport())
     training, measured = _split(rows, held_out, random_state)
     seen = judged_candidates(taught, training, answers, batch_size, random_state)

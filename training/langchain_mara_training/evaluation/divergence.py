@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from langchain_mara import MaraLLM
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.verification import policy_of
 from langchain_mara_training.data.readers import Prompt
 from langchain_mara_training.generation.states import batch_states
 
@@ -28,7 +28,7 @@ def divergence(plain: MaraLLM, prompt: Prompt, answer_ids: Sequence[int]) -> flo
     Returns:
         A number of at least 0; None if there are no tokens, or logits are not finite.
     """
-    policy = PolicyModel(plain.model)
+    policy = policy_of(plain.model)
     prompt_ids = plain.encode(prompt)
     token_ids = [*prompt_ids, *answer_ids][: policy.context]
     targets = torch.tensor(token_ids[len(prompt_ids) :])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.verification import policy_of
 from langchain_mara_training.generation.generate import GeneratedAnswer
 from langchain_mara_training.rewards.calling import RewardFunction
 
@@ -62,7 +62,7 @@ def count_passes(model: PreTrainedModel) -> Iterator[PassCount]:
         The count, which grows while the context is open.
     """
     # Find the backbone before adding the hook: the first use of a model makes passes of its own.
-    backbone = PolicyModel(model).backbone
+    backbone = policy_of(model).backbone
     count = PassCount()
     handle = backbone.register_forward_hook(count)
     try:

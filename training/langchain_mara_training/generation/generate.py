@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from langchain_mara import DecodingOptions, MaraLLM
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, LogitsProcess, Request
-from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.prefix_cache import PrefixCache
+from langchain_mara.policy.verification import policy_of
 from langchain_mara.serving.beginning import begin
 from langchain_mara.serving.completion import Completion
 from langchain_mara_training.data.readers import Prompt, Row
@@ -97,7 +97,7 @@ def generate_answers(
         "draft": llm.draft,
         "prefix_cache": PrefixCache(llm.prefix_memory),
     }
-    for decision in decode(PolicyModel(llm.model, compile=llm.compile), unfinished, **batching):
+    for decision in decode(policy_of(llm.model, compile=llm.compile), unfinished, **batching):
         decisions[decision.request].append(decision)
         by_request[decision.request].push(decision)
     return [

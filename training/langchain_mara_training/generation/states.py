@@ -12,7 +12,7 @@ from langchain_mara.decoding.judging.before import Outlook
 from langchain_mara.decoding.request import Decision
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.policy.architectures import output_embeddings
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.contract import Policy
 
 _LOGITS_AT_ONCE = 1024
 
@@ -27,10 +27,8 @@ def check_judges(judges: str) -> None:
         raise OptionsError(f"judges must be one of {get_args(Judges)}, not {judges!r}.")
 
 
-def batch_states(policy: PolicyModel, token_ids: Sequence[Sequence[int]]) -> Tensor:
-    """States of every token of several sequences, computed in one pass.
-
-    Sequences are padded on the right. Causal attention keeps every token from seeing the padding, so no mask is needed.
+def batch_states(policy: Policy, token_ids: Sequence[Sequence[int]]) -> Tensor:
+    """States of every token of several sequences.
 
     Args:
         policy: Policy model.
@@ -39,11 +37,7 @@ def batch_states(policy: PolicyModel, token_ids: Sequence[Sequence[int]]) -> Ten
     Returns:
         (sequences, longest, d) states in the model's dtype; those past the end of a sequence are meaningless.
     """
-    longest = max(map(len, token_ids))
-    padded = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in token_ids]).to(policy.device)
-    with policy.loaded.evaluation_mode():
-        states: Tensor = policy.backbone(input_ids=padded, use_cache=False).last_hidden_state
-    return states
+    return policy.states(token_ids)
 
 
 def columns_of(judges: Judges, hidden_size: int) -> int:
@@ -51,7 +45,7 @@ def columns_of(judges: Judges, hidden_size: int) -> int:
     return hidden_size if judges == "after" else 2 * hidden_size + NUMBERS
 
 
-def features_before(policy: PolicyModel, states: Tensor, token_ids: Tensor) -> Tensor:
+def features_before(policy: Policy, states: Tensor, token_ids: Tensor) -> Tensor:
     """What a look-ahead agent reads of candidates.
 
     Args:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from langchain_mara import MaraLLM
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.verification import policy_of
 from langchain_mara.text.detokenizer import IncrementalDetokenizer
 from langchain_mara_training.data.readers import Row
 from langchain_mara_training.generation.prompts import prompt_ids
@@ -50,7 +50,7 @@ def pair_examples(llm: MaraLLM, rows: Sequence[Row]) -> list[Example]:
     Raises:
         DataError: If a row cannot be labeled.
     """
-    context = PolicyModel(llm.model).context
+    context = policy_of(llm.model).context
     examples = []
     for number, row in enumerate(rows[:EXAMPLES]):
         answers = labeled_answers(llm, row, number, context)

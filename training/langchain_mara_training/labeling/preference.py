@@ -15,7 +15,7 @@ from langchain_mara import MaraLLM
 from langchain_mara.agents.base import Judges
 from langchain_mara.decoding.candidates import candidate_sets
 from langchain_mara.exceptions import DataError, OptionsError
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.verification import policy_of
 from langchain_mara_training.data.readers import Groups, iterate_feedback
 from langchain_mara_training.data.row_report import RowReport, placed
 from langchain_mara_training.data.sources import OpenedSource, Source
@@ -98,7 +98,7 @@ class PreferenceLabeler:
         self.shard_tokens = shard_tokens
         self.random_state = random_state
         self.judges = judges
-        self._policy = PolicyModel(llm.model)
+        self._policy = policy_of(llm.model)
 
     def label(
         self,

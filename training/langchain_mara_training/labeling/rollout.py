@@ -24,7 +24,7 @@ from langchain_mara.agents.base import Judges
 from langchain_mara.decoding.candidates import candidate_sets
 from langchain_mara.exceptions import RewardError
 from langchain_mara.options import options_error
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.verification import policy_of
 from langchain_mara_training.data.row_report import RowReport
 from langchain_mara_training.data.sources import OpenedSource, Source
 from langchain_mara_training.generation.generate import AnswerStart, generate_answers, score_answers
@@ -111,7 +111,7 @@ class RolloutLabeler:
         self.llm = llm
         self.rewards = WeightedRewards(reward_funcs, reward_weights)
         self.random_state = random_state
-        self._policy = PolicyModel(llm.model)
+        self._policy = policy_of(llm.model)
 
     def label(
         self,

@@ -77,6 +77,13 @@ class AsyncRecorder(AsyncCallbackHandler):
         self.tokens[run_id] += token
 
 
+@pytest.fixture(params=["transformers_llm", "gguf_llm"])
+def llm(request: pytest.FixtureRequest) -> MaraLLM:
+    """The same model, run by each backend."""
+    found: MaraLLM = request.getfixturevalue(request.param)
+    return found
+
+
 def variant(llm: MaraLLM, **changes: Any) -> MaraLLM:
     return MaraLLM(model=llm.model, tokenizer=llm.tokenizer, **{"agent": llm.agent, "max_new_tokens": 16, **changes})
 
@@ -209,7 +216,9 @@ async def test_infos_of_chunks_merge_to_the_info_of_the_result(llm: MaraLLM) -> 
     info = whole.generation_info or {}
     assert info["finish_reason"] == "stop"
     decisions = [decision for decision, _ in llm.trace(["hi"], stop=options["stop"])[0]]
-    assert info["accept_probabilities"] == [list(decision.accept_probabilities) for decision in decisions]
+    # The passes of two answers may differ in width, and so in rounding.
+    for probabilities, decision in zip(info["accept_probabilities"], decisions, strict=True):
+        assert probabilities == pytest.approx(list(decision.accept_probabilities), abs=1e-5)
     assert info["decisions"]["tokens"] == len(decisions)
 
 

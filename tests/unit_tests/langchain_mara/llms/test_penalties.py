@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.llms import MaraLLM
-from langchain_mara.policy.generation_config import CountPenalty
+from langchain_mara.serving.generation_config import CountPenalty
 
 PROMPT = "the end is near, it is"
 

@@ -1,6 +1,7 @@
 """The official client against a server: what it gets is what the library says in the same process."""
 
 import asyncio
+import json
 from typing import Any, Literal
 
 import openai

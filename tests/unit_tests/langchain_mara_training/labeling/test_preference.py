@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from families import CONFIGS, tiny_model
+from gguf_files import write_gguf
 from langchain_mara_training.generation.states import batch_states
 from langchain_mara_training.labeling.preference import PreferenceLabeler
 from langchain_mara_training.labeling.token_labels import TokenLabels
@@ -291,3 +292,14 @@ def test_labels_before_are_another_job_and_the_way_to_judge_is_checked(demo_llm:
         PreferenceLabeler(demo_llm).label(PAIRS, tmp_path)
     with pytest.raises(OptionsError, match="judges must be one of"):
         PreferenceLabeler(demo_llm, judges="during")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("judges", ["after", "before"])
+def test_labels_from_llama_cpp_are_those_from_transformers(judges: str, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make llamacpp")
+    demo = MaraLLM.demo(agent=None, packed=False, device="cpu")
+    file = write_gguf(demo.model, demo.tokenizer, tmp_path / "demo.gguf")  # type: ignore[arg-type]
+    converted = MaraLLM.from_gguf(file, n_ctx=512, n_threads=1)
+    ours, theirs = (PreferenceLabeler(llm, judges=judges).label(PAIRS) for llm in (converted, demo))  # type: ignore[arg-type]
+    assert rows_of(ours) == rows_of(theirs)
+    np.testing.assert_allclose(ours.X.astype(np.float32), theirs.X.astype(np.float32), atol=0.02, rtol=0.02)

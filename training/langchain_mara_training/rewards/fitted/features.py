@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import LoadingError, PromptError, RewardError
-from langchain_mara.policy.model import PolicyModel
+from langchain_mara.policy.verification import policy_of
 from langchain_mara.text.answer_turns import encode_turns
 from langchain_mara.text.chat_template import as_messages, encode_prompt, eos_token_ids
 from langchain_mara.text.own_tokenizer import encode
@@ -98,7 +98,7 @@ class PolicyStates(Features):
     def __init__(self, llm: MaraLLM, batch_tokens: int) -> None:
         self.llm = llm
         self.batch_tokens = batch_tokens
-        self._policy = PolicyModel(llm.model)
+        self._policy = policy_of(llm.model)
 
     def of(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> Array:
         """(n, 2 d) features of n pairs of a prompt and its answer; see the class."""

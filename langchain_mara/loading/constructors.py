@@ -47,7 +47,7 @@ class Constructors:
             model_id: Hub id or folder of the policy model, or of a PEFT adapter that changes it.
             agent: An agent, a folder, a hub id, the path of a reference `.pth`, or `repo:file` on the hub.
             device: Device such as `cuda` or `cpu`; by default CUDA if available.
-            dtype: Dtype of the weights; by default the checkpoint's own (float32 for float16 checkpoints on the CPU).
+            dtype: Dtype of the weights; by default the checkpoint's own (on the CPU see `load_model`).
             device_map: Placement by Accelerate, instead of `device`.
             revision: Branch, tag or commit on the hub.
             quantization_config: Quantization settings of transformers.

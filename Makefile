@@ -11,7 +11,7 @@ LLAMA_CPP := llama-cpp-python==0.3.36
 # Compiled tests are kept, whatever the caller's habit: pytest rewrites the assertions of a module once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-smollm2 llamacpp test test-fast test-floors test-langchain lint types bench bench-long cookbook report docs clean
+.PHONY: demo demo-smollm2 llamacpp test test-fast test-floors test-langchain lint types bench bench-backends bench-long cookbook report docs clean
 
 demo: $(INSTALLED)  ## the main job on the bundled model
 	$(BIN)/mara demo
@@ -60,6 +60,9 @@ bench: $(INSTALLED)  ## speed and memory, as ratios: benchmarks/RESULTS.md, in w
 	$(BIN)/python benchmarks/serving.py chaos --output $(RESULTS)/serving.jsonl
 	$(BIN)/python benchmarks/training.py --output $(RESULTS)/training.jsonl
 	$(BIN)/python benchmarks/page.py
+
+bench-backends: $(VENV)/.llamacpp  ## llama.cpp with agents, against llama.cpp alone
+	$(BIN)/python benchmarks/backends.py --quantization Q4_1 --quantization Q8_0 --quantization F16 --output $(RESULTS)/backends.jsonl
 
 bench-long: $(INSTALLED)  ## what training gains and costs, in hours: onto the same page
 	$(BIN)/python benchmarks/labelling.py speed --output $(RESULTS)/training.jsonl

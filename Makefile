@@ -67,6 +67,7 @@ bench-backends: $(VENV)/.llamacpp  ## llama.cpp with agents, against llama.cpp a
 bench-long: $(INSTALLED)  ## what training gains and costs, in hours: onto the same page
 	$(BIN)/python benchmarks/labelling.py speed --output $(RESULTS)/training.jsonl
 	$(BIN)/python benchmarks/fitting.py speed --output $(RESULTS)/training.jsonl
+	$(BIN)/python benchmarks/agents.py --output $(RESULTS)/decoding.jsonl
 	$(BIN)/python benchmarks/alignment.py table --output $(RESULTS)/alignment.jsonl
 	$(BIN)/python benchmarks/alignment.py ablation --output $(RESULTS)/alignment.jsonl
 	$(BIN)/python benchmarks/reinforcement.py steps --output $(RESULTS)/reinforcement.jsonl

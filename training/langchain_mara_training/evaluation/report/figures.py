@@ -62,10 +62,7 @@ def reward_against_cost(comparison: Comparison) -> Drawing | None:
     if not points:
         return None
     with _drawing("Reward against cost", 7.5, 3.8) as (axes, drawn):
-        for name, (cost, reward) in points.items():
-            color, marker = _look(comparison, name)
-            # The space is for names that begin with an underscore: a legend would leave them out.
-            axes.plot(cost, reward, marker, color=color, markersize=9, label=f" {name}")
+        _mark(axes, comparison, points)
         costs = [cost for cost, _ in points.values()]
         axes.set_xscale("log")
         # Wide enough for at least one tick.
@@ -76,7 +73,6 @@ def reward_against_cost(comparison: Comparison) -> Drawing | None:
         axes.margins(y=0.15)
         axes.set_xlabel("forward passes per answer (left: cheaper)")
         axes.set_ylabel("mean reward")
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return drawn[0]
 
 
@@ -91,13 +87,10 @@ def objectives(comparison: Comparison) -> Drawing | None:
         return None
     with _drawing("Two objectives", 7.5, 3.8) as (axes, drawn):
         axes.plot(*zip(*pareto_front(list(points.values())), strict=True), color=_TEXT, linewidth=1, alpha=0.5)
-        for name, point in points.items():
-            color, marker = _look(comparison, name)
-            axes.plot(*point, marker, color=color, markersize=9, label=f" {name}")
+        _mark(axes, comparison, points)
         axes.margins(0.15)
         axes.set_xlabel(f"mean of {names[0]} (right: better)")
         axes.set_ylabel(f"mean of {names[1]} (up: better)")
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return drawn[0]
 
 
@@ -180,6 +173,15 @@ def _look(comparison: Comparison, system: str) -> tuple[str, str]:
     """A system's color and marker, the same in all figures."""
     number = list(comparison.answers).index(system)
     return _COLORS[number % len(_COLORS)], _MARKERS[number % len(_MARKERS)]
+
+
+def _mark(axes: Axes, comparison: Comparison, points: Mapping[str, tuple[float, ...]]) -> None:
+    """Draws the point of each system, with a legend beside the axes."""
+    for name, point in points.items():
+        color, marker = _look(comparison, name)
+        # The space is for names that begin with an underscore: a legend would leave them out.
+        axes.plot(*point, marker, color=color, markersize=9, label=f" {name}")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 @contextmanager

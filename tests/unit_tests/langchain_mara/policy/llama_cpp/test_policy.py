@@ -36,7 +36,7 @@ def requests(agent: Agent | None, times: int = 1, **options: object) -> list[Req
 
 def decided(decisions: list[list[Decision]]) -> list[list[tuple[object, ...]]]:
     """What was decided, and of which candidates."""
-    return [[(one.token_id, one.index, one.accepted, set(one.candidates)) for one in own] for own in decisions]
+    return [[(made.token_id, made.index, made.accepted, set(made.candidates)) for made in own] for own in decisions]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -33,12 +33,8 @@ class Parrot:
         return {"temperature": 0, "max_tokens": 100, "timeout": 60, "stop": []}
 
 
-class TestChatMaraUnit(Parrot, ChatModelUnitTests):
-    """Constructor, tools and tracing parameters."""
-
-
-class TestChatMaraIntegration(Parrot, ChatModelIntegrationTests):
-    """Real calls: text, streams, events, usage, tools, structured output, agents."""
+class Overridable:
+    """A call may name another model: the same folder once more."""
 
     @property
     def supports_model_override(self) -> bool:
@@ -47,6 +43,14 @@ class TestChatMaraIntegration(Parrot, ChatModelIntegrationTests):
     @property
     def model_override_value(self) -> str:
         return str(FOLDER)
+
+
+class TestChatMaraUnit(Parrot, ChatModelUnitTests):
+    """Constructor, tools and tracing parameters."""
+
+
+class TestChatMaraIntegration(Overridable, Parrot, ChatModelIntegrationTests):
+    """Real calls: text, streams, events, usage, tools, structured output, agents."""
 
     @property
     def supports_json_mode(self) -> bool:

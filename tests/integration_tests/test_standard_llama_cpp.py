@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from gguf_files import write_gguf
 from integration_tests.test_standard import EXPLAINED_SKIPS as EXPLAINED
-from integration_tests.test_standard import Parrot
+from integration_tests.test_standard import Overridable, Parrot
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 from parrot import FOLDER
@@ -48,13 +48,5 @@ class TestChatMaraUnit(LlamaCppParrot, ChatModelUnitTests):
     """Constructor, tools and tracing parameters."""
 
 
-class TestChatMaraIntegration(LlamaCppParrot, ChatModelIntegrationTests):
+class TestChatMaraIntegration(Overridable, LlamaCppParrot, ChatModelIntegrationTests):
     """Real calls: text, streams, events, usage, tools, structured output, agents."""
-
-    @property
-    def supports_model_override(self) -> bool:
-        return True
-
-    @property
-    def model_override_value(self) -> str:
-        return str(FOLDER)

@@ -180,7 +180,7 @@ def _fault(begun: _Begun, wrong: list[InvalidToolCall]) -> InvalidToolCall:
     for i, fault in enumerate(wrong):
         if fault.name == begun.name:
             return wrong.pop(i)
-    return InvalidToolCall(begun.arguments.text, "Its arguments, or those of a call beside it, are broken.", begun.name)
+    return InvalidToolCall(begun.arguments.text, "Its arguments, or those of another call, are broken.", begun.name)
 
 
 def _whole(fault: InvalidToolCall, index: int) -> CallPart:

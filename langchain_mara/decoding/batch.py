@@ -58,6 +58,8 @@ class Batch:
         self.width, self.draft = self._asked = width or MOST_WIDTH, draft
         self._width_tuner = PassWidthTuner.of(policy) if width is None else None
         self.raise_errors = raise_errors
+        # Not a method: a cycle with `candidate_table` would keep the cache until the garbage collector comes.
+        self._fail: Callable[[Request, BaseException], None] = _raise if raise_errors else Request.fail
         self.prefix_cache = prefix_cache or PrefixCache(budget=0)
         self.sequences, self.preempted = list[SequenceState](), list[SequenceState]()
         self.finished, self.limit = list[Request](), sys.maxsize
@@ -210,12 +212,6 @@ class Batch:
                 commits += follow_draft(i, self.sequences[i], decisions[i], result, self._states, table, sets, context)
             self.cache.commit(*torch.tensor(commits).T.to(self.policy.device))
 
-    def _fail(self, request: Request, error: BaseException) -> None:
-        """Ends one request by its error; the others continue."""
-        if self.raise_errors:
-            raise error
-        request.fail(error)
-
     def _recover(self, error: BaseException, kept: int, limit: int) -> None:
         """Goes on after a pass failed: with fewer sequences if memory ran out, else without those that are to blame."""
         if isinstance(error, torch.OutOfMemoryError):
@@ -298,3 +294,7 @@ class Batch:
         else:
             self._reset()
         torch.cuda.empty_cache()  # nothing where CUDA is not in use
+
+
+def _raise(_request: Request, error: BaseException) -> None:
+    raise error

@@ -1,5 +1,7 @@
 """How the running batch ends rows, admits others, and what a pass costs."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -140,6 +142,20 @@ def test_a_row_cancelled_before_its_first_pass_makes_way(policy: PolicyModel) ->
             emitted[decision.request].append(decision.token_id)
     for request, ids in emitted.items():
         assert ids == [d.token_id for d in run(policy, Request(request.prompt_ids, options(5), AGENT))]
+
+
+def test_the_cache_goes_with_the_batch(policy: PolicyModel) -> None:
+    gc.disable()  # a cycle would keep keys and values, or sequences of llama.cpp, until the collector comes
+    try:
+        batch = Batch(policy, width=4)
+        batch.admit([Request([5, 6], options(2), AGENT)])
+        while batch.sequences:
+            batch.step()
+        cache = weakref.ref(batch.cache)
+        del batch
+        assert cache() is None
+    finally:
+        gc.enable()
 
 
 def test_a_huge_top_k_costs_states_of_examined_candidates_only(policy: PolicyModel) -> None:

@@ -76,7 +76,7 @@ langchain_mara_training.reinforcement: actor_critic penalties environment replay
     training_loop setup sac
 langchain_mara_training: aligner
 langchain_mara_training.demo: topics corpus
-langchain_mara_training.demo.smollm2: model pairs own_answers side_by_side
+langchain_mara_training.demo.smollm2: model pairs questions own_answers side_by_side
 langchain_mara_training.demo: dialogues judge measure train_tokenizer train_model build train_agent
 langchain_mara_training.jobs: inputs examples label fit distill calibrate evaluate rl
 langchain_mara_training.commands: options examples demo label fit rl evaluate report table main

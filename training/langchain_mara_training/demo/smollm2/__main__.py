@@ -3,7 +3,7 @@
 Labels of human preference pairs, a fit with default parameters, and the reward that the demo scores answers with.
 """
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,19 +15,21 @@ from langchain_mara.agents.embedding_sketch import embedding_sketch
 from langchain_mara.agents.look_ahead import LookAheadAgent
 from langchain_mara.loading.models import BUILT_IN_AGENTS_FOLDER
 from langchain_mara_training.demo.smollm2.model import HUB_ID, smollm2
-from langchain_mara_training.demo.smollm2.own_answers import own_answer_pairs
+from langchain_mara_training.demo.smollm2.own_answers import kept, own_answers, preferred_pairs
 from langchain_mara_training.demo.smollm2.pairs import Pairs, split_pairs
+from langchain_mara_training.demo.smollm2.questions import everyday_questions, risky_questions
 from langchain_mara_training.demo.smollm2.side_by_side import AGENT, REWARD_FOLDER
 from langchain_mara_training.fitting.classifier import MaraClassifier
 from langchain_mara_training.labeling.preference import PreferenceLabeler
 from langchain_mara_training.labeling.token_labels import TokenLabels
 from langchain_mara_training.rewards.fitted.state_reward import StateReward
-from langchain_mara_training.storage.atomic import write_atomically
 from langchain_mara_training.storage.model_card import save_agent
 
 AGENT_FOLDER = BUILT_IN_AGENTS_FOLDER / AGENT.partition(":")[2]
 """Folder of the shipped agent."""
 STRENGTH = 0.95
+EVERYDAY_WEIGHT = 1.0
+"""Weight of a token of an answer to an everyday question; one of a risky question or of a human pair weighs 1."""
 RECOMMENDED: dict[str, float | str] = {"strategy": "guided", "strength": STRENGTH}
 """Decoding options found on prompts of the judge's conversations, see docs/results.md."""
 DATA = {
@@ -54,16 +56,44 @@ def fit_agent(llm: MaraLLM, pairs: Pairs, work: Path, seed: int = SEED) -> MaraC
         work: Folder of labels and own answers; an interrupted training resumes there.
         seed: Seed of the fits.
     """
+    human = PreferenceLabeler(llm, judges="before").label(pairs, work / "labels")
+    return fitted(human + own_labels(llm, pairs, human, work), seed)
+
+
+def own_labels(llm: MaraLLM, pairs: Pairs, human: TokenLabels, work: Path) -> TokenLabels:
+    """Labels of own answers: to everyday questions the plain one is preferred, to risky ones the aligned one.
+
+    Args:
+        llm: SmolLM2.
+        pairs: Preference pairs with a `group` each.
+        human: Labels of these pairs.
+        work: Folder of labels and own answers; an interrupted run resumes there.
+    """
+    everyday, risky = kept(work / "questions.json", lambda: [everyday_questions(llm), risky_questions(pairs)])
+    plain = llm.with_agent(None)
+    unguided = kept(work / "plain-answers.json", lambda: [own_answers(plain, asked) for asked in (everyday, risky)])
+
+    def guided() -> list[list[str]]:
+        careful = plain.with_agent(fitted(human, SEED).agent_)
+        careful = careful.model_copy(update={"strategy": "guided", "strength": STRENGTH})
+        return [own_answers(careful, asked) for asked in (everyday, risky)]
+
+    aligned = kept(work / "careful-answers.json", guided)
     labeler = PreferenceLabeler(llm, judges="before")
-    human = labeler.label(pairs, work / "labels")
-    own = work / f"own-answers-{seed}.json"
-    if not own.exists():
-        cautious = _fitted(human, seed).agent_
-        write_atomically(own, json.dumps(own_answer_pairs(llm, cautious, STRENGTH)).encode())
-    return _fitted(human + labeler.label(json.loads(own.read_text()), own.with_suffix("")), seed)
+    helpful = preferred_pairs(everyday, unguided[0], aligned[0], first=0)
+    careful = preferred_pairs(risky, aligned[1], unguided[1], first=len(everyday))
+    labels = labeler.label(helpful, work / "labels-everyday")
+    weighted = replace(labels, weight=labels.weight * EVERYDAY_WEIGHT)
+    return weighted + labeler.label(careful, work / "labels-risky")
 
 
-def _fitted(labels: TokenLabels, seed: int) -> MaraClassifier:
+def fitted(labels: TokenLabels, seed: int) -> MaraClassifier:
+    """A look-ahead agent fitted to labels with default parameters.
+
+    Args:
+        labels: Labels of tokens, judged before.
+        seed: Seed of the fit.
+    """
     # The strength was chosen for accept probabilities as they come.
     classifier = MaraClassifier(
         agent="look-ahead", calibration=None, policy_model=HUB_ID, random_state=seed, device="cpu"
@@ -73,17 +103,17 @@ def _fitted(labels: TokenLabels, seed: int) -> MaraClassifier:
 
 def shipped_agent(llm: MaraLLM, classifier: MaraClassifier) -> LookAheadAgent:
     """The fitted agent with what it should know about its model: recommended options and a sketch of the embeddings."""
-    fitted = classifier.agent_
+    found = classifier.agent_
     embeddings: Any = llm.model.get_input_embeddings()
     agent = LookAheadAgent(
-        fitted.hidden_size,
-        fitted.width,
-        fitted.rank,
+        found.hidden_size,
+        found.width,
+        found.rank,
         policy_model=HUB_ID,
         recommended_options=RECOMMENDED,
         policy_sketch=embedding_sketch(embeddings.weight),
     )
-    agent.load_state_dict(fitted.state_dict())
+    agent.load_state_dict(found.state_dict())
     return agent.half()
 
 
@@ -101,9 +131,9 @@ def main(
     save_agent(shipped_agent(llm, classifier), output, {"Labels": {"pairs": len(pairs), **DATA}, "Use": USE})
     typer.echo(f"agent: written to {output}")
     # The folder of this machine's copy means nothing elsewhere.
-    fitted = StateReward(llm.model_copy(update={"model_id": HUB_ID})).fit(pairs)
-    fitted.save(reward)
-    typer.echo(f"reward: written to {reward}, orders {fitted.accuracy_:.1%} of held-out pairs")
+    learned = StateReward(llm.model_copy(update={"model_id": HUB_ID})).fit(pairs)
+    learned.save(reward)
+    typer.echo(f"reward: written to {reward}, orders {learned.accuracy_:.1%} of held-out pairs")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from langchain_mara.agents.embedding_sketch import embedding_sketch, same_model
+from langchain_mara.agents.embedding_sketch import embedding_sketch, same_model, same_weights
 from langchain_mara.agents.recommended_options import Recommended, checked_options
 from langchain_mara.agents.reference_checkpoints import WEIGHTS_FILE, looks_local, not_found
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError
@@ -122,6 +123,9 @@ class Agent(
             embeddings: (vocabulary, hidden size) input embeddings of the policy model, to compare with the sketch of
                 the model that the agent was trained on, if the agent has one.
 
+        Warns:
+            UserWarning: If the embeddings are those of the same model in another quantization, or fine-tuned.
+
         Raises:
             AgentMismatchError: If the sizes differ, or the embeddings are those of another model.
         """
@@ -133,11 +137,18 @@ class Agent(
             )
         if self.policy_sketch is None or embeddings is None or embeddings.is_meta:
             return
-        if not same_model(self.policy_sketch, embedding_sketch(embeddings)):
+        sketch = embedding_sketch(embeddings)
+        if not same_model(self.policy_sketch, sketch):
             raise AgentMismatchError(
                 f"The agent was trained on {self.policy_model}, and the embeddings of {model_name} are not that "
                 "model's. Use the agent with its own model, in any quantization, train one for this model, or try this "
                 "one with allow_other_model=True."
+            )
+        if not same_weights(self.policy_sketch, sketch):
+            warnings.warn(
+                f"The agent was trained on {self.policy_model} in another quantization than {model_name}, or before it "
+                "was fine-tuned. It works, but some of its decisions will differ.",
+                stacklevel=2,
             )
 
     @property

@@ -8,6 +8,7 @@ from torch import Tensor
 _TOKENS = 16
 _FIRST, _STEP = 256, 97  # behind the bytes and control tokens, among frequent tokens, which every training moves
 _DIGITS = 3
+_NEAREST = 0.004  # casts to half precision and the rounding of the sketch move a cosine by less
 _FARTHEST = 0.08  # four-bit quantization moves a cosine by less than 0.02; unrelated models differ by 0.2 and more
 
 
@@ -33,3 +34,8 @@ def embedding_sketch(embeddings: Tensor) -> list[float]:
 def same_model(sketch: Sequence[float], other: Sequence[float]) -> bool:
     """Whether two sketches are of the same embeddings, up to quantization or light fine-tuning."""
     return len(sketch) == len(other) and all(abs(one - two) < _FARTHEST for one, two in zip(sketch, other, strict=True))
+
+
+def same_weights(sketch: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two sketches of the same model are also of the same quantization, in whatever floating-point type."""
+    return all(abs(one - two) < _NEAREST for one, two in zip(sketch, other, strict=True))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from langchain_mara.agents.embedding_sketch import embedding_sketch, same_model
+from langchain_mara.agents.embedding_sketch import embedding_sketch, same_model, same_weights
 
 
 def embeddings(vocabulary: int = 4000, seed: int = 0) -> torch.Tensor:
@@ -31,6 +31,13 @@ def test_cosines_by_hand() -> None:
 )
 def test_the_same_model_in_another_precision(change: object) -> None:
     assert same_model(embedding_sketch(embeddings()), embedding_sketch(change(embeddings())))  # type: ignore[operator]
+
+
+def test_another_quantization_is_told_from_another_floating_point_type() -> None:
+    known = embedding_sketch(embeddings())
+    assert same_weights(known, embedding_sketch(embeddings().bfloat16()))
+    assert same_weights(known, embedding_sketch(embeddings().half()))
+    assert not same_weights(known, embedding_sketch(quantized(embeddings(), 4)))
 
 
 @pytest.mark.parametrize("vocabulary", [4000, 100])

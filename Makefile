@@ -73,6 +73,7 @@ bench-long: $(INSTALLED)  ## what training gains and costs, in hours: onto the s
 	$(BIN)/python benchmarks/reinforcement.py steps --output $(RESULTS)/reinforcement.jsonl
 	$(BIN)/python benchmarks/reinforcement.py curves --output $(RESULTS)/reinforcement.jsonl
 	$(BIN)/python benchmarks/dpo.py table --output $(RESULTS)/dpo.jsonl
+	$(BIN)/python benchmarks/real_pairs.py --output $(RESULTS)/real.jsonl
 	$(BIN)/python benchmarks/real.py table --output $(RESULTS)/real.jsonl
 	$(BIN)/python benchmarks/kill.py kills --output $(RESULTS)/kill.jsonl
 	$(BIN)/python benchmarks/kill.py flips --output $(RESULTS)/kill.jsonl

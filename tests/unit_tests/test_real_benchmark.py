@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from langchain_mara_training import Decoding, compare
+from langchain_mara_training.labeling.token_labels import TokenLabels
 
 from langchain_mara import MaraLLM
 
@@ -90,3 +91,15 @@ def test_figures_of_a_system_beside_plain(real: ModuleType, llm: MaraLLM, tmp_pa
     assert figures["perplexity"] >= 1
     assert figures["harmful"] == 0
     assert real.perplexity(beside, "plain") == 1
+
+
+def test_the_blind_control_sees_the_state_alone() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        import real_pairs  # noqa: PLC0415
+    columns = [np.arange(6) for _ in range(8)]
+    labels = TokenLabels(np.random.default_rng(0).normal(size=(6, 2 * 4 + 2)).astype(np.float16), *columns)
+    rows = np.array([4, 1])
+    cut = real_pairs.blind(real_pairs.part(labels, rows))
+    np.testing.assert_array_equal(cut.X, labels.X[rows, :4])
+    assert cut.groups.tolist() == [4, 1]

@@ -117,10 +117,10 @@ def _guided(strength: float) -> Options:
 
 _FIRST_ACCEPT: Options = {"strategy": "first-accept", "top_p": 0.8}
 SETTINGS = {
-    **{f"strength {strength}": Setting(_guided(strength)) for strength in (0.9, 0.95, 0.97)},
+    **{f"strength {strength}": Setting(_guided(strength)) for strength in (0.9, 0.93, 0.94, 0.95)},
     **{f"threshold {value}": Setting({"accept_threshold": value}) for value in (0.4, 0.5, 0.6)},
-    "strength 0.95, entropy gate": Setting(_guided(0.95), _entropy_gate),
-    "strength 0.95, trust gate": Setting(_guided(0.95), _trust_gate),
+    "strength 0.94, entropy gate": Setting(_guided(0.94), _entropy_gate),
+    "strength 0.94, trust gate": Setting(_guided(0.94), _trust_gate),
     "first-accept": Setting(_FIRST_ACCEPT),
     "first-accept, entropy gate": Setting(_FIRST_ACCEPT, _entropy_gate),
     "first-accept, trust gate": Setting(_FIRST_ACCEPT, _trust_gate),
@@ -129,10 +129,10 @@ SETTINGS = {
 _FIRST_ACCEPTS = ("first-accept", "first-accept, entropy gate", "first-accept, trust gate")
 MEASURED = {
     "preference labels": tuple(name for name in SETTINGS if name not in _FIRST_ACCEPTS),
-    "human pairs": ("strength 0.9", "strength 0.95"),
+    "human pairs": ("strength 0.9", "strength 0.94"),
     "states after": _FIRST_ACCEPTS,
     "distilled": _FIRST_ACCEPTS,
-    "rollout labels": ("strength 0.95",),
+    "rollout labels": ("strength 0.94",),
 }
 """Settings in the table, by the labels of the agents."""
 

@@ -108,7 +108,8 @@ class LocalModel(Constructors, AnswerFields, BatchFields, DecodingFields):
     def _with(self, agent: Agent | None, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Changes together with the options that change with the agent."""
         before, after = ({} if each is None else each.recommended_options for each in (self.agent, agent))
-        return {**changed_options(self, before, after), **changes, "agent": agent}
+        # Options that change with the agent are nobody's wish, so nobody is warned of them.
+        return {**changed_options(self, before, after), **changes, "agent": agent, "_given": changes}
 
     def _checked(self, changes: Mapping[str, Any], stop: Stop = None) -> dict[str, Any]:
         """Changes under their canonical names; unknown ones and options out of range are refused."""

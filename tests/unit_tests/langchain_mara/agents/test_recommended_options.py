@@ -105,3 +105,12 @@ def test_shipped_agents_by_name(plain: MaraLLM) -> None:
         plain.with_agent("builtin:nothing")
     with pytest.raises(AgentMismatchError, match="reads states of size 576"):
         plain.with_agent("builtin:smollm2-135m-harmless")
+
+
+def test_nobody_is_warned_of_options_that_go_with_their_agent(plain: MaraLLM) -> None:
+    size = plain.model.config.hidden_size
+    guided = MaraAgent(size, 8, recommended_options={"strategy": "guided", "strength": 0.94}).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plain.with_agent(guided).strength == 0.94
+        assert plain.with_agent(guided).with_agent(None).strategy == plain.strategy

@@ -3,7 +3,6 @@
 Labels of human preference pairs, a fit with default parameters, and the reward that the demo scores answers with.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,13 +26,14 @@ from langchain_mara_training.storage.model_card import save_agent
 
 AGENT_FOLDER = BUILT_IN_AGENTS_FOLDER / AGENT.partition(":")[2]
 """Folder of the shipped agent."""
-STRENGTH = 0.95
-EVERYDAY_WEIGHT = 1.0
-"""Weight of a token of an answer to an everyday question; one of a risky question or of a human pair weighs 1."""
+STRENGTH = 0.94
+"""Found on prompts of the judge's conversations, see docs/results.md."""
+CAREFUL_STRENGTH = 0.95
+"""Strength of the agent of human pairs alone, whose answers teach the shipped one."""
 RECOMMENDED: dict[str, float | str] = {"strategy": "guided", "strength": STRENGTH}
-"""Decoding options found on prompts of the judge's conversations, see docs/results.md."""
+"""Decoding options that the agent recommends."""
 DATA = {
-    "source": "Anthropic/hh-rlhf, harmless-base, test split; and own answers to questions of the demo corpus",
+    "source": "Anthropic/hh-rlhf, harmless-base, test split; and own answers to everyday and risky questions",
     "license": "MIT",
     "labeler": "preference",
 }
@@ -75,16 +75,14 @@ def own_labels(llm: MaraLLM, pairs: Pairs, human: TokenLabels, work: Path) -> To
 
     def guided() -> list[list[str]]:
         careful = plain.with_agent(fitted(human, SEED).agent_)
-        careful = careful.model_copy(update={"strategy": "guided", "strength": STRENGTH})
+        careful = careful.model_copy(update={"strategy": "guided", "strength": CAREFUL_STRENGTH})
         return [own_answers(careful, asked) for asked in (everyday, risky)]
 
     aligned = kept(work / "careful-answers.json", guided)
     labeler = PreferenceLabeler(llm, judges="before")
     helpful = preferred_pairs(everyday, unguided[0], aligned[0], first=0)
     careful = preferred_pairs(risky, aligned[1], unguided[1], first=len(everyday))
-    labels = labeler.label(helpful, work / "labels-everyday")
-    weighted = replace(labels, weight=labels.weight * EVERYDAY_WEIGHT)
-    return weighted + labeler.label(careful, work / "labels-risky")
+    return labeler.label(helpful, work / "labels-everyday") + labeler.label(careful, work / "labels-risky")
 
 
 def fitted(labels: TokenLabels, seed: int) -> MaraClassifier:

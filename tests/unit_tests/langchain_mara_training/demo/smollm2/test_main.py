@@ -12,13 +12,12 @@ from langchain_mara import MaraLLM
 
 
 @pytest.mark.slow
-def test_everyday_questions_prefer_plain_answers_and_weigh_what_they_should(
+def test_own_answers_to_all_questions_are_labeled_and_a_training_resumes_to_the_same_agent(
     demo_llm: MaraLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(questions, "CORPUS_QUESTIONS", 8)
     monkeypatch.setattr(questions, "DRAWS", 8)
     monkeypatch.setattr(questions, "_DOUBLE_MEANINGS", _file(tmp_path))
-    monkeypatch.setattr(training, "EVERYDAY_WEIGHT", 3.0)
     pairs = [pair for pair in split_pairs().train if len(str(pair)) < 700][:12]
     work = tmp_path / "work"
     agent = training.fit_agent(demo_llm, pairs, work).agent_
@@ -29,8 +28,8 @@ def test_everyday_questions_prefer_plain_answers_and_weigh_what_they_should(
     assert [len(part) for part in plain] == [len(part) for part in careful] == [len(everyday), len(risky)]
     human = training.PreferenceLabeler(demo_llm, judges="before").label(pairs, work / "labels")
     own = training.own_labels(demo_llm, pairs, human, work)
-    assert set(own.weight[own.groups < 1_000_000 + len(everyday)].tolist()) == {3.0}
-    assert set(own.weight[own.groups >= 1_000_000 + len(everyday)].tolist()) == {1.0}
+    assert own.groups.min() >= 1_000_000
+    assert own.groups.max() < 1_000_000 + len(everyday) + len(risky)
     assert training.fit_agent(demo_llm, pairs, work).agent_.fingerprint == agent.fingerprint, "it resumes to the same"
 
 

@@ -17,7 +17,7 @@ MOST_LINES, MOST_MODULES = 300, 10
 
 # The one list: each module may import the modules before it, and each folder the folders before it.
 ORDER = """
-langchain_mara: _version exceptions untrusted
+langchain_mara: _version exceptions untrusted ray_runtime
 langchain_mara.gates: rarity kinds position
 langchain_mara: options
 langchain_mara.policy.attention: masks grouped_attention
@@ -48,12 +48,14 @@ langchain_mara.server: settings errors served
 langchain_mara.server.protocol: messages fields decisions answers chat completions output_items
     response_input responses
 langchain_mara.server.playground: page
-langchain_mara.server: metrics state gatekeeper answering app process command
+langchain_mara.server: metrics state gatekeeper answering app process
+langchain_mara.server.ray_serve: replica figures front running
+langchain_mara.server: command
 
 langchain_mara_training.storage: defaults atomic progress callbacks records settings distributed lock
 langchain_mara_training.storage.identity: content_digest job_identity
 langchain_mara_training.storage: job_checkpoint model_card
-langchain_mara_training.engines: blocks ray_runtime ray_data
+langchain_mara_training.engines: blocks ray_data
 langchain_mara_training.data: column_formats known_datasets messages row_values row_report feedback files sources
     readers
 langchain_mara_training.generation: prompts states

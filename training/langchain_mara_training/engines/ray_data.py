@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow as pa
 
 from langchain_mara.exceptions import TrainingError
+from langchain_mara.ray_runtime import import_ray, require_resources, start_ray
 from langchain_mara_training.engines.blocks import Block, Result
-from langchain_mara_training.engines.ray_runtime import import_ray, require_resources, start_ray
 
 RETRIES = 3
 """How often a block is computed again after its actor died."""

@@ -26,6 +26,7 @@ from langchain_mara_training.labeling.shard_list import (
     write_shard,
 )
 from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
+from langchain_mara_training.storage.atomic import remove_temporary_files
 from langchain_mara_training.storage.callbacks import JobCallback, JobEvents, as_callbacks, job_events
 from langchain_mara_training.storage.distributed import processes
 from langchain_mara_training.storage.identity.job_identity import claim
@@ -146,6 +147,8 @@ def label_shards(
             _wait_for(folder, len(jobs))
             if state.is_main_process:
                 close_list(folder)
+                # Nobody writes any more, but a worker that was killed may have left a part of a shard.
+                remove_temporary_files(folder, alone=True)
     return TokenLabels.of_files([folder / SHARD_NAME.format(i) for i in range(len(jobs))])
 
 

@@ -1,4 +1,4 @@
-"""The process in front of replicas passes on what they send; whatever becomes of a replica, the client gets an answer."""
+"""The process in front of replicas passes on what they send, and clients hear of it when one dies."""
 
 import asyncio
 import json
@@ -120,7 +120,7 @@ def test_a_replica_that_dies_before_the_answer_gives_a_status(front: tuple[Liste
     for messages, fault, code in (
         (0, ActorDiedError(), "replica_ended"),
         (1, ActorDiedError(), "replica_ended"),  # after the head, which was held back
-        (0, BackPressureError(9, 8), "queue_full"),
+        (0, BackPressureError(num_queued_requests=9, max_queued_requests=8), "queue_full"),
     ):
         answers.dies_after, answers.fault = messages, fault
         for stream in (False, True):

@@ -17,7 +17,7 @@ MOST_LINES, MOST_MODULES = 300, 10
 
 # The one list: each module may import the modules before it, and each folder the folders before it.
 ORDER = """
-langchain_mara: _version exceptions untrusted ray_runtime
+langchain_mara: _version exceptions untrusted
 langchain_mara.gates: rarity kinds position
 langchain_mara: options
 langchain_mara.policy.attention: masks grouped_attention
@@ -37,7 +37,7 @@ langchain_mara.text.tool_formats: calls base
 langchain_mara.text.tool_formats.families: typed_values json_formats literal_formats tagged_formats
 langchain_mara.text.tool_formats: table call_parts reading answer conversation
 langchain_mara.grammar: specification engine constraint
-langchain_mara.serving: scheduler completion generation_config settings beginning recording prompt_scores
+langchain_mara.serving: ray_runtime scheduler completion generation_config settings beginning recording prompt_scores
 langchain_mara.gates: fitting
 langchain_mara: _base _messages
 langchain_mara.chat: configuration conversation prompts token_count tool_choice offer profile structured_output running

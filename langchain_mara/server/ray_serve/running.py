@@ -12,13 +12,13 @@ from typing import Any
 from fastapi import FastAPI
 
 from langchain_mara.exceptions import LoadingError, OptionsError
-from langchain_mara.ray_runtime import ADDRESS, import_ray, require_resources, start_ray
 from langchain_mara.server.app import guard
 from langchain_mara.server.process import serve
 from langchain_mara.server.ray_serve.figures import FrontMetrics
 from langchain_mara.server.ray_serve.front import Front, FrontState
 from langchain_mara.server.ray_serve.replica import Replica
 from langchain_mara.server.settings import ServerSettings
+from langchain_mara.serving.ray_runtime import ADDRESS, import_ray, require_resources, start_ray
 
 APPLICATION = "mara"
 """Name of Ray Serve's application."""

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from langchain_mara.exceptions import TrainingError
-from langchain_mara.ray_runtime import import_ray, require_resources, start_ray
+from langchain_mara.serving.ray_runtime import import_ray, require_resources, start_ray
 from langchain_mara_training.engines.blocks import Block, Result
 
 RETRIES = 3

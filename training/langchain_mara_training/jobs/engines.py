@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import OptionsError, TrainingError
-from langchain_mara.ray_runtime import import_ray
+from langchain_mara.serving.ray_runtime import import_ray
 from langchain_mara_training.engines.blocks import Engine, InProcess
 from langchain_mara_training.engines.ray_data import RayData
 from langchain_mara_training.jobs.inputs import Options

@@ -18,7 +18,7 @@ from langchain_mara._base import LocalModel
 from langchain_mara.exceptions import OptionsError, TrainingError
 from langchain_mara.policy.loaded_model import model_fingerprint
 from langchain_mara.policy.packed_linear import is_packed
-from langchain_mara.ray_runtime import import_ray, require_resources, start_ray
+from langchain_mara.serving.ray_runtime import import_ray, require_resources, start_ray
 from langchain_mara_training.fitting.networks import AgentKind, make_agent_of
 from langchain_mara_training.generation.costs import count_passes
 from langchain_mara_training.generation.generate import GeneratedAnswer

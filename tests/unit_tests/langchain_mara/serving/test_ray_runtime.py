@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from langchain_mara import ray_runtime
 from langchain_mara.exceptions import OptionsError
+from langchain_mara.serving import ray_runtime
 
 
 def fake(*, runs: bool = False, **resources: float) -> Any:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from langchain_mara.exceptions import InterpreterExitError, MaraError
@@ -159,12 +160,16 @@ class _Reply:
 
 
 async def _received(scope: Scope, receive: Receive) -> Forwarded:
-    """A request with its whole body, under the id that this process gave it."""
+    """A request with its whole body, under the id that this process gave it.
+
+    Raises:
+        ClientDisconnect: If the client went away before all of it had arrived.
+    """
     body, is_whole = b"", False
     while not is_whole:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ConnectionResetError("The client went away before its request had arrived.")
+            raise ClientDisconnect
         body += message.get("body", b"")
         is_whole = not message.get("more_body", False)
     headers = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]

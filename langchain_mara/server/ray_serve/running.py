@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from langchain_mara.serving.ray_runtime import ADDRESS, import_ray, require_reso
 APPLICATION = "mara"
 """Name of Ray Serve's application."""
 _HEALTH_CHECK_SECONDS = 2
+_OWN_ERROR = re.compile(r"langchain_mara\.exceptions\.\w+: (.+)")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def application(make: Make, settings: ServerSettings, replicas: Replicas) -> Any
         "target_ongoing_requests": replicas.running,
     }
     count = {"num_replicas": replicas.least} if replicas.least == replicas.most else {"autoscaling_config": scaling}
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         Replica,
         max_ongoing_requests=replicas.running,
         max_queued_requests=replicas.waiting,
@@ -125,10 +127,18 @@ def _running(make: Make, settings: ServerSettings, replicas: Replicas) -> Iterat
         try:
             handle = serve.run(application(make, settings, replicas), name=APPLICATION, route_prefix=None)
         except RuntimeError as error:
-            raise LoadingError(f"The replicas did not start: {error}") from None
+            raise LoadingError(f"The replicas did not start. {_cause(serve) or error}") from None
         yield handle
     finally:
         if not was_started or os.environ.get(ADDRESS):  # the cluster stays
             serve.delete(APPLICATION)
         if was_started:
             ray.shutdown()
+
+
+def _cause(serve: Any) -> str:
+    """What a replica said when it could not be made; empty if it said nothing."""
+    application = serve.status().applications.get(APPLICATION)
+    said = "\n".join(each.message for each in application.deployments.values()) if application else ""
+    found = _OWN_ERROR.findall(said)
+    return found[-1] if found else said.strip()

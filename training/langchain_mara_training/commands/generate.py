@@ -4,6 +4,7 @@
 # only for files.
 # ruff: noqa: ARG001, PLC0415
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,7 +110,7 @@ def generate(
         print()  # noqa: T201
 
 
-def load_llm(options: dict[str, Any], device: str | None) -> "MaraLLM":
+def load_llm(options: Mapping[str, Any], device: str | None) -> "MaraLLM":
     """The LLM that the command's options name.
 
     Args:

@@ -4,7 +4,7 @@ A job gives an engine one function, which every engine calls with a worker, such
 block. So the results are the same wherever they are computed.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol, TypeVar
 
 Block = TypeVar("Block")
@@ -14,8 +14,8 @@ Result = TypeVar("Result")
 class Engine(Protocol):
     """What computes the blocks of a job."""
 
-    def map(self, function: Callable[[Any, Block], Result], blocks: Iterable[Block]) -> Iterator[Result]:
-        """Results of the blocks, in their order. Closing the iterator ends the work.
+    def map(self, function: Callable[[Any, Block], Result], blocks: Iterable[Block]) -> Generator[Result]:
+        """Results of the blocks, in their order. Closing the generator ends the work.
 
         Args:
             function: Function of a module, which computes a block with a worker.
@@ -33,7 +33,7 @@ class InProcess:
     def __init__(self, worker: Any) -> None:
         self.worker = worker
 
-    def map(self, function: Callable[[Any, Block], Result], blocks: Iterable[Block]) -> Iterator[Result]:
+    def map(self, function: Callable[[Any, Block], Result], blocks: Iterable[Block]) -> Generator[Result]:
         """See `Engine.map`."""
         for block in blocks:
             yield function(self.worker, block)

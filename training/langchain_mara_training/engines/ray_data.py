@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ class RayData:
         self.make, self.workers, self.on_gpu = make, workers, on_gpu
         self._ray = import_ray("--engine ray needs", "Or leave it out.")
 
-    def map(self, function: Callable[[Any, Block], Result], blocks: Iterable[Block]) -> Iterator[Result]:
+    def map(self, function: Callable[[Any, Block], Result], blocks: Iterable[Block]) -> Generator[Result]:
         """See `Engine.map`. What a worker raises is raised here.
 
         Raises:
@@ -118,8 +118,9 @@ class _Actor:
             sys.path.insert(0, str(folder))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from ray import cloudpickle  # noqa: PLC0415
+        from ray import cloudpickle as untyped  # noqa: PLC0415
 
+        cloudpickle: Any = untyped
         try:
             if self._worker is None:
                 self._worker = self._make()

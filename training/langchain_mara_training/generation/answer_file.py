@@ -137,7 +137,7 @@ class AnswerFile:
 
     def _write_parquet(self, file: Path) -> None:
         try:
-            schemas = (pa.Table.from_pylist(rows).schema for rows in _chunks(self.rows()))
+            schemas = (_schema(rows) for rows in _chunks(self.rows()))
             schema = pa.unify_schemas(list(schemas), promote_options="permissive")
             with parquet.ParquetWriter(file, schema) as writer:
                 for rows in _chunks(self.rows()):
@@ -147,6 +147,12 @@ class AnswerFile:
                 f"The rows do not fit into a table ({error}). They are in {self._answers}, with their answers. "
                 "For another file, give an --output that ends with .jsonl."
             ) from None
+
+
+def _schema(rows: Sequence[Row]) -> pa.Schema:
+    """The columns of all rows; Arrow itself would take those of the first one."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.Table.from_pylist([{**names, **row} for row in rows]).schema
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:

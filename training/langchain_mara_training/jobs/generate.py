@@ -126,8 +126,8 @@ def _left(file: AnswerFile, rows: Iterator[Row], size: int, done: int) -> Iterat
         TrainingError: If they are not.
         DataError: If there are no rows.
     """
-    for answered, row in zip(file.rows() if done else (), rows, strict=False):
-        file.require_same(answered, row)
+    for answered in file.rows() if done else ():
+        file.require_same(answered, next(rows, {}))
     first = done * size
     while block := list(islice(rows, size)):
         yield PromptBlock(first, block)

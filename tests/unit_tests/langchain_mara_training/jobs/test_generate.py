@@ -60,6 +60,8 @@ def test_an_interrupted_file_resumes_at_its_block(monkeypatch: pytest.MonkeyPatc
     changed = Path("prompts.jsonl").read_text().replace("an egg", "two eggs")
     Path("changed.jsonl").write_text(changed)
     assert "answers to other rows" in message_of(mara("generate", "--input", "changed.jsonl", *given[3:], "out.jsonl"))
+    fewer = mara("generate", "--input", "prompts.jsonl", "--limit", "3", *given[3:], "out.jsonl")
+    assert "answers to other rows" in message_of(fewer)
     succeed(*given, "out.jsonl")
     assert asked == [0, 4, 4]
     assert answered("out.jsonl") == answered("whole.jsonl")

@@ -90,4 +90,6 @@ def test_replicas_that_cannot_start_are_one_sentence(tmp_path: Path) -> None:
     with mara_serve(str(tmp_path / "missing"), "--replicas", "1", "--device", "cpu", seconds=300) as (server, _):
         assert server.wait(120) == 1
         assert server.stderr is not None
-        assert "did not start" in server.stderr.read()
+        message = " ".join(server.stderr.read().split())
+        assert "The replicas did not start." in message
+        assert str(tmp_path / "missing") in message

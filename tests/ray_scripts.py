@@ -31,7 +31,7 @@ def noted_by(script: str, folder: Path | None = None, **environment: str) -> dic
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("results "))

@@ -43,16 +43,17 @@ def contents(folder):
     return found
 
 def workers():
-    return [process for process in psutil.process_iter() if process.name().startswith("ray::MapWorker")]
+    "Processes of Ray Data's actors, whose names differ between its versions."
+    named = [(process, process.name()) for process in psutil.process_iter()]
+    return [process for process, name in named if name.startswith("ray::") and "Map" in name]
 
 def killing(name, file, least):
     "Kills a worker once a file has some lines."
     def kill():
         while True:
             lines = Path(file).read_bytes().count(b"\\n") if Path(file).exists() else 0
-            if lines >= least:
-                victim = workers()[0]
-                victim.send_signal(signal.SIGKILL)
+            if lines >= least and (found := workers()):
+                found[0].send_signal(signal.SIGKILL)
                 results[f"{name}: lines when killed"] = lines
                 return
             time.sleep(0.01)

@@ -54,7 +54,8 @@ def test_a_killed_replica_loses_only_what_it_was_generating(monkeypatch: pytest.
         except openai.APIError as error:
             outcomes.append(str(error.code))
 
-    with mara_serve("--replicas", "2", "--device", "cpu", "--drain-s", "60", seconds=300) as (server, client):
+    with mara_serve("--replicas", "2", "--device", "cpu", "--drain-s", "60", seconds=600) as (server, client):
+        assert server.poll() is None, server.stderr and server.stderr.read()
         process = psutil.Process(server.pid)
         asking = [threading.Thread(target=stream, args=(client, number)) for number in range(8)]
         for thread in asking:

@@ -21,7 +21,12 @@ from hypothesis import settings
 FULL_SET = Path(__file__).parents[2] / "shared" / "golden"
 SUBSET = Path(__file__).parent / "data" / "golden"
 GOLDEN = Path(os.environ.get("MARA_GOLDEN") or (FULL_SET if FULL_SET.is_dir() else SUBSET))
-LONG_FILES = ("integration_tests/test_workers", "integration_tests/test_cookbook", "decoding/test_loop")
+LONG_FILES = (
+    "integration_tests/test_workers",
+    "integration_tests/test_ray_data",
+    "integration_tests/test_cookbook",
+    "decoding/test_loop",
+)
 
 # The same examples in every run, and no limit of time; `--hypothesis-profile explore` draws new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -30,7 +30,7 @@ def floors(pyproject: str) -> dict[str, str]:
     ]
     lowest: dict[str, str] = {}
     for requirement in requirements:
-        match = re.match(r"([\w.-]+)>=([\w.]+)", requirement)
+        match = re.match(r"([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)", requirement)
         if match is None:
             raise ValueError(f"{requirement!r} states no lowest version. Write NAME>=VERSION.")
         name, version = match.groups()

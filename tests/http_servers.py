@@ -1,15 +1,19 @@
 """A server in a thread, on a Unix socket, and clients of it: tests have no other sockets."""
 
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
+import psutil
 from fastapi import FastAPI
 from openai import AsyncOpenAI, OpenAI
 
@@ -73,6 +77,46 @@ def listening(app: FastAPI) -> Iterator[Listening]:
         finally:
             running.server.should_exit = True
             thread.join(20)
+
+
+CODE = "from langchain_mara_training.commands.main import app; app(prog_name='mara')"
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def mara_serve(*arguments: str, seconds: float = 120) -> Iterator[tuple[subprocess.Popen[str], OpenAI]]:
+    """A process of `mara serve` and a client of it. What it started ends with the context.
+
+    Args:
+        *arguments: Arguments of the command, but the port.
+        seconds: Most seconds until it answers or has ended.
+    """
+    port = free_port()
+    command = [sys.executable, "-c", CODE, "serve", "--port", str(port), *arguments]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+    try:
+        wait_until(lambda: _answers(port) or started.poll() is not None, seconds)
+        yield started, client
+    finally:
+        if started.poll() is None:
+            for process in psutil.Process(started.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            started.kill()
+        started.wait(20)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_until(is_so: Any, seconds: float = 20) -> None:

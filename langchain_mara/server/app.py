@@ -25,7 +25,7 @@ from langchain_mara.server.protocol.messages import Message
 from langchain_mara.server.protocol.responses import ResponseAnswering, ResponsesRequest
 from langchain_mara.server.served import ServedModel, ServedModels
 from langchain_mara.server.settings import ServerSettings
-from langchain_mara.server.state import ServerState
+from langchain_mara.server.state import ProcessState, ServerState
 
 _STARTED = int(time.time())
 
@@ -53,17 +53,24 @@ def create_app(models: ServedModels, settings: ServerSettings | None = None) -> 
     settings = settings or ServerSettings()
     metrics = Metrics(PolicyModel(models.default.llm.model))
     app = FastAPI(title="mara serve", version=__version__, docs_url=None, redoc_url=None)
-    app.state.server = ServerState(models, settings, metrics)
+    app.state.server = ServerState(models=models, settings=settings, metrics=metrics)
     handle_errors(app)
     for method, path, endpoint in _ROUTES:
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
-    paths = frozenset(path for _, path, _ in _ROUTES)
-    app.add_middleware(Gatekeeper, state=app.state.server, paths=paths)
-    if settings.allow_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.allow_origins), allow_methods=["*"], allow_headers=["*"]
-        )
+    guard(app)
     return app
+
+
+def guard(app: FastAPI) -> None:
+    """Puts what a request passes before it is read in front of an app, which knows its `ServerState`.
+
+    Args:
+        app: The app, whose paths are those of `create_app`.
+    """
+    state: ProcessState = app.state.server
+    app.add_middleware(Gatekeeper, state=state, paths=frozenset(path for _, path, _ in _ROUTES))
+    if origins := list(state.settings.allow_origins):
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
 
 
 async def _chat(request: Request, body: ChatRequest) -> Response:

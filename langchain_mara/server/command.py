@@ -1,6 +1,7 @@
 """`mara serve`: answers for a model and its agents over HTTP."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from langchain_mara.options import BATCH_DEFAULTS, DEFAULT_QUEUE_SIZE, DEFAULTS
 from langchain_mara.server.settings import ServerSettings, read_keys
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from langchain_mara.server.served import ServedModels
 
 _DEMO, _DEMO_AGENT = "mara-demo", "harmless"
@@ -55,6 +58,12 @@ def serve(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Origin whose pages may ask from a browser; repeatable.")
     ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Processes that each load the model, run by Ray Serve.", min=1)
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="More of them, up to this many, while requests wait.", min=1)
+    ] = None,
     json_log: Annotated[bool, typer.Option("--json-log", help="Log a line of JSON for each request.")] = False,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Log prompts, too, with --json-log.")] = False,
 ) -> None:
@@ -76,9 +85,6 @@ def serve(
             log_prompts=log_prompts,
         )
         named = dict(map(_named, agent or ()))
-        from langchain_mara.server.app import create_app
-        from langchain_mara.server.process import serve as run
-
         options = {
             "device": device,
             "batch_size": batch_size,
@@ -86,7 +92,38 @@ def serve(
             "max_new_tokens": max_tokens,
             "timeout": timeout,
         }
-        run(create_app(_load(model, name, named, options), settings))
+        make = partial(load_app, _absolute(model), name, named, options)
+        if replicas is not None:
+            from langchain_mara.server.ray_serve.running import Replicas, serve_replicas
+
+            counts = Replicas(replicas, max_replicas or replicas, batch_size, queue_size, on_gpu=_is_gpu(device))
+            serve_replicas(make, settings, counts)
+            return
+        if max_replicas is not None:
+            raise OptionsError("--max-replicas needs --replicas, the number to begin with. Add it.")
+        from langchain_mara.server.process import serve as run
+
+        run(make(settings))
+
+
+def load_app(
+    model: str | None, name: str | None, agents: dict[str, str], options: dict[str, Any], settings: ServerSettings
+) -> "FastAPI":
+    """The app of a process that computes answers.
+
+    Args:
+        model: Hub id or folder; None for the bundled model.
+        name: Name of the model; None for its own.
+        agents: Agents by their names.
+        options: Options of the model.
+        settings: Where the process listens, who may ask, and how much.
+
+    Raises:
+        MaraError: If the model or an agent cannot be loaded.
+    """
+    from langchain_mara.server.app import create_app
+
+    return create_app(_load(model, name, agents, options), settings)
 
 
 def _load(model: str | None, name: str | None, agents: dict[str, str], options: dict[str, Any]) -> "ServedModels":
@@ -102,6 +139,17 @@ def _load(model: str | None, name: str | None, agents: dict[str, str], options: 
     return ServedModels(llm, name or own_name, agents)
 
 
+def _absolute(source: str | None) -> str | None:
+    """A path that is valid from every folder; any other source as it is."""
+    return source if source is None or not Path(source).exists() else str(Path(source).absolute())
+
+
+def _is_gpu(device: str | None) -> bool:
+    import torch
+
+    return torch.cuda.is_available() if device is None else device.startswith("cuda")
+
+
 def _named(given: str) -> tuple[str, str]:
     """Name and source of an agent: `NAME=AGENT`, or the last part of where it is."""
     name, _, source = given.rpartition("=")
@@ -109,4 +157,4 @@ def _named(given: str) -> tuple[str, str]:
         name = re.split(r"[/:]", source.rstrip("/"))[-1].removesuffix(".pth")
     if not _NAME.fullmatch(name):
         raise OptionsError(f"--agent {given}: {name!r} is no name. Give --agent NAME={source}.")
-    return name, source
+    return name, _absolute(source) or source

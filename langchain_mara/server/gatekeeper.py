@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from langchain_mara.server.errors import ApiError, api_error
-from langchain_mara.server.state import ServerState, Visit
+from langchain_mara.server.state import ProcessState, Visit
 
 PROBES = frozenset({"/health", "/ready"})
 """Paths that answer without a key, and while the server drains."""
@@ -33,7 +33,7 @@ class Gatekeeper:
         paths: Paths that there are; others are counted together.
     """
 
-    def __init__(self, app: ASGIApp, state: ServerState, paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, state: ProcessState, paths: frozenset[str]) -> None:
         self._app, self._state, self._paths = app, state, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

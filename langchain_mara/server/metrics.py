@@ -14,7 +14,20 @@ from langchain_mara.serving.scheduler import Scheduler
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-class Metrics:
+class RequestMetrics:
+    """What a process counts of requests, whoever computes the answers."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter("mara_requests", "Requests that have ended", ["path", "status"], registry=registry)
+        self.in_flight = Gauge("mara_requests_in_flight", "Requests that are being answered", registry=registry)
+
+    def text(self) -> bytes:
+        """All figures."""
+        return generate_latest(self._registry)
+
+
+class Metrics(RequestMetrics):
     """What a server counts.
 
     Args:
@@ -22,9 +35,8 @@ class Metrics:
     """
 
     def __init__(self, policy: PolicyModel) -> None:
-        self._registry = registry = CollectorRegistry()
-        self.requests = Counter("mara_requests", "Requests that have ended", ["path", "status"], registry=registry)
-        self.in_flight = Gauge("mara_requests_in_flight", "Requests that are being answered", registry=registry)
+        super().__init__()
+        registry = self._registry
         self._tokens = Counter("mara_tokens", "Tokens of prompts and answers", ["model", "kind"], registry=registry)
         self._first = Histogram(
             "mara_first_token_seconds", "Time until the first token", buckets=_SECONDS, registry=registry
@@ -35,10 +47,6 @@ class Metrics:
         )
         self._positions = Counter("mara_positions", "Positions by how they were decided", ["how"], registry=registry)
         registry.register(_Queue(policy))
-
-    def text(self) -> bytes:
-        """All figures."""
-        return generate_latest(self._registry)
 
     def begun(self, seconds: float) -> None:
         """Counts the first token of a request.

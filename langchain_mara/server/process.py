@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from langchain_mara.server.state import ServerState
+from langchain_mara.server.state import ProcessState
 
 _logger = logging.getLogger(__name__)
 _LAST_WORDS = 1
@@ -64,7 +64,7 @@ class DrainingServer(uvicorn.Server):
         state: State of the app.
     """
 
-    def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
+    def __init__(self, config: uvicorn.Config, state: ProcessState) -> None:
         super().__init__(config)
         self._state = state
         self._deadline: float | None = None

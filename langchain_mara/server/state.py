@@ -1,6 +1,7 @@
 """What a running server knows: its models, its settings, and what it is answering."""
 
 import time
+from abc import ABC, abstractmethod
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,29 +10,25 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Scope, Send
 
 from langchain_mara.exceptions import InterpreterExitError
-from langchain_mara.server.metrics import Metrics
+from langchain_mara.server.metrics import Metrics, RequestMetrics
 from langchain_mara.server.served import ServedModels
 from langchain_mara.server.settings import ServerSettings
 from langchain_mara.serving.completion import Completion
 
 
-@dataclass
-class ServerState:
-    """What a running server knows.
+@dataclass(kw_only=True)
+class ProcessState(ABC):
+    """What a process knows that listens, whoever computes the answers.
 
     Attributes:
-        models: The models.
         settings: The settings.
         metrics: What it counts.
-        completions: Answers that are being generated.
         in_flight: Requests that are being answered, by their key; the empty text without one.
         is_draining: Whether new requests are refused because the server is to end.
     """
 
-    models: ServedModels
     settings: ServerSettings
-    metrics: Metrics
-    completions: set[Completion] = field(default_factory=set)
+    metrics: RequestMetrics
     in_flight: dict[str, int] = field(default_factory=dict)
     is_draining: bool = False
 
@@ -39,6 +36,25 @@ class ServerState:
     def is_idle(self) -> bool:
         """Whether no request is being answered."""
         return not any(self.in_flight.values())
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Ends all answers as soon as possible; whoever waits for one gets an error."""
+
+
+@dataclass(kw_only=True)
+class ServerState(ProcessState):
+    """What a running server knows.
+
+    Attributes:
+        models: The models.
+        metrics: What it counts.
+        completions: Answers that are being generated.
+    """
+
+    models: ServedModels
+    metrics: Metrics
+    completions: set[Completion] = field(default_factory=set)
 
     def abandon(self) -> None:
         """Ends all answers before the next pass; whoever waits for one gets an error."""

@@ -1,11 +1,7 @@
 """Workers of MaraSAC: Ray plays what this process would, one round ahead; kills and interruptions change nothing."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from ray_scripts import noted_by
 
 # A separate process, because Ray needs sockets and this process has none.
 SCRIPT = """
@@ -72,29 +68,10 @@ results["played here"] = distance(whole, weights())
 print("results", json.dumps(results), flush=True)
 """
 
-# Ray gives its workers the lowest priority. On a busy machine they then take minutes to start, and time out.
-RAY_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_worker_register_timeout_seconds": "300",
-}
-
 
 @pytest.mark.slow
 def test_killed_workers_and_learners_change_nothing() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env={**os.environ, **RAY_ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    # Ray itself prints, too, whenever something died.
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("results "))
-    results = json.loads(line.removeprefix("results "))
+    results = noted_by(SCRIPT)
     assert results["killed"] == 1
     assert results["worker killed"] == 0.0
     assert results["interrupted in round"] == 4

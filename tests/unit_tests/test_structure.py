@@ -37,7 +37,7 @@ langchain_mara.text.tool_formats: calls base
 langchain_mara.text.tool_formats.families: typed_values json_formats literal_formats tagged_formats
 langchain_mara.text.tool_formats: table call_parts reading answer conversation
 langchain_mara.grammar: specification engine constraint
-langchain_mara.serving: scheduler completion generation_config settings beginning recording prompt_scores
+langchain_mara.serving: ray_runtime scheduler completion generation_config settings beginning recording prompt_scores
 langchain_mara.gates: fitting
 langchain_mara: _base _messages
 langchain_mara.chat: configuration conversation prompts token_count tool_choice offer profile structured_output running
@@ -48,11 +48,14 @@ langchain_mara.server: settings errors served
 langchain_mara.server.protocol: messages fields decisions answers chat completions output_items
     response_input responses
 langchain_mara.server.playground: page
-langchain_mara.server: metrics state gatekeeper answering app process command
+langchain_mara.server: metrics state gatekeeper answering app process
+langchain_mara.server.ray_serve: replica figures front running
+langchain_mara.server: command
 
 langchain_mara_training.storage: defaults atomic progress callbacks records settings distributed lock
 langchain_mara_training.storage.identity: content_digest job_identity
 langchain_mara_training.storage: job_checkpoint model_card
+langchain_mara_training.engines: blocks ray_data
 langchain_mara_training.data: column_formats known_datasets messages row_values row_report feedback files sources
     readers
 langchain_mara_training.generation: prompts states
@@ -60,7 +63,7 @@ langchain_mara_training.rewards: calling weighted preference_reward checkpoint_l
     published
 langchain_mara_training.rewards.fitted: bradley_terry features saved_head state_reward
 langchain_mara_training.rewards: specs
-langchain_mara_training.generation: generate costs
+langchain_mara_training.generation: generate costs answer_file
 langchain_mara_training.labeling: shard_list token_labels shards answer_tokens answer_store preference
     rollout_options prompt_rows rollout drawn_pairs
 langchain_mara_training.evaluation: divergence systems reward_guided evaluate preference_rate comparison_store scoring
@@ -78,8 +81,8 @@ langchain_mara_training: aligner
 langchain_mara_training.demo: topics corpus
 langchain_mara_training.demo.smollm2: model pairs questions own_answers side_by_side
 langchain_mara_training.demo: dialogues judge measure train_tokenizer train_model build train_agent
-langchain_mara_training.jobs: inputs examples label fit distill calibrate evaluate rl
-langchain_mara_training.commands: options examples demo label fit rl evaluate report table main
+langchain_mara_training.jobs: inputs engines examples label fit distill calibrate evaluate rl generate
+langchain_mara_training.commands: options examples generate demo label fit rl evaluate report main
 """
 
 EXPECTED_ALL = [

@@ -17,10 +17,12 @@ from langchain_mara_training.commands.options import (
     DataRevision,
     Device,
     DryRun,
+    EngineOption,
     Json,
     Limit,
     Seed,
     Split,
+    Workers,
     count_option,
     name_option,
     number_option,
@@ -46,7 +48,8 @@ _HEADERS = {
 
 # Options of the systems, which are not asked again when answers are rescored.
 _OF_SYSTEMS = (
-    "agent", "model", "best_of", "threshold", "max_new_tokens", "top_k", "top_p", "seed", "dry_run",
+    "agent", "model", "best_of", "threshold", "max_new_tokens", "top_k", "top_p", "seed", "dry_run", "engine",
+    "workers",
 )  # fmt: skip
 
 
@@ -107,6 +110,8 @@ def evaluate(
     top_p: Annotated[float | None, number_option(help=_run_default("Nucleus mass", DEFAULTS.top_p))] = None,
     device: Device = None,
     seed: Seed = 0,
+    engine: EngineOption = "process",
+    workers: Workers = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -127,16 +132,17 @@ def evaluate(
         raise typer.BadParameter(f"{missing} is missing, and so is --rescore.", ctx)
     with one_sentence():
         from langchain_mara_training import run_folder
+        from langchain_mara_training.jobs.engines import EngineChoice
         from langchain_mara_training.jobs.evaluate import evaluate as evaluate_run
         from langchain_mara_training.jobs.evaluate import examples
 
         if rescore is not None:
             refuse_unused(ctx, _OF_SYSTEMS, "with --rescore")
-        options = run_folder.resolved(ctx.params, "report", "output", "dry_run", "as_json")
+        options = run_folder.resolved(ctx.params, "report", "output", "dry_run", "as_json", "engine", "workers")
         if dry_run:
             print_examples(*examples(report, output, options), as_json=as_json)
             return
-        evaluation = evaluate_run(report, output, options)
+        evaluation = evaluate_run(report, output, options, EngineChoice(engine, workers))
         if as_json:
             print_json({"title": evaluation.title, "systems": evaluation.systems})
             return

@@ -19,10 +19,12 @@ from langchain_mara_training.commands.options import (
     DataRevision,
     Device,
     DryRun,
+    EngineOption,
     Json,
     Limit,
     Seed,
     Split,
+    Workers,
     count_option,
     name_option,
     number_option,
@@ -84,6 +86,8 @@ def label(
     limit: Limit = None,
     device: Device = None,
     seed: Seed = 0,
+    engine: EngineOption = "process",
+    workers: Workers = None,
     dry_run: DryRun = False,
     as_json: Json = False,
     reward: Annotated[list[str] | None, reward_option(rich_help_panel="Rollouts")] = None,
@@ -118,6 +122,7 @@ def label(
     """
     with one_sentence():
         from langchain_mara_training import run_folder
+        from langchain_mara_training.jobs.engines import EngineChoice
         from langchain_mara_training.jobs.label import FIRST_BAD_ROWS, label_examples
         from langchain_mara_training.jobs.label import label as label_run
 
@@ -125,11 +130,13 @@ def label(
         refuse_unused(ctx, unused, "with this labeler")
         # A run of an earlier version says nothing of the state that is judged, and resumes.
         as_before = ("judges",) if judges == "after" else ()
-        options = run_folder.resolved(ctx.params, "output", "as_json", "dry_run", *unused, *as_before)
+        options = run_folder.resolved(
+            ctx.params, "output", "as_json", "dry_run", "engine", "workers", *unused, *as_before
+        )
         if dry_run:
             print_examples(*label_examples(output, options), as_json=as_json)
             return
-        values = label_run(output, options)
+        values = label_run(output, options, EngineChoice(engine, workers))
         for sentence in values.get(FIRST_BAD_ROWS, ()):
             typer.echo(f"Skipped: {sentence}", err=True)
         if not as_json:

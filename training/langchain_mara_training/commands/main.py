@@ -5,12 +5,12 @@ from langchain_mara.server.command import serve
 from langchain_mara_training.commands.demo import demo
 from langchain_mara_training.commands.evaluate import calibrate, evaluate
 from langchain_mara_training.commands.fit import distill, fit
+from langchain_mara_training.commands.generate import generate
 from langchain_mara_training.commands.label import label
-from langchain_mara_training.commands.report import report
+from langchain_mara_training.commands.report import report, table
 from langchain_mara_training.commands.rl import rl
-from langchain_mara_training.commands.table import table
 
 __all__ = ["app"]
 
-for command in (demo, serve, label, fit, distill, rl, calibrate, evaluate, report, table):
+for command in (generate, demo, serve, label, fit, distill, rl, calibrate, evaluate, report, table):
     app.command()(command)

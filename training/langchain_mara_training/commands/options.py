@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Column, Table
@@ -35,6 +35,13 @@ Split = Annotated[str, name_option(help="Split of a data set on the hub.")]
 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check the options, print three examples as the model reads them, and stop.")
+]
+EngineOption = Annotated[
+    Literal["process", "ray"],
+    name_option("--engine", help="What computes: this process, or ray, whose workers each load the model."),
+]
+Workers = Annotated[
+    int | None, count_option(help="Workers of --engine ray; by default one per GPU, or one if there is none.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

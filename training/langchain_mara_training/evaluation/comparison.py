@@ -1,6 +1,7 @@
 """Asks systems the same prompts and scores their answers, chunk by chunk, in a folder where it can resume."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training.data.readers import Row, Source, read_prompts
+from langchain_mara_training.engines.blocks import Engine, InProcess
 from langchain_mara_training.evaluation.comparison_store import Answer, ComparisonStore, digest
 from langchain_mara_training.evaluation.preference_rate import CONFIDENCE
 from langchain_mara_training.evaluation.results import Comparison
-from langchain_mara_training.evaluation.scoring import Judges, Scoring
+from langchain_mara_training.evaluation.scoring import Asked, Judges, Scoring
 from langchain_mara_training.evaluation.systems import System
 from langchain_mara_training.generation.generate import Rewards
 from langchain_mara_training.rewards.calling import RewardFunction
@@ -44,6 +46,7 @@ def compare(
     facts: Mapping[str, Any] | None = None,
     callbacks: JobCallback | Sequence[JobCallback] = (),
     verbose: bool = False,
+    engine: Engine | None = None,
 ) -> Comparison:
     """Asks all systems the same prompts with the same seeds, and scores the answers.
 
@@ -66,6 +69,7 @@ def compare(
             there is an `output`. If one stops the job, you get the comparison on the prompts so far, and the folder can
             resume.
         verbose: Whether to show a progress bar.
+        engine: What asks the systems: `RayData` with a `Scoring` of the same systems; by default this process.
 
     Raises:
         OptionsError: If names clash, the baseline is not a system, or a number is out of range.
@@ -80,7 +84,7 @@ def compare(
     as_callbacks(callbacks)
     rows = read_prompts(prompts)
     judges = Judges(rewards, harmful)
-    scoring = Scoring(judges, by_name[baseline].answering, random_state)
+    engine = engine or InProcess(Scoring(judges, systems, by_name[baseline].answering, random_state))
     config: Config = {
         "systems": {name: system.describe() for name, system in by_name.items()},
         "prompts": {"count": len(rows), "digest": digest(rows)},
@@ -102,38 +106,41 @@ def compare(
             answers = {name: store.read_answers(name) for name in by_name}
         comparison = Comparison(asked, answers, baseline, config)
         with job_events(callbacks, "compare", "prompts", len(rows), _answered_by_all(answers)) as events:
-            _add_missing_answers(systems, rows, scoring, comparison, store, chunk, events, verbose=verbose)
+            missing = list(_missing(rows, answers, chunk))
+            _add_answers(missing, engine, comparison, store, events, verbose=verbose)
     return _first_prompts(comparison, _answered_by_all(answers))
 
 
-def _add_missing_answers(
-    systems: Sequence[System],
-    rows: Sequence[Row],
-    scoring: Scoring,
+def _missing(rows: Sequence[Row], answers: Mapping[str, Sequence[Answer]], chunk: int) -> Iterator[Asked]:
+    """What is still to be asked, chunk by chunk and system by system."""
+    for start in range(0, len(rows), chunk):
+        end = min(start + chunk, len(rows))
+        left = {name: range(max(start, len(given)), end) for name, given in answers.items() if len(given) < end}
+        for name, numbers in left.items():
+            yield Asked(name, numbers, rows[numbers.start : end], ends_chunk=name == list(left)[-1])
+
+
+def _add_answers(
+    missing: Sequence[Asked],
+    engine: Engine,
     comparison: Comparison,
     store: ComparisonStore | None,
-    chunk: int,
     events: JobEvents,
     *,
     verbose: bool,
 ) -> None:
-    """Adds the missing answers to the comparison and to the store, chunk by chunk and system by system."""
+    """Adds the missing answers to the comparison and to the store, in their order."""
     answers = comparison.answers
-    missing = sum(len(rows) - len(system_answers) for system_answers in answers.values())
-    with progress_bar("answers", shown=verbose, transient=True) as progress:
-        bar = progress.add_task("comparing", total=missing)
-        for start in range(0, len(rows), chunk):
-            for system in systems:
-                system_answers = answers[system.name]
-                numbers = range(max(start, len(system_answers)), min(start + chunk, len(rows)))
-                if numbers:
-                    new_answers = scoring.answers(system, rows, numbers)
-                    if store is not None:
-                        store.append(system.name, new_answers)
-                    system_answers += new_answers
-                    progress.update(bar, advance=len(new_answers))
+    results = engine.map(Scoring.answers, missing)
+    with progress_bar("answers", shown=verbose, transient=True) as progress, closing(results):
+        bar = progress.add_task("comparing", total=sum(len(asked.numbers) for asked in missing))
+        for asked, new_answers in zip(missing, results, strict=True):
+            if store is not None:
+                store.append(asked.system, new_answers)
+            answers[asked.system] += new_answers
+            progress.update(bar, advance=len(new_answers))
             done = _answered_by_all(answers)
-            if done == events.progress.done:
+            if not asked.ends_chunk or done == events.progress.done:
                 continue
             so_far = _first_prompts(comparison, done)
             stop = events.step(done, **{name: _mean(so_far.rewards(name)) for name in answers})

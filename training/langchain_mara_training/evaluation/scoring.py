@@ -1,7 +1,7 @@
 """Answers of a system with everything measured on them: rewards, harm, divergence from the plain model, cost."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,14 @@ from langchain_mara_training.evaluation.comparison_store import Answer
 from langchain_mara_training.evaluation.divergence import divergence, share_vocabulary
 from langchain_mara_training.evaluation.systems import System
 from langchain_mara_training.generation.costs import CostedAnswer
-from langchain_mara_training.generation.generate import GeneratedAnswer, Rewards, score_answers, score_each, weighted
+from langchain_mara_training.generation.generate import (
+    GeneratedAnswer,
+    Rewards,
+    prompt_seed,
+    score_answers,
+    score_each,
+    weighted,
+)
 from langchain_mara_training.rewards.calling import RewardFunction
 from langchain_mara_training.rewards.weighted import WeightedRewards
 from langchain_mara_training.storage.identity.job_identity import describe_rewards
@@ -31,6 +38,7 @@ class Judges:
 
     def __init__(self, rewards: Rewards, harmful: RewardFunction | None) -> None:
         self.rewards = weighted(rewards)
+        self.harmful_function = harmful
         self.harmful = None if harmful is None else weighted(harmful)
 
     def describe(self) -> dict[str, Any]:
@@ -73,37 +81,53 @@ class Judges:
         return verdicts
 
 
+class Asked(NamedTuple):
+    """Prompts that a system is to answer.
+
+    Attributes:
+        system: Name of the system.
+        numbers: Numbers of the prompts.
+        rows: The row of each prompt.
+        ends_chunk: Whether it is the last system to be asked these prompts.
+    """
+
+    system: str
+    numbers: Sequence[int]
+    rows: Sequence[Row]
+    ends_chunk: bool = True
+
+
 class Scoring:
     """Asks systems for answers and scores them.
 
     Args:
         judges: Reward functions and harm classifier.
+        systems: The systems, each with a name of its own.
         plain: LLM that divergence is measured from.
         random_state: Seed from which the seeds of all prompts are derived.
     """
 
-    def __init__(self, judges: Judges, plain: MaraLLM, random_state: int) -> None:
+    def __init__(self, judges: Judges, systems: Sequence[System], plain: MaraLLM, random_state: int) -> None:
         self.judges = judges
+        self.systems = {system.name: system for system in systems}
         self.plain = plain
         self.random_state = random_state
         self._shared: dict[str, bool] = {}
 
-    def answers(self, system: System, rows: Sequence[Row], numbers: Sequence[int]) -> list[Answer]:
-        """A system's answers to some of the prompts.
+    def answers(self, asked: Asked) -> list[Answer]:
+        """A system's answers to some of the prompts. Every engine calls this method.
 
         Args:
-            system: System to ask.
-            rows: Rows of all prompts.
-            numbers: Numbers of the prompts to answer.
+            asked: System and prompts.
 
         Raises:
             PromptError: If a prompt is too long.
             RewardError: If a reward function fails.
         """
-        asked = [rows[number] for number in numbers]
-        costed_answers = system.answer(asked, [self._seed(number) for number in numbers])
+        system, rows = self.systems[asked.system], asked.rows
+        costed_answers = system.answer(rows, [prompt_seed(self.random_state, number) for number in asked.numbers])
         answers = [costed.answer for costed in costed_answers]
-        verdicts = self.judges.verdicts(asked, answers, _scored_already(self.judges.rewards, costed_answers))
+        verdicts = self.judges.verdicts(rows, answers, _scored_already(self.judges.rewards, costed_answers))
         return [
             Answer(
                 number=number,
@@ -113,12 +137,8 @@ class Scoring:
                 **verdict,
                 **_costs(costed),
             )
-            for number, row, costed, verdict in zip(numbers, asked, costed_answers, verdicts, strict=True)
+            for number, row, costed, verdict in zip(asked.numbers, rows, costed_answers, verdicts, strict=True)
         ]
-
-    def _seed(self, number: int) -> int:
-        """Seed of a prompt's draws. Every prompt has a different one; otherwise all prompts would draw alike."""
-        return int(np.random.SeedSequence([self.random_state, number]).generate_state(1)[0])
 
     def _divergence(self, system: System, row: Row, answer: GeneratedAnswer) -> float | None:
         if system.name not in self._shared:

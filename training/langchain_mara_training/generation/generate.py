@@ -106,6 +106,16 @@ def generate_answers(
     ]
 
 
+def prompt_seed(random_state: int, number: int) -> int:
+    """Seed of the draws for a prompt. Every prompt has a different one; otherwise all prompts would draw alike.
+
+    Args:
+        random_state: Seed of the job.
+        number: Number of the prompt.
+    """
+    return int(np.random.SeedSequence([random_state, number]).generate_state(1)[0])
+
+
 def score_answers(rewards: Rewards, rows: Sequence[Row], answers: Sequence[GeneratedAnswer]) -> NDArray[np.float64]:
     """Rewards (n,) of answers; NaN for an answer that was not scored.
 

@@ -9,7 +9,9 @@ from langchain_mara_training import run_folder
 from langchain_mara_training.data.readers import Row, read_prompts
 from langchain_mara_training.evaluation.comparison import CHUNK_BATCHES, Comparison, compare
 from langchain_mara_training.evaluation.rescoring import rescore
+from langchain_mara_training.evaluation.scoring import Judges, Scoring
 from langchain_mara_training.evaluation.systems import BestOf, Decoding, System
+from langchain_mara_training.jobs.engines import IN_PROCESS, EngineChoice, Made
 from langchain_mara_training.jobs.examples import Example, prompt_examples
 from langchain_mara_training.jobs.inputs import DECODING, Options, Values, load_llm, load_rows, require_agent
 from langchain_mara_training.rewards.calling import RewardFunction
@@ -34,7 +36,9 @@ class Evaluation(NamedTuple):
 
 
 @current_folder_first()
-def evaluate(report: Path | None, output: Path | None, options: Options) -> Evaluation:
+def evaluate(
+    report: Path | None, output: Path | None, options: Options, choice: EngineChoice = IN_PROCESS
+) -> Evaluation:
     """Compares an agent with plain decoding and best-of-n, or scores a comparison again.
 
     Args:
@@ -43,12 +47,14 @@ def evaluate(report: Path | None, output: Path | None, options: Options) -> Eval
         options: Options of the command. Values of None are taken from the agent's run, if it has one, except
             for its rewards, which must be given again. With `rescore`, the folder of a comparison, its answers are
             scored and nothing is generated.
+        choice: What asks the systems.
 
     Raises:
         MaraError: If data, model, agent, rewards or folders cannot be used.
     """
     _require_places(report, output)
-    config, comparison = _rescored(output, options) if options.get("rescore") else _compared(output, options)
+    choice.check()
+    config, comparison = _rescored(output, options) if options.get("rescore") else _compared(output, options, choice)
     summaries = comparison.summaries()
     if options["agent"] is not None and run_folder.agent_config(options["agent"]):
         append_record(options["agent"], "evaluate", "evaluated", config=config, systems=summaries)
@@ -85,29 +91,38 @@ def _require_places(report: Path | None, output: Path | None) -> None:
         require_file(report, "--report")
 
 
-def _compared(output: Path | None, options: Options) -> tuple[Values, Comparison]:
+def _compared(output: Path | None, options: Options, choice: EngineChoice) -> tuple[Values, Comparison]:
     config = {**options, **_options_left_open(options, run_folder.agent_config(options["agent"]))}
     rows = _rows(config)
     require_agent(config)
-    rewards, harmful = _judges(config)
-    decoding = {name: config[name] for name in (*DECODING, "batch_size", "seed")}
-    decoding["accept_threshold"] = config["threshold"]
-    # What is still open is left to the agent, which may recommend a value.
-    llm = load_llm(config, config["device"], **{name: given for name, given in decoding.items() if given is not None})
-    systems: list[System] = [Decoding("plain", llm.with_agent(None)), Decoding("MARA", llm)]
+    made = _made(config, config["device"])
+    scoring: Scoring = made.worker
     comparison = compare(
-        [*systems, *(BestOf(llm, rewards, n) for n in config["best_of"] or ())],
+        list(scoring.systems.values()),
         rows,
-        rewards,
+        scoring.judges.rewards,
         output,
-        harmful=harmful,
+        harmful=scoring.judges.harmful_function,
         chunk=CHUNK_BATCHES * config["batch_size"],
         random_state=config["seed"],
         tolerance=config.get("tolerance"),
         facts=_facts(config),
         verbose=True,
+        engine=choice.engine(_made, config, made),
     )
     return config, comparison
+
+
+def _made(config: Options, device: str | None) -> Made:
+    """What asks plain decoding, the agent and best-of-n, and scores the answers."""
+    rewards, harmful = _judges({**config, "device": device})
+    decoding = {name: config[name] for name in (*DECODING, "batch_size", "seed")}
+    decoding["accept_threshold"] = config["threshold"]
+    # What is still open is left to the agent, which may recommend a value.
+    llm = load_llm(config, device, **{name: given for name, given in decoding.items() if given is not None})
+    systems: list[System] = [Decoding("plain", llm.with_agent(None)), Decoding("MARA", llm)]
+    systems += [BestOf(llm, rewards, n) for n in config["best_of"] or ()]
+    return Made(Scoring(Judges(rewards, harmful), systems, systems[0].answering, config["seed"]), llm)
 
 
 def _rescored(output: Path | None, options: Options) -> tuple[Values, Comparison]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from langchain_mara.exceptions import OptionsError
 from langchain_mara_training import run_folder
 from langchain_mara_training.data.readers import iterate_feedback, iterate_prompts
+from langchain_mara_training.jobs.engines import IN_PROCESS, EngineChoice, Made
 from langchain_mara_training.jobs.examples import EXAMPLES, Example, pair_examples, prompt_examples
 from langchain_mara_training.jobs.inputs import (
     DECODING,
@@ -50,12 +51,13 @@ def label_examples(output: Path, options: Options) -> tuple[list[Example], int]:
 
 
 @current_folder_first()
-def label(output: Path, options: Options) -> Values:
+def label(output: Path, options: Options, choice: EngineChoice = IN_PROCESS) -> Values:
     """Labels tokens into a run folder.
 
     Args:
-        output: Run folder. An interrupted job resumes there.
+        output: Run folder. An interrupted job resumes there, with any engine.
         options: Options of the command.
+        choice: What computes the shards.
 
     Returns:
         Counts and times, and sentences about the first bad rows if any were skipped. With several
@@ -67,17 +69,20 @@ def label(output: Path, options: Options) -> Values:
     """
     if options["labeler"] == "rollout" and not options["reward"]:
         raise OptionsError("Rollouts are labeled by reward functions. Give at least one --reward.")
+    choice.check()
     run = run_folder.Run(output, "label", options)
     state = processes()
     device = str(state.device) if options["device"] is None and state.num_processes > 1 else options["device"]
     source = open_rows(options)
     require_agent(options)
-    labeler = _labeler(options, device)
+    made = _made(options, device)
+    labeler = made.worker
+    engine = choice.engine(_made, options, made)
     with no_progress_bars():
         rows = labeler.read(source)
     with run.working(state):
         started = time.perf_counter()
-        labels = labeler.label(rows, run.features)
+        labels = labeler.label(rows, run.features, engine=engine)
         if not state.is_main_process:
             return {}
         seconds = time.perf_counter() - started
@@ -93,6 +98,11 @@ def label(output: Path, options: Options) -> Values:
         values |= {FIRST_BAD_ROWS: labeler.report_.first_bad} if labeler.report_.first_bad else {}
         run.log("labeled", **values)
     return values
+
+
+def _made(options: Options, device: str | None) -> Made:
+    labeler = _labeler(options, device)
+    return Made(labeler, labeler.llm)
 
 
 def _labeler(options: Options, device: str | None) -> PreferenceLabeler | RolloutLabeler:

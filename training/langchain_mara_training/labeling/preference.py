@@ -19,6 +19,7 @@ from langchain_mara.policy.verification import policy_of
 from langchain_mara_training.data.readers import Groups, iterate_feedback
 from langchain_mara_training.data.row_report import RowReport, placed
 from langchain_mara_training.data.sources import OpenedSource, Source
+from langchain_mara_training.engines.blocks import Engine, InProcess
 from langchain_mara_training.generation.prompts import check_too_long
 from langchain_mara_training.generation.states import batch_states, check_judges, features_before
 from langchain_mara_training.labeling.answer_store import AnswerStore
@@ -106,6 +107,7 @@ class PreferenceLabeler:
         output: str | Path | None = None,
         *,
         callbacks: JobCallback | Sequence[JobCallback] = (),
+        engine: Engine | None = None,
     ) -> TokenLabels:
         """Labels the tokens of preference pairs, ranked lists or unpaired feedback.
 
@@ -118,6 +120,7 @@ class PreferenceLabeler:
                 processes; by default the labels stay in memory.
             callbacks: One or several `JobCallback`s: a step is a shard, and so is a checkpoint if there is an `output`.
                 If one stops the job, you get the labels of the shards so far, and the folder can resume.
+            engine: What computes the shards: `RayData` with labelers like this one; by default this process.
 
         Raises:
             DataError: If a row cannot be used, a prompt is too long, or no token gets a label.
@@ -127,7 +130,8 @@ class PreferenceLabeler:
         jobs = list(self._jobs(answers))
         return label_shards(
             jobs,
-            lambda job: self._compute([answers[number] for number in job]),
+            lambda job: [answers[number] for number in job],
+            engine or InProcess(self),
             sizes=[sum(answers.length(number) for number in job) for job in jobs],
             identity=lambda: self._identity(answers),
             output=output,
@@ -175,7 +179,12 @@ class PreferenceLabeler:
             yield job
 
     @torch.inference_mode()
-    def _compute(self, job: Sequence[LabeledAnswer]) -> LabeledTokens:
+    def compute(self, job: Sequence[LabeledAnswer]) -> LabeledTokens:
+        """Labels the tokens of some answers.
+
+        Args:
+            job: The answers of a shard.
+        """
         parts = [self._label_batch(batch) for batch in self._batches(job)]
         shard = LabeledTokens.join(parts)
         finite = shard.states.isfinite().all(-1)

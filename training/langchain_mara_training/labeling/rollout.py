@@ -27,6 +27,7 @@ from langchain_mara.options import options_error
 from langchain_mara.policy.verification import policy_of
 from langchain_mara_training.data.row_report import RowReport
 from langchain_mara_training.data.sources import OpenedSource, Source
+from langchain_mara_training.engines.blocks import Engine, InProcess
 from langchain_mara_training.generation.generate import AnswerStart, generate_answers, score_answers
 from langchain_mara_training.generation.prompts import check_too_long
 from langchain_mara_training.generation.states import check_judges, columns_of, features_before
@@ -119,16 +120,17 @@ class RolloutLabeler:
         output: str | Path | None = None,
         *,
         callbacks: JobCallback | Sequence[JobCallback] = (),
+        engine: Engine | None = None,
     ) -> TokenLabels:
         """Labels candidates at positions of the LLM's own answers.
 
         Args:
             prompts: Texts, lists of messages, rows with a `prompt`, any other source that `read_prompts` reads, or what
-                `read` returned.
-                Other columns go to the reward functions.
+                `read` returned. Other columns go to the reward functions.
             output: Folder of the shards; by default the labels stay in memory.
             callbacks: One or several `JobCallback`s: a step is a shard, and so is a checkpoint if there is an `output`.
                 If one stops the job, you get the labels of the shards so far, and the folder can resume.
+            engine: What computes the shards: `RayData` with labelers like this one; by default this process.
 
         Raises:
             DataError: If a row has no prompt, or no candidate gets a label.
@@ -140,7 +142,8 @@ class RolloutLabeler:
         jobs = [rows[i : i + size] for i in range(0, len(rows), size)]
         return label_shards(
             jobs,
-            self._compute,
+            list,
+            engine or InProcess(self),
             sizes=[len(job) * self.llm.max_new_tokens for job in jobs],
             identity=lambda: self._identity(rows),
             output=output,
@@ -161,7 +164,8 @@ class RolloutLabeler:
         self.report_ = prompts.report if isinstance(prompts, OpenedSource) else RowReport(self.on_bad_row)
         return read_prompt_rows(self.llm, prompts, self._policy.context, self.too_long, self.report_)
 
-    def _compute(self, job: Sequence[PromptRow]) -> LabeledTokens:
+    def compute(self, job: Sequence[PromptRow]) -> LabeledTokens:
+        """Labels candidates at positions of the answers to a shard's prompts."""
         positions = list(self._positions(job))
         for start in range(0, len(positions), self.options.batch_size):
             self._examine(positions[start : start + self.options.batch_size])

@@ -5,15 +5,17 @@ several processes (`torchrun --nproc_per_node 2 script.py`) give the same labels
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
 
 from langchain_mara.exceptions import DataError, TrainingError
+from langchain_mara_training.engines.blocks import Engine
 from langchain_mara_training.labeling.shard_list import (
     LIST_NAME,
     MANIFEST_NAME,
@@ -24,6 +26,7 @@ from langchain_mara_training.labeling.shard_list import (
     write_shard,
 )
 from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
+from langchain_mara_training.storage.atomic import remove_temporary_files
 from langchain_mara_training.storage.callbacks import JobCallback, JobEvents, as_callbacks, job_events
 from langchain_mara_training.storage.distributed import processes
 from langchain_mara_training.storage.identity.job_identity import claim
@@ -36,9 +39,60 @@ _JOB = "label"
 Job = TypeVar("Job")
 
 
+class Labeler(Protocol):
+    """What labels tokens."""
+
+    def compute(self, job: Any) -> LabeledTokens:
+        """The labels of a job's tokens, which depend on the job alone."""
+
+
+class Shard(NamedTuple):
+    """A shard to compute.
+
+    Attributes:
+        number: Its number, from 0.
+        job: What the labeler labels.
+        seed: Seed of the order of its rows.
+        folder: Folder to write it to; None to return it.
+    """
+
+    number: int
+    job: Any
+    seed: int
+    folder: Path | None
+
+
+class ComputedShard(NamedTuple):
+    """What became of a shard.
+
+    Attributes:
+        labels: Number of its labels.
+        accept_share: Share of the labels that accept; NaN if there are none.
+        tokens: The labels, if they were not written.
+    """
+
+    labels: int
+    accept_share: float
+    tokens: LabeledTokens | None
+
+
+def compute_shard(labeler: Labeler, shard: Shard) -> ComputedShard:
+    """Labels a shard's tokens, and writes them if there is a folder. Every engine calls this function.
+
+    Args:
+        labeler: What labels them.
+        shard: The shard.
+    """
+    tokens = _shuffled(labeler.compute(shard.job), shard.seed)
+    if shard.folder is not None:
+        write_shard(shard.folder, shard.number, tokens._asdict())
+    return ComputedShard(len(tokens.labels), _mean(tokens.labels), tokens if shard.folder is None else None)
+
+
 def label_shards(
     jobs: Sequence[Job],
-    compute: Callable[[Job], LabeledTokens],
+    content: Callable[[Job], Any],
+    engine: Engine,
     *,
     sizes: Sequence[int],
     identity: Callable[[], Mapping[str, Any]],
@@ -50,8 +104,9 @@ def label_shards(
     """Computes the missing shards and returns the labels of all shards.
 
     Args:
-        jobs: Job of each shard.
-        compute: Function that labels a job's tokens and depends only on the job.
+        jobs: What each shard holds, perhaps by number.
+        content: Gives what the labeler labels; called when a shard's turn comes.
+        engine: What computes the shards. Its worker is a `Labeler`.
         sizes: Size of each job in tokens, for the progress bar.
         identity: Gives everything the labels depend on, by name; a folder with another identity is refused. It is
             called only if there is a folder.
@@ -72,9 +127,9 @@ def label_shards(
         raise DataError("Several processes share their labels through a folder. Give output=.")
     if output is None:
         with job_events(callbacks, _JOB, "shards", len(jobs)) as events:
-            numbers = range(len(jobs))
-            kept = _computed(jobs, compute, numbers, sizes, seed, description, events)
-            return TokenLabels.of([shard for shard in kept.values() if shard is not None])
+            shards = (Shard(i, content(job), seed + i, None) for i, job in enumerate(jobs))
+            kept = _computed(engine, shards, sizes, description, events)
+            return TokenLabels.of([shard.tokens for shard in kept if shard.tokens is not None])
     folder = Path(output).expanduser()
     as_callbacks(callbacks)
     with job_lock(folder, state):
@@ -85,38 +140,31 @@ def label_shards(
         missing = [i for i in own_numbers if i not in listed or not is_intact(folder, listed[i])]
         done = len(own_numbers) - len(missing)
         with job_events(callbacks, _JOB, "shards", len(own_numbers), done) as events:
-            computed = _computed(jobs, compute, missing, sizes, seed, description, events, folder)
+            shards = (Shard(i, content(jobs[i]), seed + i, folder) for i in missing)
+            computed = _computed(engine, shards, [sizes[i] for i in missing], description, events)
             if len(computed) < len(missing):
                 return _labels_so_far(folder, state)
             _wait_for(folder, len(jobs))
             if state.is_main_process:
                 close_list(folder)
+                # Nobody writes any more, but a worker that was killed may have left a part of a shard.
+                remove_temporary_files(folder, alone=True)
     return TokenLabels.of_files([folder / SHARD_NAME.format(i) for i in range(len(jobs))])
 
 
 def _computed(
-    jobs: Sequence[Job],
-    compute: Callable[[Job], LabeledTokens],
-    numbers: Sequence[int],
-    sizes: Sequence[int],
-    seed: int,
-    description: str,
-    events: JobEvents,
-    folder: Path | None = None,
-) -> dict[int, LabeledTokens | None]:
-    """Computes the shards of some numbers until a callback stops it; each is written to the folder or returned."""
-    computed: dict[int, LabeledTokens | None] = {}
+    engine: Engine, shards: Iterable[Shard], sizes: Sequence[int], description: str, events: JobEvents
+) -> list[ComputedShard]:
+    """Computes shards, of which the sizes in tokens are known, until a callback stops it."""
+    computed: list[ComputedShard] = []
     before = events.progress.done
-    with progress_bar("tokens", transient=True) as progress:
-        bar = progress.add_task(description, total=sum(sizes[i] for i in numbers))
-        for i in numbers:
-            shard = _shuffled(compute(jobs[i]), seed + i)
-            if folder is not None:
-                write_shard(folder, i, shard._asdict())
-            computed[i] = shard if folder is None else None
-            progress.update(bar, advance=sizes[i])
-            stop = events.step(before + len(computed), labels=len(shard.labels), accept_share=_mean(shard.labels))
-            if folder is not None:
+    with progress_bar("tokens", transient=True) as progress, closing(engine.map(compute_shard, shards)) as results:
+        bar = progress.add_task(description, total=sum(sizes))
+        for size, shard in zip(sizes, results, strict=True):
+            computed.append(shard)
+            progress.update(bar, advance=size)
+            stop = events.step(before + len(computed), labels=shard.labels, accept_share=shard.accept_share)
+            if shard.tokens is None:
                 events.checkpoint()
             if stop:
                 break

@@ -4,7 +4,6 @@ A Ray worker keeps only its own copy of the policy model. Each round, it receive
 weights. If it dies, a new worker plays the same round again, so nothing is lost and the result does not change.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +18,7 @@ from langchain_mara._base import LocalModel
 from langchain_mara.exceptions import OptionsError, TrainingError
 from langchain_mara.policy.loaded_model import model_fingerprint
 from langchain_mara.policy.packed_linear import is_packed
+from langchain_mara.serving.ray_runtime import import_ray, require_resources, start_ray
 from langchain_mara_training.fitting.networks import AgentKind, make_agent_of
 from langchain_mara_training.generation.costs import count_passes
 from langchain_mara_training.generation.generate import GeneratedAnswer
@@ -111,11 +111,8 @@ class RayWorkers:
     def __init__(
         self, llm: MaraLLM, options: EnvironmentOptions, workers: int, resources: Mapping[str, Any] | None = None
     ) -> None:
-        self.ray = _import_ray()
-        self._started = not self.ray.is_initialized()
-        if self._started:
-            cpus = max(workers, os.cpu_count() or 1)
-            self.ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        self.ray = import_ray("Workers need", "Or set workers=0.")
+        self._started = start_ray(self.ray, workers)
         needs = {"num_cpus": 1, "num_gpus": int(llm.model.device.type == "cuda"), **(resources or {})}
         self._require(workers, needs)
         actor = self.ray.remote(_Worker).options(**needs, max_restarts=-1, max_task_retries=_RETRIES)
@@ -148,15 +145,11 @@ class RayWorkers:
         return collect
 
     def _require(self, workers: int, resources: Mapping[str, Any]) -> None:
-        # Ray would wait for missing resources forever.
-        available = self.ray.cluster_resources()
-        for name, kind in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
-            if workers * resources[name] > available.get(kind, 0):
-                self._stop()
-                raise OptionsError(
-                    f"{workers} workers with {name}={resources[name]} need more than the {available.get(kind, 0):g} "
-                    f"that Ray has. Use fewer workers, or give each a fraction: worker_options={{{name!r}: …}}."
-                )
+        try:
+            require_resources(self.ray, workers, resources, ", or give each a fraction: worker_options={{{name!r}: …}}")
+        except OptionsError:
+            self._stop()
+            raise
 
     def close(self) -> None:
         """Ends the workers, and Ray if it was started for them."""
@@ -253,11 +246,3 @@ def _agent_shape(llm: MaraLLM) -> AgentShape:
     if agent is None:
         raise ValueError("Episodes need an agent. Give the LLM one with with_agent.")
     return agent.kind, columns_of(agent.judges, agent.hidden_size), agent.width, getattr(agent, "rank", None)
-
-
-def _import_ray() -> Any:
-    try:
-        import ray  # noqa: PLC0415 - an extra, and slow to import
-    except ImportError:
-        raise OptionsError("Workers need Ray: pip install 'langchain-mara[ray]'. Or set workers=0.") from None
-    return ray

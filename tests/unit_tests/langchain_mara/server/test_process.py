@@ -4,55 +4,21 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import openai
 import pytest
-from http_servers import app_of, listening, wait_until
+from http_servers import app_of, listening, mara_serve
 
 from langchain_mara import MaraLLM
-
-CODE = "from langchain_mara_training.commands.main import app; app(prog_name='mara')"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
-@contextmanager
-def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], openai.OpenAI]]:
-    """A server and a client of it."""
-    port = free_port()
-    command = [sys.executable, "-c", CODE, "serve", "--port", str(port), *arguments]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-    try:
-        wait_until(lambda: _answers(port) or started.poll() is not None, 120)
-        yield started, client
-    finally:
-        if started.poll() is None:
-            started.kill()
-        started.wait(20)
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.enable_socket
 def test_a_process_answers_and_drains() -> None:
     asked: Any = [{"role": "user", "content": "How do I boil an egg?"}]
-    with process("--json-log", "--drain-s", "60") as (server, client):
+    with mara_serve("--json-log", "--drain-s", "60") as (server, client):
         assert [model.id for model in client.models.list()] == ["mara-demo", "mara-demo+harmless"]
         settings: Any = {"model": "mara-demo", "messages": asked, "n": 8, "temperature": 1.5, "seed": 1}
         extra = {"mara": {"regex": "[a-z ]{400}"}}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import tiny_agent
 from langchain_mara_training.evaluation.divergence import divergence
-from langchain_mara_training.evaluation.scoring import Judges, Scoring, rounding_of
+from langchain_mara_training.evaluation.scoring import Asked, Judges, Scoring, rounding_of
 from langchain_mara_training.evaluation.systems import BestOf, Decoding
 
 from langchain_mara import MaraLLM
@@ -28,8 +28,8 @@ def mara(demo_llm: MaraLLM) -> MaraLLM:
 @pytest.mark.parametrize("numbers", [[0, 1], [1]])
 def test_answers_carry_their_numbers_counts_and_scores(mara: MaraLLM, demo_llm: MaraLLM, numbers: list[int]) -> None:
     judges = Judges(hardness, lambda hard, **_: [-1.0 if difficulty else None for difficulty in hard])
-    scoring = Scoring(judges, demo_llm, 0)
-    answers = scoring.answers(Decoding("MARA", mara), ROWS, numbers)
+    scoring = Scoring(judges, [Decoding("MARA", mara)], demo_llm, 0)
+    answers = scoring.answers(Asked("MARA", numbers, [ROWS[number] for number in numbers]))
     traces = mara.trace([ROWS[number]["prompt"] for number in numbers])
     for number, answer, trace in zip(numbers, answers, traces, strict=True):
         accepted = [decision.index for decision, _ in trace if decision.accept_probabilities and decision.accepted]
@@ -46,9 +46,9 @@ def test_answers_carry_their_numbers_counts_and_scores(mara: MaraLLM, demo_llm: 
 
 
 def test_without_a_classifier_nothing_is_harmful_or_not(mara: MaraLLM) -> None:
-    scoring = Scoring(Judges(hardness, None), mara, 0)
+    scoring = Scoring(Judges(hardness, None), [Decoding("", mara)], mara, 0)
     assert scoring.judges.describe()["harmful"] is None
-    assert [answer.harmful for answer in scoring.answers(Decoding("", mara), ROWS, [0, 1])] == [None, None]
+    assert [answer.harmful for answer in scoring.answers(Asked("", [0, 1], ROWS))] == [None, None]
 
 
 def test_the_rewards_that_chose_an_answer_are_its_rewards(demo_llm: MaraLLM) -> None:
@@ -61,12 +61,12 @@ def test_the_rewards_that_chose_an_answer_are_its_rewards(demo_llm: MaraLLM) -> 
 
     llm = demo_llm.model_copy(update={"max_new_tokens": 8})
     best = BestOf(llm, unsteady, 3)
-    scoring = Scoring(Judges([unsteady, hardness], None), llm, 0)
-    answers = scoring.answers(best, ROWS, [0, 1])
+    scoring = Scoring(Judges([unsteady, hardness], None), [best, Decoding("plain", llm)], llm, 0)
+    answers = scoring.answers(Asked(best.name, [0, 1], ROWS))
     assert calls == [6]
     assert [answer.rewards["unsteady"] for answer in answers] == [len(answer.completion) + 1e-6 for answer in answers]
     assert [answer.rewards["hardness"] for answer in answers] == [2.0, None]
-    scoring.answers(Decoding("plain", llm), ROWS, [0, 1])
+    scoring.answers(Asked("plain", [0, 1], ROWS))
     assert calls == [6, 2]
 
 

@@ -61,9 +61,9 @@ def test_interrupted_labelling_goes_on_and_ends_byte_identical(
     whole = content(tmp_path / "whole" / "features")
     assert len(whole) > 3
     with monkeypatch.context() as context:
-        computed = PreferenceLabeler._compute
+        computed = PreferenceLabeler.compute
         left = iter(range(2))
-        context.setattr(PreferenceLabeler, "_compute", lambda self, job: computed(self, (next(left), job)[1]))
+        context.setattr(PreferenceLabeler, "compute", lambda self, job: computed(self, (next(left), job)[1]))
         with pytest.raises(StopIteration):
             label.label(tmp_path / "killed", given)
     shards = sum(name.endswith(".safetensors") for name in whole)

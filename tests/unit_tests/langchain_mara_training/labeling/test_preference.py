@@ -191,7 +191,7 @@ def test_nothing_is_computed_before_every_row_was_judged(demo_llm: MaraLLM, monk
     def compute(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(PreferenceLabeler, "_compute", compute)
+    monkeypatch.setattr(PreferenceLabeler, "compute", compute)
     for bad in ({"weight": float("nan")}, {"group": 2**63}, {"chosen": [{"role": "assistant", "content": None}]}):
         with pytest.raises(DataError, match="the given list, row 2"):
             PreferenceLabeler(demo_llm, shard_tokens=1).label([*PAIRS, {**PAIRS[0], **bad}])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from langchain_mara_training.engines.blocks import InProcess
 from langchain_mara_training.labeling.shard_list import MANIFEST_NAME
 from langchain_mara_training.labeling.shards import label_shards
 from langchain_mara_training.labeling.token_labels import LabeledTokens, TokenLabels
@@ -31,7 +32,8 @@ def run(
     given = {"labeler": "test", **identity}
     return label_shards(
         JOBS,
-        function,
+        int,
+        InProcess(SimpleNamespace(compute=function)),
         sizes=JOBS,
         identity=lambda: given,
         output=output,

@@ -63,18 +63,24 @@ class Inbox(Generic[Item]):
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    async def take(self, timeout: float | None = None) -> list[Item]:
+    async def take(self, seconds: float | None = None) -> list[Item]:
         """All items that have arrived, at least one.
 
         Args:
-            timeout: Most seconds to wait; None for no limit. What has arrived is given even if none are left.
+            seconds: Most seconds to wait; None for no limit. What has arrived is given even if none are left.
 
         Raises:
             TimeoutError: If nothing arrived in time.
         """
         if not self._items:
-            async with asyncio.timeout(timeout):
-                while not self._items:
-                    self._reader = self.loop.create_future()
-                    await self._reader
+            if seconds is None:
+                await self._arrival()
+            else:
+                async with asyncio.timeout(seconds):
+                    await self._arrival()
         return [self._items.popleft() for _ in range(len(self._items))]
+
+    async def _arrival(self) -> None:
+        while not self._items:
+            self._reader = self.loop.create_future()
+            await self._reader

@@ -45,9 +45,10 @@ langchain_mara: chat_models llms custom_generate
 langchain_mara.hooks: generate_method
 langchain_mara: cli
 langchain_mara.server: settings errors served
-langchain_mara.server.protocol: messages fields decisions answers chat completions output_items
+langchain_mara.server.protocol: messages fields decisions events answers chat completions output_items
     response_input responses
 langchain_mara.server.playground: page
+langchain_mara.server.telemetry: spans
 langchain_mara.server: metrics state gatekeeper answering app process command
 
 langchain_mara_training.storage: defaults atomic progress callbacks records settings distributed lock

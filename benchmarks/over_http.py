@@ -156,7 +156,7 @@ def _listening(*command: str) -> Iterator[Server]:
         yield Server(port, process)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)  # longer than the server drains
 
 
 def _wait(process: "subprocess.Popen[bytes]", port: int) -> None:

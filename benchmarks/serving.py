@@ -413,7 +413,7 @@ def http_soak(
 ) -> None:
     """Clients that ask over HTTP without a pause: whole, streamed and given up answers. What is lost, and memory."""
     with serving(model, "--clients", str(clients), "--new-tokens", "16") as server:
-        table = asyncio.run(soak_over_http(server, questions(20), seconds, clients, seed))
+        table = asyncio.run(soak_over_http(server, questions(8), seconds, clients, seed))
     publish(table, output)
 
 

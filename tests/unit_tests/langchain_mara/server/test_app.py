@@ -328,8 +328,8 @@ def test_the_prompt_comes_first_in_a_stream(server: Listening, logprobs: int | N
         assert [chunk.finish_reason for chunk in own if chunk.finish_reason] == [choice.finish_reason]
         if choice.logprobs is not None:
             for column in ("tokens", "token_logprobs", "text_offset"):
-                parts = [getattr(chunk.logprobs, column) for chunk in own]
-                assert same(sum(parts, []), getattr(choice.logprobs, column))
+                joined = [value for chunk in own for value in getattr(chunk.logprobs, column)]
+                assert same(joined, getattr(choice.logprobs, column))
 
 
 def test_what_waits_for_scores_is_not_lost(server: Listening) -> None:

@@ -60,13 +60,14 @@ def test_names_of_agents(given: str, name: str, source: str) -> None:
 def test_the_container_copies_what_there_is_and_runs_our_command(served: list[Any]) -> None:
     root = Path(__file__).parents[4]
     lines = (root / "docs/deploy/Dockerfile").read_text().splitlines()
-    copied = [word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]]
+    copies = [line.split()[1:] for line in lines if line.startswith("COPY ")]
+    copied = [word for words in copies if not words[0].startswith("--from") for word in words[:-1]]
     ignored = (root / "docs/deploy/Dockerfile.dockerignore").read_text().splitlines()
     assert copied
     assert all((root / name).exists() and f"!{name}" in ignored for name in copied)
     stages = [line.split()[-1] for line in lines if line.startswith("FROM ")]
     assert {"cpu", "cuda"} <= set(stages)
-    assert all(line.split("=")[1].split()[0] in stages for line in lines if line.startswith("COPY --from"))
+    assert all(words[0].removeprefix("--from=") in stages for words in copies if words[0].startswith("--from"))
     [command] = [json.loads(line.removeprefix("ENTRYPOINT ")) for line in lines if line.startswith("ENTRYPOINT ")]
     assert command[:2] == ["mara", "serve"]
     assert "--no-auth" in message_of(mara(*command[1:]))

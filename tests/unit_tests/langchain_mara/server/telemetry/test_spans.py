@@ -11,10 +11,10 @@ from http_servers import Listening, wait_until
 from langchain_mara.server.telemetry import spans
 
 pytest.importorskip("opentelemetry.sdk", reason="needs opentelemetry-sdk")
-from opentelemetry import trace  # noqa: E402
-from opentelemetry.sdk.trace import TracerProvider  # noqa: E402
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 SECRET = "wallet"
 CALLER = "0af7651916cd43dd8448eb211c80319c"

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 Item = TypeVar("Item")
@@ -19,10 +19,10 @@ class _Bell:
     """
 
     def __init__(self) -> None:
-        self._filled: deque[Inbox] = deque()
+        self._filled: deque[Inbox[Any]] = deque()
         self._rung = False
 
-    def ring(self, inbox: "Inbox") -> None:
+    def ring(self, inbox: "Inbox[Any]") -> None:
         """Tells the loop, from any thread, that something has arrived."""
         self._filled.append(inbox)
         # Whoever finds it rung knows that the loop has yet to empty the deque, which it does after it resets this.

@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 RESULTS := benchmarks/results
+SOAK_S ?= 3600
 FLOORS ?= .venv-floors
 PARALLEL := --numprocesses logical --dist worksteal
 INSTALLED := $(VENV)/.installed
@@ -68,6 +69,7 @@ bench-long: $(INSTALLED)  ## what training gains and costs, in hours: onto the s
 	$(BIN)/python benchmarks/labelling.py speed --output $(RESULTS)/training.jsonl
 	$(BIN)/python benchmarks/fitting.py speed --output $(RESULTS)/training.jsonl
 	$(BIN)/python benchmarks/agents.py --output $(RESULTS)/decoding.jsonl
+	$(BIN)/python benchmarks/serving.py http-soak --seconds $(SOAK_S) --output $(RESULTS)/serving.jsonl
 	$(BIN)/python benchmarks/alignment.py table --output $(RESULTS)/alignment.jsonl
 	$(BIN)/python benchmarks/alignment.py ablation --output $(RESULTS)/alignment.jsonl
 	$(BIN)/python benchmarks/reinforcement.py steps --output $(RESULTS)/reinforcement.jsonl

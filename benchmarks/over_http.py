@@ -1,6 +1,9 @@
 """The same calls over HTTP and in the same process: throughput, and time to the first token."""
 
 import asyncio
+import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -8,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
@@ -84,26 +88,75 @@ def over_http(port: int, model: str, new_tokens: int) -> Call:
     return call
 
 
+class Server(NamedTuple):
+    """A server in a process of its own.
+
+    Attributes:
+        port: Its port.
+        process: Its process.
+    """
+
+    port: int
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of the process so far, on Linux."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the process, on Linux."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 @contextmanager
-def serving(model: str, *arguments: str) -> Iterator[int]:
-    """Runs this benchmark's server in a process of its own; gives its port.
+def serving(model: str, *arguments: str) -> Iterator[Server]:
+    """Runs this benchmark's server.
 
     Args:
         model: Name of the model, as in the benchmark.
         *arguments: Further arguments of its command.
     """
+    script = str(Path(__file__).with_name("serving.py"))
+    with _listening(sys.executable, script, "http-server", "--model", model, *arguments) as server:
+        yield server
+
+
+@contextmanager
+def transformers_serving(folder: Path, new_tokens: int, *arguments: str) -> Iterator[tuple[Server, str]]:
+    """Runs `transformers serve` for a model whose answers are all of one length; gives the server and its model's name.
+
+    Args:
+        folder: Folder of the model.
+        new_tokens: Number of tokens of each answer.
+        *arguments: Further arguments of its command.
+    """
+    with TemporaryDirectory() as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        config = Path(copy, "generation_config.json")
+        lengths = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
+        config.write_text(json.dumps({**json.loads(config.read_text()), **lengths}))
+        command = str(Path(sys.executable).with_name("transformers"))
+        with _listening(command, "serve", copy, "--device", "cpu", "--dtype", "float32", *arguments) as server:
+            yield server, copy
+
+
+@contextmanager
+def _listening(*command: str) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
-    script = Path(__file__).with_name("serving.py")
-    command = [sys.executable, str(script), "http-server", "--model", model, "--port", str(port), *arguments]
-    process = subprocess.Popen(command)  # noqa: S603
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen([*command, "--port", str(port)], env=environment)  # noqa: S603
     try:
         _wait(process, port)
-        yield port
+        yield Server(port, process)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)  # longer than the server drains
 
 
 def _wait(process: "subprocess.Popen[bytes]", port: int) -> None:

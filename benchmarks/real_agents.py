@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from langchain_mara_training import Decoding, MaraAligner, MaraClassifier, PreferenceLabeler, System, distill
-from langchain_mara_training.demo.smollm2.__main__ import fit_agent, fitted
 from langchain_mara_training.demo.smollm2.model import smollm2_folder
+from langchain_mara_training.demo.smollm2.training import fit_agent, fitted
 from real_bench import BATCH, NEW_TOKENS, Bench
 from real_dpo import fit_dpo
 

@@ -5,6 +5,7 @@
     python benchmarks/serving.py prefix       questions after a common prefix, with and without reuse
     python benchmarks/serving.py stress       threads, random cancellations and stop strings; memory and mix-ups
     python benchmarks/serving.py http         many clients over HTTP against the same calls in this process
+    python benchmarks/serving.py http-soak    clients that ask over HTTP for an hour; what is lost, and memory
     python benchmarks/serving.py chaos        good, poisoned, cancelled and late calls at random times; what is lost
 
 `--model demo` is the bundled model; the default is a random model with the 135 M shape. Repeats are interleaved. Ratios
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -26,13 +28,16 @@ import torch
 import typer
 from chaos import soak
 from decoding import CoinAgent, load
+from http_soak import soak_over_http
 from memory import resident_bytes
-from over_http import Run, in_process, measure, over_http, serving
+from over_http import Call, Run, Server, in_process, measure, over_http, serving, transformers_serving
 from rich.progress import track
 from rich.table import Table
 from tables import Output, console, publish
+from transformers.utils.import_utils import is_serve_available
 
 from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara.loading.models import DEMO_MODEL_FOLDER
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.packed_linear import pack
 
@@ -355,27 +360,61 @@ def http(
     clients: Annotated[int, typer.Option(help="Clients that ask at the same time.")] = 64,
     new_tokens: NewTokens = 64,
     repeats: int = 5,
+    transformers: Annotated[
+        bool, typer.Option(help="Also ask `transformers serve`, which has the plain bundled model.")
+    ] = True,
     output: Output = None,
 ) -> None:
-    """Many clients over HTTP, against the same calls in this process."""
+    """Many clients over HTTP, against the same calls in this process, and against `transformers serve`."""
     chat = _fixed_length(model, clients, new_tokens).as_chat()
     asked = questions(clients)
-    runs: dict[str, list[Run]] = {"in this process": [], "over HTTP": []}
-    with serving(model, "--clients", str(clients), "--new-tokens", str(new_tokens)) as port:
+    calls: dict[str, Call] = {"in this process": in_process(chat)}
+    with ExitStack() as stack:
+        ours = stack.enter_context(serving(model, "--clients", str(clients), "--new-tokens", str(new_tokens)))
+        servers = {"over HTTP": ours, "over HTTP, plain": ours}
+        calls |= {name: over_http(ours.port, {"over HTTP": "m+a"}.get(name, "m"), new_tokens) for name in servers}
+        if transformers and model == "demo" and is_serve_available():
+            theirs, named = stack.enter_context(transformers_serving(DEMO_MODEL_FOLDER, new_tokens))
+            servers["transformers serve, plain"] = theirs
+            calls["transformers serve, plain"] = over_http(theirs.port, named, new_tokens)
+        runs: dict[str, list[Run]] = {name: [] for name in calls}
+        cpu: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(repeats + 1):
-            calls = {"in this process": in_process(chat), "over HTTP": over_http(port, "m+a", new_tokens)}
             for name, call in calls.items():
+                before = _cpu_seconds(servers.get(name))
                 runs[name].append(asyncio.run(measure(call, asked, new_tokens)))
+                cpu[name].append((_cpu_seconds(servers.get(name)) - before) / runs[name][-1].tokens)
     measured = {name: each[1:] for name, each in runs.items()}
     title = f"{clients} clients, {new_tokens} tokens each, on {model}"
-    table = Table("calls", "tokens/s", "s to the first token (p50 / p95 / p99)", "ratio of tokens/s", title=title)
+    columns = "calls", "tokens/s", "s to the first token (p50 / p95 / p99)", "ratio of tokens/s", "CPU ms/token, median"
+    table = Table(*columns, title=title)
     rates = {name: [run.tokens / run.last for run in each] for name, each in measured.items()}
     for name, each in measured.items():
         waits = np.percentile([wait for run in each for wait in run.first], [50, 95, 99])
         ratio = _ratio(rates[name], rates["in this process"])
         shown = " / ".join(f"{wait:.2f}" for wait in waits)
-        table.add_row(name, f"{statistics.median(rates[name]):.0f}", shown, f"{ratio:.2f}")
-    publish(table, output, measured)
+        spent = f"{1000 * statistics.median(cpu[name][1:]):.2f}"
+        table.add_row(name, f"{statistics.median(rates[name]):.0f}", shown, f"{ratio:.2f}", spent)
+    publish(table, output, {"runs": measured, "cpu": cpu})
+
+
+def _cpu_seconds(server: Server | None) -> float:
+    """Processor time so far of a server, or of this process."""
+    return time.process_time() if server is None else server.cpu_seconds
+
+
+@app.command()
+def http_soak(
+    model: Model = "demo",
+    seconds: Annotated[float, typer.Option(help="How long to ask.")] = 3600,
+    clients: int = 16,
+    seed: int = 0,
+    output: Output = None,
+) -> None:
+    """Clients that ask over HTTP without a pause: whole, streamed and given up answers. What is lost, and memory."""
+    with serving(model, "--clients", str(clients), "--new-tokens", "16") as server:
+        table = asyncio.run(soak_over_http(server, questions(8), seconds, clients, seed))
+    publish(table, output)
 
 
 @app.command(hidden=True)

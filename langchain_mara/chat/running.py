@@ -60,8 +60,9 @@ class RunningChatModel(ConfigurableModel, BaseChatModel):
         listener = None if self._is_silent(kwargs) else run_manager
         first = next(iter(answers))
         for delta in complete(chat._generation_job(list(answers))):
-            chunk = answers[delta.completion].take(delta)
-            if chunk and listener is not None and delta.completion is first:
+            if listener is None or delta.completion is not first:
+                answers[delta.completion].read(delta)
+            elif chunk := answers[first].take(delta):
                 listener.on_llm_new_token(chunk.text, chunk=chunk)
         return ChatResult(generations=[answer.result() for answer in answers.values()])
 
@@ -77,8 +78,9 @@ class RunningChatModel(ConfigurableModel, BaseChatModel):
         listener = None if self._is_silent(kwargs) else run_manager
         first = next(iter(answers))
         async for delta in acomplete(chat._generation_job(list(answers))):
-            chunk = answers[delta.completion].take(delta)
-            if chunk and listener is not None and delta.completion is first:
+            if listener is None or delta.completion is not first:
+                answers[delta.completion].read(delta)
+            elif chunk := answers[first].take(delta):
                 await listener.on_llm_new_token(chunk.text, chunk=chunk)
         return ChatResult(generations=[answer.result() for answer in answers.values()])
 

@@ -1,7 +1,6 @@
 """Runs answers for clients that may go away: whole, or as a stream of server-sent events."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
@@ -9,19 +8,21 @@ from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
+from starlette.datastructures import Headers
 
 from langchain_mara.exceptions import PromptError
 from langchain_mara.server.errors import ApiError, api_error
 from langchain_mara.server.protocol.answers import Answering
+from langchain_mara.server.protocol.events import DONE, WAITING, event
 from langchain_mara.server.state import ServerState, Visit
-from langchain_mara.serving.completion import CompletionDelta, GenerationJob, acomplete
+from langchain_mara.server.telemetry.spans import AnswerSpan
+from langchain_mara.serving.completion import CompletionDelta, GenerationJob, acomplete_together
 
 Result = TypeVar("Result")
-Deltas = AsyncIterator[CompletionDelta]
+Deltas = AsyncIterator[list[CompletionDelta]]
 
 _GONE = 499
-_DONE = ServerSentEvent(data="[DONE]", sep="\n")
 
 
 class ClientGoneError(Exception):
@@ -46,16 +47,25 @@ async def respond(request: Request, answering: Answering, *, stream: bool, promp
     try:
         deltas = await visit.until_end.enter_async_context(_deltas(answering, state, visit))
         if stream:
-            # What fails before the first token has a status code of its own.
-            first = await _while_there(request, anext(deltas))
-            events = _events(answering, first, deltas)
-            return EventSourceResponse(events, sep="\n", send_timeout=state.settings.send_timeout)
+            return await _stream(request, answering, deltas)
         await _while_there(request, _run(answering, deltas))
         return JSONResponse(answering.whole())
     except ClientGoneError:
         return Response(status_code=_GONE)
     except Exception as error:
         raise api_error(error) from error
+
+
+async def _stream(request: Request, answering: Answering, deltas: Deltas) -> Response:
+    """The response of a stream, which begins with the first token, or with a comment if that is long in coming."""
+    settings = request.app.state.server.settings
+    first = asyncio.ensure_future(anext(deltas))
+    request.scope["state"]["visit"].until_end.push_async_callback(_cancelled, first)
+    await _while_there(request, asyncio.wait({first}, timeout=settings.keep_alive))
+    if first.done():
+        first.result()  # what has failed by now has a status code of its own
+    events = _events(answering, first, deltas)
+    return EventSourceResponse(events, sep="\n", ping=settings.keep_alive, send_timeout=settings.send_timeout)
 
 
 def _check(job: GenerationJob, prompt_field: str) -> None:
@@ -74,27 +84,26 @@ def _check(job: GenerationJob, prompt_field: str) -> None:
             raise ApiError(400, str(error), param=prompt_field, code=code) from None
 
 
-async def _run(answering: Answering, deltas: Deltas) -> None:
-    async for delta in deltas:
-        answering.record(delta)
+async def _run(answering: Answering, arriving: Deltas) -> None:
+    async for deltas in arriving:
+        for delta in deltas:
+            answering.record(delta)
 
 
-async def _events(answering: Answering, first: CompletionDelta, deltas: Deltas) -> AsyncIterator[ServerSentEvent]:
-    """The events of a stream. Its status has been sent, so an error becomes an event."""
+async def _events(
+    answering: Answering, first: "asyncio.Future[list[CompletionDelta]]", arriving: Deltas
+) -> AsyncIterator[bytes]:
+    """The events of a stream; those that are waiting come together. Its status has been sent, so errors are events."""
     try:
-        for chunk in answering.begin():
-            yield _event(chunk)
-        for chunk in answering.chunks(first):
-            yield _event(chunk)
-        async for delta in deltas:
-            for chunk in answering.chunks(delta):
-                yield _event(chunk)
-        for chunk in answering.end():
-            yield _event(chunk)
-        if answering.ends_with_done:
-            yield _DONE
+        if not first.done():
+            yield WAITING
+        yield b"".join([*map(event, answering.begin()), *map(answering.events, await first)])
+        async for deltas in arriving:
+            if body := b"".join(map(answering.events, deltas)):
+                yield body
+        yield b"".join(map(event, answering.end())) + (DONE if answering.ends_with_done else b"")
     except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
-        yield _event(api_error(error).body)
+        yield event(api_error(error).body)
 
 
 @asynccontextmanager
@@ -102,11 +111,12 @@ async def _deltas(answering: Answering, state: ServerState, visit: Visit) -> Asy
     """The deltas of answers, which are counted, and ended when the context closes."""
     completions = list(answering.job.completions)
     state.completions.update(completions)
-    running = acomplete(answering.job)
+    running = acomplete_together(answering.job)
+    span = AnswerSpan(answering.operation, answering.model, visit.request_id, Headers(scope=visit.scope))
     try:
-        yield _counting(running, state, visit.arrived)
+        yield _counting(running, state, visit.arrived, span)
     finally:
-        await running.aclose()  # type: ignore[attr-defined]
+        await running.aclose()
         state.completions.difference_update(completions)
         usage = answering.usage()
         state.metrics.ended(answering.model, answering.answers, usage, time.monotonic() - visit.arrived)
@@ -116,15 +126,17 @@ async def _deltas(answering: Answering, state: ServerState, visit: Visit) -> Asy
             "completion_tokens": usage["completion_tokens"],
             "finish_reasons": [completion.finish_reason for completion in answering.answers],
         }
+        span.end(visit.noted)
 
 
-async def _counting(deltas: Deltas, state: ServerState, arrived: float) -> Deltas:
+async def _counting(arriving: Deltas, state: ServerState, arrived: float, span: AnswerSpan) -> Deltas:
     is_first = True
-    async for delta in deltas:
+    async for deltas in arriving:
         if is_first:
             state.metrics.begun(time.monotonic() - arrived)
+            span.first_token()
             is_first = False
-        yield delta
+        yield deltas
 
 
 async def _while_there(request: Request, work: Awaitable[Result]) -> Result:
@@ -140,17 +152,17 @@ async def _while_there(request: Request, work: Awaitable[Result]) -> Result:
             return task.result()
         raise ClientGoneError
     finally:
-        for each in (task, gone):
-            each.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await each
+        await _cancelled(task)
+        await _cancelled(gone)
+
+
+async def _cancelled(task: "asyncio.Future[Any]") -> None:
+    """Cancels a task, and waits until it has ended."""
+    task.cancel()
+    with suppress(asyncio.CancelledError, Exception):
+        await task
 
 
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _event(chunk: dict[str, Any]) -> ServerSentEvent:
-    data = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
-    return ServerSentEvent(data=data, event=chunk.get("type"), sep="\n")

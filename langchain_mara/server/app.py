@@ -52,7 +52,8 @@ def create_app(models: ServedModels, settings: ServerSettings | None = None) -> 
     """
     settings = settings or ServerSettings()
     metrics = Metrics(PolicyModel(models.default.llm.model))
-    app = FastAPI(title="mara serve", version=__version__, docs_url=None, redoc_url=None)
+    # FastAPI's own log of OpenTelemetry would hold requests that were refused, and so prompts.
+    app = FastAPI(title="mara serve", version=__version__, docs_url=None, redoc_url=None, telemetry={"logs": False})
     app.state.server = ServerState(models=models, settings=settings, metrics=metrics)
     handle_errors(app)
     for method, path, endpoint in _ROUTES:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from langchain_mara.server.errors import ApiError, api_error
 from langchain_mara.server.state import ProcessState, Visit
+from langchain_mara.server.telemetry.spans import name_request
 
 PROBES = frozenset({"/health", "/ready"})
 """Paths that answer without a key, and while the server drains."""
@@ -44,6 +45,7 @@ class Gatekeeper:
         given = Headers(scope=scope).get("x-request-id", "")
         visit = Visit(scope, given if _REQUEST_ID.fullmatch(given) else uuid4().hex)
         scope.setdefault("state", {})["visit"] = visit
+        name_request(visit.request_id)
         try:
             async with visit.until_end:
                 await self._admit(visit, receive, visit.noting(send))

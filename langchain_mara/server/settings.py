@@ -24,6 +24,7 @@ class ServerSettings:
         header_timeout: Most seconds until the head of a connection's first request has arrived.
         idle_timeout: Seconds after which an idle connection is closed.
         send_timeout: Most seconds that a reader may take to accept a chunk of a stream.
+        keep_alive: Seconds of silence after which a stream gets a comment, so that no proxy closes it.
         drain: Most seconds that running requests may take to finish once the server is to end.
         requests_per_key: Most requests of one key that run at a time; None for any number.
         allow_origins: Origins whose pages may ask from a browser; `*` for all.
@@ -40,6 +41,7 @@ class ServerSettings:
     header_timeout: float = 10
     idle_timeout: float = 30
     send_timeout: float = 60
+    keep_alive: float = 15
     drain: float = 30
     requests_per_key: int | None = None
     allow_origins: tuple[str, ...] = ()

@@ -1,12 +1,11 @@
 """Turns decisions into text: the only module where the decode loop meets tokenizers and stop strings."""
 
-import asyncio
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from math import isnan
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 from langchain_mara.decoding.request import Decision, FinishReason, Request
 from langchain_mara.options import DEFAULT_QUEUE_SIZE, BatchConfig
 from langchain_mara.policy.contract import Policy
+from langchain_mara.serving.mailbox import Inbox
 from langchain_mara.serving.scheduler import RequestGroup, Scheduler, is_exiting
 from langchain_mara.text.detokenizer import IncrementalDetokenizer
 from langchain_mara.text.token_texts import TokenTexts
@@ -201,26 +201,33 @@ async def acomplete(job: GenerationJob) -> AsyncIterator[CompletionDelta]:
         TimeoutError: If the job takes longer than its timeout.
         Exception: The error that made one of the requests fail.
     """
-    loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[CompletionDelta | Request] = asyncio.Queue()
+    async with aclosing(acomplete_together(job)) as arriving:
+        async for deltas in arriving:
+            for delta in deltas:
+                yield delta
 
-    def put(item: CompletionDelta | Request) -> None:
-        # If the loop was closed in the meantime, nobody is waiting any more.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(arrived.put_nowait, item)
 
-    with _submitted(job, put) as deadline:
+async def acomplete_together(job: GenerationJob) -> AsyncGenerator[list[CompletionDelta]]:
+    """Runs completions like `acomplete`, and yields together what arrives together.
+
+    Args:
+        job: The job to run.
+
+    Yields:
+        The deltas that have arrived since the last ones were taken, at least one.
+    """
+    inbox: Inbox[CompletionDelta | Request] = Inbox()
+    with _submitted(job, inbox.put) as deadline:
         running = {completion.request for completion in job.completions}
         while running:
             try:
-                # Unlike wait_for, this returns an item that has arrived even if the time is over.
-                async with asyncio.timeout(deadline()):
-                    item = await arrived.get()
+                items = await inbox.take(deadline())
             except TimeoutError:
                 raise _timeout(job) from None
-            if isinstance(item, CompletionDelta):
-                yield item
-            _settle(running, item)
+            if deltas := [item for item in items if isinstance(item, CompletionDelta)]:
+                yield deltas
+            for item in items:
+                _settle(running, item)
 
 
 @contextmanager

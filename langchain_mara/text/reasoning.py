@@ -69,6 +69,10 @@ class Thought(NamedTuple):
 class Splitter(Protocol):
     """Splits reasoning from the answer."""
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether the text has got to reasoning, which has not ended."""
+
     def push(self, text: str) -> Thought:
         """Takes text and returns what is certainly one or the other."""
 
@@ -113,6 +117,11 @@ class TagSplitter:
         self._answered = False
         self._verbatim = False
         self._held = ""
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the text has got to reasoning, which has not ended."""
+        return self._inside
 
     def push(self, text: str) -> Thought:
         """Takes text and returns what is certainly reasoning or answer."""
@@ -202,6 +211,11 @@ class HarmonySplitter:
         self._calls = calls
         self._held = ""
         self._kind: Literal["", "reasoning", "answer", "call"] = "reasoning" if inside else ""
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the text has got to reasoning, which has not ended."""
+        return self._kind == "reasoning"
 
     def push(self, text: str) -> Thought:
         """Takes text and returns what is certainly reasoning or answer."""

@@ -56,7 +56,7 @@ def test_stands_as_it_ran(notebook: Path) -> None:
 
 def test_there_are_notebooks() -> None:
     numbers = {notebook.stem[:2] for notebook in NOTEBOOKS}
-    assert numbers == {"01", "02", "03", "04", "05", "06", "07"}
+    assert numbers == {"01", "02", "03", "04", "05", "06", "07", "08"}
 
 
 @pytest.mark.slow

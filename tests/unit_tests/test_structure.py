@@ -37,7 +37,8 @@ langchain_mara.text.tool_formats: calls base
 langchain_mara.text.tool_formats.families: typed_values json_formats literal_formats tagged_formats
 langchain_mara.text.tool_formats: table call_parts reading answer conversation
 langchain_mara.grammar: specification engine constraint
-langchain_mara.serving: ray_runtime scheduler completion generation_config settings beginning recording prompt_scores
+langchain_mara.serving: ray_runtime scheduler mailbox completion generation_config settings beginning recording
+    prompt_scores
 langchain_mara.gates: fitting
 langchain_mara: _base _messages
 langchain_mara.chat: configuration conversation prompts token_count tool_choice offer profile structured_output running
@@ -45,9 +46,10 @@ langchain_mara: chat_models llms custom_generate
 langchain_mara.hooks: generate_method
 langchain_mara: cli
 langchain_mara.server: settings errors served
-langchain_mara.server.protocol: messages fields decisions answers chat completions output_items
+langchain_mara.server.protocol: messages fields decisions events answers chat completions output_items
     response_input responses
 langchain_mara.server.playground: page
+langchain_mara.server.telemetry: spans
 langchain_mara.server: metrics state gatekeeper answering app process
 langchain_mara.server.ray_serve: replica figures front running
 langchain_mara.server: command
@@ -79,7 +81,7 @@ langchain_mara_training.reinforcement: actor_critic penalties environment replay
     training_loop setup sac
 langchain_mara_training: aligner
 langchain_mara_training.demo: topics corpus
-langchain_mara_training.demo.smollm2: model pairs questions own_answers side_by_side
+langchain_mara_training.demo.smollm2: model pairs questions own_answers side_by_side training
 langchain_mara_training.demo: dialogues judge measure train_tokenizer train_model build train_agent
 langchain_mara_training.jobs: inputs engines examples label fit distill calibrate evaluate rl generate
 langchain_mara_training.commands: options examples generate demo label fit rl evaluate report main

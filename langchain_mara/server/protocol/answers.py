@@ -9,6 +9,7 @@ from uuid import uuid4
 from transformers import PreTrainedTokenizerBase
 
 from langchain_mara.server.protocol.decisions import decision_json
+from langchain_mara.server.protocol.events import TextEvent, event
 from langchain_mara.server.protocol.fields import RequestFields
 from langchain_mara.serving.completion import Completion, CompletionDelta, GenerationJob, token_usage
 from langchain_mara.text.token_texts import TokenTexts
@@ -29,11 +30,13 @@ class Answering(ABC):
         answers: The completions that are answers.
         id: Id of the answers.
         model: Name of the model.
+        operation: OpenTelemetry's name of what is done.
         ends_with_done: Whether the last event of a stream is `[DONE]`.
     """
 
     object_name: ClassVar[str]
     id_prefix: ClassVar[str]
+    operation: ClassVar[str] = "chat"
     ends_with_done: ClassVar[bool] = True
 
     def __init__(
@@ -51,41 +54,56 @@ class Answering(ABC):
         self._request, self._created = request, int(time.time())
         self._index = {completion: i for i, completion in enumerate(self.answers)}
         self._texts = TokenTexts(tokenizer) if request.mara.trace else None
+        self._text_events: dict[int, TextEvent] = {}
         self._traces: dict[Completion, list[dict[str, Any]]] = {completion: [] for completion in self.answers}
 
     @abstractmethod
-    def take(self, delta: CompletionDelta) -> dict[str, Any] | None:
-        """What a delta adds to its choice; None if nothing."""
+    def take(self, delta: CompletionDelta) -> dict[str, Any] | str | None:
+        """What a delta adds to its choice: a text, if it is nothing else, or a part of a choice; None if nothing."""
 
     @abstractmethod
     def choice(self, completion: Completion) -> dict[str, Any]:
         """The whole choice of a completion that has ended."""
 
-    @staticmethod
-    def opening() -> Iterator[dict[str, Any]]:
+    @abstractmethod
+    def said(self, text: str) -> dict[str, Any]:
+        """The part of a choice that adds a text and nothing else."""
+
+    def opening(self, completion: Completion) -> Iterator[dict[str, Any]]:  # noqa: ARG002 - for those that need it
         """What the chunks of a choice begin with."""
         return iter(())
 
     def begin(self) -> Iterator[dict[str, Any]]:
         """The chunks before the first token."""
-        for index in self._index.values():
-            for choice in self.opening():
+        for completion, index in self._index.items():
+            for choice in self.opening(completion):
                 yield self._chunk([{"index": index, **choice}])
 
-    def chunks(self, delta: CompletionDelta) -> Iterator[dict[str, Any]]:
-        """What a stream says about a delta; nothing if there is nothing to say yet.
+    def events(self, delta: CompletionDelta) -> bytes:
+        """The events of a stream for a delta; nothing if there is nothing to say yet.
 
         Args:
             delta: What the next decision adds.
         """
-        choice = self.take(delta)
+        taken = self.take(delta)
+        if isinstance(taken, str) and not self._texts:
+            return self._text_event(self._index[delta.completion]).of(taken)
+        return b"".join(map(event, self._chunks(delta, taken)))
+
+    def _chunks(self, delta: CompletionDelta, taken: dict[str, Any] | str | None) -> Iterator[dict[str, Any]]:
+        """What a stream says about a delta, of which this was taken."""
         traced = self._trace(delta)
-        if choice is None and not traced:
+        if taken is None and not traced:
             return
-        said = choice if choice is not None else self.nothing()
+        said = self.nothing() if taken is None else self.said(taken) if isinstance(taken, str) else taken
         statistics = _statistics(delta.completion) if delta.last else {}
         extra = {"mara": {"tokens": traced, **statistics}} if self._texts else {}
         yield self._chunk([{"index": self._index[delta.completion], **said, **extra}])
+
+    def _text_event(self, index: int) -> TextEvent:
+        if index not in self._text_events:
+            self._text_events[index] = TextEvent(lambda text: self._chunk([{"index": index, **self.said(text)}]))
+        return self._text_events[index]
 
     def record(self, delta: CompletionDelta) -> None:
         """Takes a delta of answers that are wanted whole."""

@@ -1,11 +1,11 @@
 """`/v1/chat/completions`: its request, and the objects and chunks of its answers."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import Field
 
+from langchain_mara._messages import Answer
 from langchain_mara.chat_models import ChatMara
 from langchain_mara.exceptions import PromptError
 from langchain_mara.server.errors import ApiError
@@ -13,6 +13,8 @@ from langchain_mara.server.protocol.answers import Answering
 from langchain_mara.server.protocol.fields import Elsewhere, NotText, Old, RequestFields, Stored
 from langchain_mara.server.protocol.messages import Message
 from langchain_mara.serving.completion import Completion, CompletionDelta
+from langchain_mara.text.tool_formats.answer import Piece
+from langchain_mara.text.tool_formats.call_parts import CallPart
 
 _TO_MODEL = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "logprobs", "top_logprobs")
 
@@ -109,60 +111,65 @@ class ChatAnswering(Answering):
         completions = list(self._answers)
         super().__init__(request, configured._generation_job(completions), chat.tokenizer, chat.model_id)
 
-    def take(self, delta: CompletionDelta) -> dict[str, Any] | None:
-        """What a delta adds to its choice; None if nothing."""
-        chunk = self._answers[delta.completion].take(delta)
-        return None if chunk is None else _delta(chunk.message)
+    def take(self, delta: CompletionDelta) -> dict[str, Any] | str | None:
+        """What a delta adds to its choice: a text, if it is nothing else, or a part of a choice; None if nothing."""
+        answer = self._answers[delta.completion]
+        said = answer.read(delta)
+        if said is None:
+            return None
+        piece, metadata = said
+        if not (metadata or piece.reasoning or piece.parts):
+            return piece.content
+        calls = [{"index": part.number, **_call(part, answer)} for part in piece.parts]
+        delta_of_choice = {
+            **({"content": piece.content} if piece.content else {}),
+            **_reasoning(piece),
+            **({"tool_calls": calls} if calls else {}),
+        }
+        return {"delta": delta_of_choice, **_ending(metadata)}
+
+    def said(self, text: str) -> dict[str, Any]:
+        """The part of a choice that adds a text and nothing else."""
+        return {"delta": {"content": text}, **_ending({})}
 
     def choice(self, completion: Completion) -> dict[str, Any]:
         """The whole choice of a completion that has ended."""
-        message: Any = self._answers[completion].result().message
-        invalid = [(call["id"], call["name"], call["args"] or "") for call in message.invalid_tool_calls]
-        calls = [(call["id"], call["name"], _json(call["args"])) for call in message.tool_calls]
-        said = {
+        answer = self._answers[completion]
+        piece, metadata = answer.whole()
+        # Broken calls come last, as they were written.
+        calls = [_call(part, answer) for part in sorted(piece.parts, key=lambda part: part.invalid is not None)]
+        message = {
             "role": "assistant",
-            "content": message.text or (None if calls or invalid else ""),
+            "content": piece.content or (None if calls else ""),
             "refusal": None,
-            **_reasoning(message),
-            **({"tool_calls": [_call(*call) for call in (*calls, *invalid)]} if calls or invalid else {}),
+            **_reasoning(piece),
+            **({"tool_calls": calls} if calls else {}),
         }
-        return {"message": said, **_ending(message)}
+        return {"message": message, **_ending(metadata)}
 
-    @staticmethod
-    def opening() -> Iterator[dict[str, Any]]:
+    def usage(self) -> dict[str, Any]:
+        """Numbers of tokens."""
+        thoughts = sum(answer.reasoning_tokens for answer in self._answers.values())
+        return {**super().usage(), "completion_tokens_details": {"reasoning_tokens": thoughts}}
+
+    def opening(self, completion: Completion) -> Iterator[dict[str, Any]]:  # noqa: ARG002
         """What the chunks of a choice begin with."""
         yield {"delta": {"role": "assistant", "content": "", "refusal": None}, "logprobs": None, "finish_reason": None}
 
 
-def _delta(message: Any) -> dict[str, Any]:
-    """What one chunk of LangChain's adds, in OpenAI's form."""
-    texts = {call["id"]: call["args"] or "" for call in message.invalid_tool_calls}
-    calls = [
-        {"index": call["index"], **_call(call["id"], call["name"], texts.get(call["id"], call["args"] or ""))}
-        for call in message.tool_call_chunks
-    ]
-    delta = {
-        **({"content": message.text} if message.text else {}),
-        **_reasoning(message),
-        **({"tool_calls": calls} if calls else {}),
-    }
-    return {"delta": delta, **_ending(message)}
+def _reasoning(piece: Piece) -> dict[str, Any]:
+    return {"reasoning_content": piece.reasoning} if piece.reasoning else {}
 
 
-def _reasoning(message: Any) -> dict[str, Any]:
-    thought = message.additional_kwargs.get("reasoning_content")
-    return {"reasoning_content": thought} if thought else {}
-
-
-def _ending(message: Any) -> dict[str, Any]:
-    found = message.response_metadata.get("logprobs")
+def _ending(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    found = metadata.get("logprobs")
     logprobs = None if found is None else {"content": found["content"], "refusal": None}
-    return {"logprobs": logprobs, "finish_reason": message.response_metadata.get("finish_reason")}
+    return {"logprobs": logprobs, "finish_reason": metadata.get("finish_reason")}
 
 
-def _call(call_id: str | None, name: str | None, arguments: str) -> dict[str, Any]:
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-def _json(arguments: Any) -> str:
-    return json.dumps(arguments, ensure_ascii=False)
+def _call(part: CallPart, answer: Answer) -> dict[str, Any]:
+    """A call, or a part of one, in OpenAI's form. One that is broken has what the model wrote for its arguments."""
+    begins = part.name is not None
+    arguments = part.invalid.text if begins and part.invalid else part.arguments
+    call_id = answer.call_ids[part.number] if begins else None
+    return {"id": call_id, "type": "function", "function": {"name": part.name, "arguments": arguments}}

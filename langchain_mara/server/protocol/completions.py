@@ -1,13 +1,13 @@
 """`/v1/completions`: its request, and the objects and chunks of its answers."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from langchain_mara._messages import text_chunk
 from langchain_mara.llms import MaraLLM
-from langchain_mara.server.errors import ApiError
 from langchain_mara.server.protocol.answers import Answering
+from langchain_mara.server.protocol.events import event
 from langchain_mara.server.protocol.fields import RequestFields
 from langchain_mara.serving.completion import Completion, CompletionDelta
 from langchain_mara.serving.prompt_scores import prompt_entries, scoring
@@ -68,10 +68,9 @@ class TextAnswering(Answering):
 
     object_name = "text_completion"
     id_prefix = "cmpl"
+    operation = "text_completion"
 
     def __init__(self, request: CompletionRequest, llm: MaraLLM) -> None:
-        if request.echo and request.stream:
-            raise ApiError(400, "echo is for answers that come whole. Leave out stream.", param="echo")
         options = request.options()
         stop = options.pop("stop", None)
         configured = llm._configured(options, stop)
@@ -83,27 +82,74 @@ class TextAnswering(Answering):
         self._llm, self._n, self._prompts, self._scored = llm, configured.n, prompts, scored
         self._offsets = dict.fromkeys(answers, 0)
         self._echoes = request.prompts() if request.echo else []
+        self._held: dict[Completion | None, list[CompletionDelta]] = {each: [] for each in scored if each}
 
-    def take(self, delta: CompletionDelta) -> dict[str, Any] | None:
-        """What a delta adds to its choice; None if nothing."""
-        chunk = text_chunk(delta)
-        if chunk is None:
+    def take(self, delta: CompletionDelta) -> dict[str, Any] | str | None:
+        """What a delta adds to its choice: a text, if it is nothing else, or a part of a choice; None if nothing."""
+        if not delta.text and not delta.last:
             return None
+        info = delta.completion.info_of_chunk(delta)
+        if info is None:
+            return delta.text
         reason = delta.completion.finish_reason if delta.last else None
-        return self._choice(delta.completion, chunk.text, (chunk.generation_info or {}).get("logprobs"), reason)
+        return self._choice(delta.completion, delta.text, info.get("logprobs"), reason)
+
+    def said(self, text: str) -> dict[str, Any]:
+        """The part of a choice that adds a text and nothing else."""
+        return {"text": text, "logprobs": None, "finish_reason": None}
+
+    def opening(self, completion: Completion) -> Iterator[dict[str, Any]]:
+        """The prompt, if it is to come first and needs no scores, or has them."""
+        if self._echoes and self._scores_of(completion) not in self._held:
+            yield self._choice(completion, self._echo(completion), self._echoed_logs(completion), None)
+
+    def events(self, delta: CompletionDelta) -> bytes:
+        """The events of a stream for a delta, which wait until its prompt has been scored, if it is to be.
+
+        Args:
+            delta: What the next decision adds, or the next score.
+        """
+        if delta.completion in self._held:
+            return self._scored_events(delta.completion) if delta.last else b""
+        scores = self._scores_of(delta.completion)
+        if scores in self._held:
+            self._held[scores].append(delta)
+            return b""
+        return super().events(delta)
+
+    def _scored_events(self, scores: Completion) -> bytes:
+        """The events that waited for the scores of a prompt."""
+        held = self._held.pop(scores)
+        answers = [answer for answer in self.answers if self._scores_of(answer) is scores]
+        openings = [
+            event(self._chunk([{"index": self._index[answer], **choice}]))
+            for answer in answers
+            for choice in self.opening(answer)
+        ]
+        return b"".join([*openings, *map(self.events, held)])
 
     def choice(self, completion: Completion) -> dict[str, Any]:
         """The whole choice of a completion that has ended."""
         self._offsets[completion] = 0
         text, logs = completion.detokenizer.text, completion.info.get("logprobs")
-        place = self._index[completion] // self._n
         if self._echoes:
-            echo = self._echoes[place]
-            text = (echo if isinstance(echo, str) else str(self._llm.tokenizer.decode(echo))) + text
-        if self._scored and logs:
-            entries = prompt_entries(self._llm, self._prompts[place], self._scored[place])
-            logs = {"content": [*entries, *logs["content"]]}
+            text = self._echo(completion) + text
+        if logs and (echoed := self._echoed_logs(completion)):
+            logs = {"content": [*echoed["content"], *logs["content"]]}
         return self._choice(completion, text, logs, completion.finish_reason)
+
+    def _scores_of(self, completion: Completion) -> Completion | None:
+        return self._scored[self._index[completion] // self._n] if self._scored else None
+
+    def _echo(self, completion: Completion) -> str:
+        echo = self._echoes[self._index[completion] // self._n]
+        return echo if isinstance(echo, str) else str(self._llm.tokenizer.decode(echo))
+
+    def _echoed_logs(self, completion: Completion) -> dict[str, Any] | None:
+        if not self._scored:
+            return None
+        prompt = self._prompts[self._index[completion] // self._n]
+        return {"content": prompt_entries(self._llm, prompt, self._scores_of(completion))}
 
     def nothing(self) -> dict[str, Any]:
         """A choice of a chunk that adds nothing."""

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from langchain_mara.chat_models import ChatMara
 from langchain_mara.server.errors import ApiError, validation_error
 from langchain_mara.server.protocol.chat import ChatAnswering, ChatRequest
+from langchain_mara.server.protocol.events import event
 from langchain_mara.server.protocol.fields import Elsewhere, MaraFields, Stored, StreamOptions
 from langchain_mara.server.protocol.output_items import Event, OutputItems
 from langchain_mara.server.protocol.response_input import messages_of
@@ -156,6 +157,7 @@ class ResponseAnswering(ChatAnswering):
         self._asked = request
         self._items = OutputItems()
         self._sent = 0
+        self._untold: list[dict[str, Any]] = []
         self._is_cut = False
 
     def begin(self) -> Iterator[Event]:
@@ -163,9 +165,15 @@ class ResponseAnswering(ChatAnswering):
         for kind in ("response.created", "response.in_progress"):
             yield self._numbered({"type": kind, "response": self._response("in_progress")})
 
-    def chunks(self, delta: CompletionDelta) -> Iterator[Event]:
-        """The events of a delta."""
-        yield from map(self._numbered, self._told(delta))
+    def events(self, delta: CompletionDelta) -> bytes:
+        """The events of a delta. A trace comes with the first of them, or with the next delta that has any."""
+        traced = self._trace(delta)
+        self._traces[delta.completion] += traced
+        self._untold += traced
+        told = list(map(self._numbered, self._told(delta)))
+        if told and self._untold:
+            told[0]["mara"], self._untold = {"tokens": self._untold}, []
+        return b"".join(map(event, told))
 
     def record(self, delta: CompletionDelta) -> None:
         """Takes a delta of a response that is wanted whole."""
@@ -185,16 +193,17 @@ class ResponseAnswering(ChatAnswering):
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": {**usage["prompt_tokens_details"], "cache_write_tokens": 0},
             "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": usage["completion_tokens_details"],
             "total_tokens": usage["total_tokens"],
         }
         traces = {"mara": {"tokens": next(iter(self._traces.values()))}} if self._texts else {}
         return {**self._response("incomplete" if self._is_cut else "completed"), "usage": tokens, **traces}
 
     def _told(self, delta: CompletionDelta) -> Iterator[Event]:
-        choice = self.take(delta)
-        if choice is None:
+        taken = self.take(delta)
+        if taken is None:
             return
+        choice = self.said(taken) if isinstance(taken, str) else taken
         said, logs = choice["delta"], choice["logprobs"]
         if thought := said.get("reasoning_content"):
             yield from self._items.think(thought)

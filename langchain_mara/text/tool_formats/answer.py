@@ -70,6 +70,11 @@ class AnswerReader:
         self._instead = [_without_blanks(beginning) for beginning in instead or ()]
         self._undecided = ""
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the answer has got to reasoning, which has not ended."""
+        return self._splitter is not None and self._splitter.is_inside
+
     def push(self, text: str) -> Piece:
         """Takes text of the answer and returns what is certain of it."""
         thought = Thought("", text) if self._splitter is None else self._splitter.push(text)

@@ -41,6 +41,11 @@ def test_thoughts_are_apart_from_the_answer_and_streamed() -> None:
     merged: Any = reduce(add, chunks)
     assert (merged.content, merged.additional_kwargs) == (answer.content, answer.additional_kwargs)
     assert answer.response_metadata["finish_reason"] == "stop"
+    # All tokens but those of the answer, and the blanks before it.
+    usage, rest = answer.usage_metadata, len(chat.tokenizer("\n\nYes.")["input_ids"])
+    others = usage["output_tokens"] - usage["output_token_details"]["reasoning"]
+    assert 0 < others <= rest + 2
+    assert merged.usage_metadata == usage
 
 
 @pytest.mark.parametrize("tools", [TOOLS, []])

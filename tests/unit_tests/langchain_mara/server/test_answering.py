@@ -1,5 +1,6 @@
 """Clients that go away or read slowly, and answers that fail."""
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
@@ -7,10 +8,13 @@ from typing import Any
 
 import openai
 import pytest
+from callers import Gate
 from http_servers import Listening, app_of, listening, wait_until
 from torch import Tensor
 
 from langchain_mara import MaraAgent, MaraLLM
+from langchain_mara.policy.verification import policy_of
+from langchain_mara.serving.completion import acomplete_together
 
 ASKED: Any = [{"role": "user", "content": "abc"}]
 
@@ -56,17 +60,18 @@ def test_a_slow_reader_holds_nobody(long: Listening) -> None:
 
 
 def test_an_answer_that_fails(llm: MaraLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
     judge = MaraAgent.accept_probability
+    app = app_of(llm)
+    seen: set[Any] = set()
 
     def fail_later(agent: MaraAgent, *args: Any) -> Tensor:
-        calls.append(1)
-        if len(calls) > 3:
+        seen.update(app.state.server.completions)
+        if any(completion.decisions > 2 for completion in seen):
             raise RuntimeError("secret")
         return judge(agent, *args)
 
     monkeypatch.setattr(MaraAgent, "accept_probability", fail_later)
-    with listening(app_of(llm)) as running:
+    with listening(app) as running:
         client = running.openai().chat.completions
         stream = client.create(model="m+a", messages=ASKED, stream=True)
         with pytest.raises(openai.APIError, match="its log says why") as failed:
@@ -76,6 +81,49 @@ def test_an_answer_that_fails(llm: MaraLLM, monkeypatch: pytest.MonkeyPatch) -> 
             client.create(model="m+a", messages=ASKED)
         assert whole.value.status_code == 500
         assert client.create(model="m", messages=ASKED).usage  # the plain model goes on
+
+
+def test_a_stream_that_waits_long_for_its_turn_is_kept_alive(llm: MaraLLM) -> None:
+    with listening(app_of(llm, keep_alive=0.05)) as running:
+        policy = policy_of(llm.model)
+        with Gate(policy) as gate, ask(running, stream=True, max_tokens=2) as connection:
+            got = b""
+            connection.settimeout(20)
+            while b": ping" not in got:
+                got += connection.recv(4096)
+            assert got.startswith(b"HTTP/1.1 200")
+            assert b"data:" not in got
+            gate.open()
+            while b"[DONE]" not in got:
+                got += connection.recv(4096)
+        assert got.index(b": waiting") < got.index(b": ping") < got.index(b"data:")
+
+
+def test_a_client_that_goes_away_while_it_waits_frees_its_place(llm: MaraLLM) -> None:
+    with listening(app_of(llm, keep_alive=0.05)) as running, Gate(policy_of(llm.model)) as gate:
+        connection = ask(running, stream=True)
+        assert b": waiting" in connection.recv(4096) + connection.recv(4096)
+        [completion] = running.state.completions
+        connection.close()
+        wait_until(lambda: running.state.is_idle)
+        assert completion.request.cancelled
+        gate.open()
+
+
+def test_what_waits_comes_together(llm: MaraLLM) -> None:
+    """A reader that is slower than the model gets several events in one piece, and each of them."""
+    job = MaraLLM._generation_job(llm, llm._completions([1, 2, 3], None))
+
+    async def pieces() -> list[int]:
+        sizes = []
+        async for deltas in acomplete_together(job):
+            sizes.append(len(deltas))
+            await asyncio.to_thread(wait_until, lambda: job.completions[0].finish_reason)
+        return sizes
+
+    sizes = asyncio.run(pieces())
+    assert len(sizes) <= 2
+    assert sum(sizes) == job.completions[0].decisions > 2
 
 
 def test_an_answer_that_takes_too_long(endless: MaraLLM) -> None:

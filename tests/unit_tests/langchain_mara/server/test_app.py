@@ -247,6 +247,23 @@ def test_langchain_s_client(calling: Listening) -> None:
     assert json.loads("".join(call["args"] or "" for call in calls)) == {"city": "Paris"}
 
 
+def test_thoughts_are_counted(calling: Listening) -> None:
+    client = calling.openai()
+    plain: Any = {"model": "m", "messages": ASKED, "tools": TOOLS}
+    whole = client.chat.completions.create(**plain).usage
+    *_, last = client.chat.completions.create(**plain, stream=True, stream_options={"include_usage": True})
+    assert whole is not None
+    assert whole.completion_tokens_details is not None
+    thoughts = whole.completion_tokens_details.reasoning_tokens
+    assert last.usage == whole
+    # "<think>Hm.</think>" is some tokens, the call many more.
+    assert thoughts is not None
+    assert 2 < thoughts < whole.completion_tokens / 2
+    response = client.responses.create(model="m", input=QUESTION, tools=[{"type": "function", **TOOLS[0]["function"]}])
+    assert response.usage is not None
+    assert response.usage.output_tokens_details.reasoning_tokens == thoughts
+
+
 # Text
 
 
@@ -296,8 +313,33 @@ def test_the_prompt_is_scored(server: Listening, demo: MaraLLM) -> None:
         assert choice.text.startswith(prompt)
     assert got.usage is not None
     assert got.usage.completion_tokens == 2
-    with pytest.raises(openai.BadRequestError, match="Leave out stream"):
-        server.openai().completions.create(model="m", prompt="x", echo=True, stream=True)
+
+
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_the_prompt_comes_first_in_a_stream(server: Listening, logprobs: int | None) -> None:
+    client, prompts = server.openai().completions, ["You can boil an egg", "An egg", "A"]
+    more: Any = {"model": "m+a", "prompt": prompts, "echo": True, "logprobs": logprobs, "n": 2, "seed": 1}
+    whole = client.create(**more)
+    chunks = [chunk.choices[0] for chunk in client.create(**more, stream=True)]
+    for choice in whole.choices:
+        own = [chunk for chunk in chunks if chunk.index == choice.index]
+        assert own[0].text == prompts[choice.index // 2]
+        assert "".join(chunk.text for chunk in own) == choice.text
+        assert [chunk.finish_reason for chunk in own if chunk.finish_reason] == [choice.finish_reason]
+        if choice.logprobs is not None:
+            for column in ("tokens", "token_logprobs", "text_offset"):
+                joined = [value for chunk in own for value in getattr(chunk.logprobs, column)]
+                assert same(joined, getattr(choice.logprobs, column))
+
+
+def test_what_waits_for_scores_is_not_lost(server: Listening) -> None:
+    """A long prompt is scored in more passes than its answer takes."""
+    prompt = "You can boil an egg in a pot of hot water for some minutes. " * 2
+    client = server.openai().completions
+    given: Any = {"model": "m", "prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 2}
+    chunks = [chunk.choices[0] for chunk in client.create(**given, stream=True)]
+    assert chunks[0].text == prompt
+    assert "".join(chunk.text for chunk in chunks) == client.create(**given).choices[0].text
 
 
 # Other paths

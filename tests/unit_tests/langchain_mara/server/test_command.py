@@ -1,5 +1,6 @@
 """`mara serve`: what it refuses before it listens, and what it hands on."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,21 @@ def test_refusals(tmp_path: Path) -> None:
 )
 def test_names_of_agents(given: str, name: str, source: str) -> None:
     assert _named(given) == (name, source)
+
+
+def test_the_container_copies_what_there_is_and_runs_our_command(served: list[Any]) -> None:
+    root = Path(__file__).parents[4]
+    lines = (root / "docs/deploy/Dockerfile").read_text().splitlines()
+    copies = [line.split()[1:] for line in lines if line.startswith("COPY ")]
+    copied = [word for words in copies if not words[0].startswith("--from") for word in words[:-1]]
+    ignored = (root / "docs/deploy/Dockerfile.dockerignore").read_text().splitlines()
+    assert copied
+    assert all((root / name).exists() and f"!{name}" in ignored for name in copied)
+    stages = [line.split()[-1] for line in lines if line.startswith("FROM ")]
+    assert {"cpu", "cuda"} <= set(stages)
+    assert all(words[0].removeprefix("--from=") in stages for words in copies if words[0].startswith("--from"))
+    [command] = [json.loads(line.removeprefix("ENTRYPOINT ")) for line in lines if line.startswith("ENTRYPOINT ")]
+    assert command[:2] == ["mara", "serve"]
+    assert "--no-auth" in message_of(mara(*command[1:]))
+    succeed(*command[1:], "--no-auth")
+    assert (served[0].settings.host, served[0].settings.port) == ("0.0.0.0", 8000)

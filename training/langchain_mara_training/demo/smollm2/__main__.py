@@ -14,13 +14,10 @@ from langchain_mara.agents.embedding_sketch import embedding_sketch
 from langchain_mara.agents.look_ahead import LookAheadAgent
 from langchain_mara.loading.models import BUILT_IN_AGENTS_FOLDER
 from langchain_mara_training.demo.smollm2.model import HUB_ID, smollm2
-from langchain_mara_training.demo.smollm2.own_answers import kept, own_answers, preferred_pairs
-from langchain_mara_training.demo.smollm2.pairs import Pairs, split_pairs
-from langchain_mara_training.demo.smollm2.questions import everyday_questions, risky_questions
+from langchain_mara_training.demo.smollm2.pairs import split_pairs
 from langchain_mara_training.demo.smollm2.side_by_side import AGENT, REWARD_FOLDER
+from langchain_mara_training.demo.smollm2.training import SEED, fit_agent
 from langchain_mara_training.fitting.classifier import MaraClassifier
-from langchain_mara_training.labeling.preference import PreferenceLabeler
-from langchain_mara_training.labeling.token_labels import TokenLabels
 from langchain_mara_training.rewards.fitted.state_reward import StateReward
 from langchain_mara_training.storage.model_card import save_agent
 
@@ -28,8 +25,6 @@ AGENT_FOLDER = BUILT_IN_AGENTS_FOLDER / AGENT.partition(":")[2]
 """Folder of the shipped agent."""
 STRENGTH = 0.94
 """Found on prompts of the judge's conversations, see docs/results.md."""
-CAREFUL_STRENGTH = 0.95
-"""Strength of the agent of human pairs alone, whose answers teach the shipped one."""
 RECOMMENDED: dict[str, float | str] = {"strategy": "guided", "strength": STRENGTH}
 """Decoding options that the agent recommends."""
 DATA = {
@@ -44,59 +39,6 @@ USE = {
     "measured": "docs/results.md of langchain-mara: preference by two judges, harm, over-refusal, perplexity",
 }
 """What the agent is for, for the model card."""
-SEED = 0
-
-
-def fit_agent(llm: MaraLLM, pairs: Pairs, work: Path, seed: int = SEED) -> MaraClassifier:
-    """Fits an agent to the tokens of human pairs, then to these and to own answers that tell it when to guide.
-
-    Args:
-        llm: SmolLM2.
-        pairs: Preference pairs with a `group` each.
-        work: Folder of labels and own answers; an interrupted training resumes there.
-        seed: Seed of the fits.
-    """
-    human = PreferenceLabeler(llm, judges="before").label(pairs, work / "labels")
-    return fitted(human + own_labels(llm, pairs, human, work), seed)
-
-
-def own_labels(llm: MaraLLM, pairs: Pairs, human: TokenLabels, work: Path) -> TokenLabels:
-    """Labels of own answers: to everyday questions the plain one is preferred, to risky ones the aligned one.
-
-    Args:
-        llm: SmolLM2.
-        pairs: Preference pairs with a `group` each.
-        human: Labels of these pairs.
-        work: Folder of labels and own answers; an interrupted run resumes there.
-    """
-    everyday, risky = kept(work / "questions.json", lambda: [everyday_questions(llm), risky_questions(pairs)])
-    plain = llm.with_agent(None)
-    unguided = kept(work / "plain-answers.json", lambda: [own_answers(plain, asked) for asked in (everyday, risky)])
-
-    def guided() -> list[list[str]]:
-        careful = plain.with_agent(fitted(human, SEED).agent_)
-        careful = careful.model_copy(update={"strategy": "guided", "strength": CAREFUL_STRENGTH})
-        return [own_answers(careful, asked) for asked in (everyday, risky)]
-
-    aligned = kept(work / "careful-answers.json", guided)
-    labeler = PreferenceLabeler(llm, judges="before")
-    helpful = preferred_pairs(everyday, unguided[0], aligned[0], first=0)
-    careful = preferred_pairs(risky, aligned[1], unguided[1], first=len(everyday))
-    return labeler.label(helpful, work / "labels-everyday") + labeler.label(careful, work / "labels-risky")
-
-
-def fitted(labels: TokenLabels, seed: int) -> MaraClassifier:
-    """A look-ahead agent fitted to labels with default parameters.
-
-    Args:
-        labels: Labels of tokens, judged before.
-        seed: Seed of the fit.
-    """
-    # The strength was chosen for accept probabilities as they come.
-    classifier = MaraClassifier(
-        agent="look-ahead", calibration=None, policy_model=HUB_ID, random_state=seed, device="cpu"
-    )
-    return classifier.fit(labels.X, labels.y, sample_weight=labels.weight, groups=labels.groups)
 
 
 def shipped_agent(llm: MaraLLM, classifier: MaraClassifier) -> LookAheadAgent:

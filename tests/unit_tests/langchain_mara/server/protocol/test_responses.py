@@ -114,6 +114,16 @@ def test_log_probabilities(server: Listening) -> None:
     assert all(len(entry.top_logprobs) == 2 for entry in logs)
 
 
+def test_a_trace_comes_with_the_events_and_with_the_whole(server: Listening) -> None:
+    given: Any = {"model": "m+a", "input": QUESTION, "extra_body": {"mara": {"trace": True}}}
+    whole = server.openai().responses.create(**given).model_extra["mara"]["tokens"]  # type: ignore[index]
+    *events, last = server.openai().responses.create(**given, stream=True)
+    told = [token for event in events for token in (event.model_extra or {}).get("mara", {}).get("tokens", ())]
+    assert len(told) == 12
+    assert [token["token"] for token in told] == [token["token"] for token in whole]
+    assert last.response.model_extra["mara"]["tokens"] == told  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from langchain_mara_training.demo.smollm2 import __main__ as training
-from langchain_mara_training.demo.smollm2 import questions
+from langchain_mara_training.demo.smollm2 import questions, training
 from langchain_mara_training.demo.smollm2.pairs import split_pairs
 
 from langchain_mara import MaraLLM

@@ -51,9 +51,9 @@ def candidate_sets(logits: Tensor, top_k: int = DEFAULTS.top_k, top_p: float = D
     scores, token_ids = _largest(logits, min(top_k, logits.shape[-1]))
     scores = scores.float()
     probabilities = scores.softmax(-1)
-    mass_before = probabilities.cumsum(-1) - probabilities
-    keep = (mass_before < top_p) & scores.isfinite()
-    keep[:, 0] = scores[:, 0].isfinite()
+    mass_before = probabilities.cumsum(-1).sub_(probabilities)
+    # No mass is before the first one. If that is not finite, all masses are NaN.
+    keep = (mass_before < top_p).logical_and_(scores > -torch.inf)
     return CandidateSets(token_ids, scores, keep.sum(-1))
 
 

@@ -151,9 +151,9 @@ def measure_costs(policy: Policy) -> PassCosts:
 
 def _seconds(policy: Policy, cache: RowCache, length: int, tokens: int) -> float:
     cache.reserve(1, length + tokens)
-    slots = torch.arange(length, length + tokens, device=policy.device).unsqueeze(0)
-    token_ids = slots % policy.vocabulary_size
+    slots = range(length, length + tokens)
+    token_ids = torch.tensor([slots], device=policy.device) % policy.vocabulary_size
     start = time.perf_counter()
-    states = policy.siblings(cache, token_ids, slots, slots[:, 0], length + tokens)
+    states = policy.siblings(cache, token_ids, [slots], [length], length + tokens)
     states.sum().item()  # waits for the device
     return time.perf_counter() - start

@@ -27,6 +27,7 @@ langchain_mara.policy.llama_cpp: settings library known_logits context cache pol
 langchain_mara.agents: reference_checkpoints embedding_sketch recommended_options base agent look_ahead stacking
     mixture kinds
 langchain_mara.decoding: request candidates recovery ngram sequence
+langchain_mara.decoding.cutting: lines processing
 langchain_mara.decoding.judging: asking before
 langchain_mara.decoding: candidate_table pass_width step batch loop
 langchain_mara.loading: declared_code peft_adapters gguf_tokenizer gguf models constructors

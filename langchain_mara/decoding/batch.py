@@ -211,7 +211,7 @@ class Batch:
 
     def _states_at(self, sources: list[tuple[int, int]]) -> Tensor:
         """(n, d) states in some rows and columns."""
-        if sources == [(row, 0) for row in range(len(self._states))]:
+        if sources == [(row, 0) for row in range(self._states.shape[0])]:
             return self._states[:, 0]
         rows, columns = torch.tensor(sources).to(self.policy.device).unbind(1)
         return self._states[rows, columns]

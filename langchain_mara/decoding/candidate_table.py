@@ -38,19 +38,17 @@ class CandidateTable:
         self._fail = fail
 
     def __len__(self) -> int:
-        return len(self.lines.counts)
+        return self.lines.counts.shape[0]
 
     def read(self, *others: Tensor) -> tuple[ReadLines, list[Any]]:
         """The lines on the host, and other tensors as lists, by one synchronization."""
         if self._host is not None:
             return self._host, to_host(*others)
-        fields = {name: each for name, each in self.lines._asdict().items() if each is not None}
-        if not self._scores_are_read:
-            del fields["scores"]
-        lists = to_host(*fields.values(), *others)
-        read = dict(zip(fields, lists, strict=False))
-        self._host = ReadLines(*(read.get(name, []) for name in ReadLines._fields))
-        return self._host, lists[len(fields) :]
+        token_ids, scores, counts, accept, asks = self.lines
+        wanted = (token_ids, scores if self._scores_are_read else None, counts, accept, asks)
+        lists = iter(to_host(*(each for each in (*wanted, *others) if each is not None)))
+        self._host = ReadLines(*([] if each is None else next(lists) for each in wanted))
+        return self._host, [*lists]
 
     def sizes(self) -> list[int]:
         """Sizes of the sets, or what none exceeds where reading them would make a GPU wait."""
@@ -102,7 +100,8 @@ class CandidateTable:
             for rows in alike.values()
         ]
         sets = joined(parts, [*alike.values()])
-        sets = CandidateSets(*(each.to(self.lines.counts.device) for each in sets))
+        if sets.counts.device != self._policy.device:  # a model on several devices has its head where it likes
+            sets = CandidateSets(*(each.to(self._policy.device) for each in sets))
         asked = (None, None) if outlook is None else self._judge(positions, outlook, sets)
         self._scores_are_read |= any(position.sequence.reads_scores for position in positions)
         self.lines = self.lines.replaced([position.line for position in positions], Lines(*sets, *asked))

@@ -115,7 +115,7 @@ def _warn(text: str) -> None:
 def to_host(*tensors: Tensor) -> list[Any]:
     """Tensors as lists, by one synchronization per device."""
     # Only CUDA's copies may be asynchronous: what another device is still writing could be read too early.
-    copies = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
+    copies = [tensor.to("cpu", non_blocking=True) if tensor.is_cuda else tensor for tensor in tensors]
     for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
         torch.cuda.current_stream(device).synchronize()
     return [copy.tolist() for copy in copies]

@@ -90,9 +90,7 @@ class StepPlan:
         """Line of the candidate table for the position that is `ahead` drafted tokens past a sequence's own."""
         return row if ahead == 0 else len(self.drafts) + row * self.width + ahead - 1
 
-    def run(
-        self, policy: Policy, cache: RowCache, sequences: Sequence[SequenceState], table: CandidateTable
-    ) -> Tensor:
+    def run(self, policy: Policy, cache: RowCache, sequences: Sequence[SequenceState], table: CandidateTable) -> Tensor:
         """(rows, width, d) states of the pass's tokens."""
         span = max(sequence.next_slot for sequence in sequences)
         cache.reserve(len(sequences), span)

@@ -124,7 +124,16 @@ PACKAGES = {
     for file in root.rglob("__init__.py")
 }
 EACH_FILE = pytest.mark.parametrize("name", sorted({**MODULES, **{f"{name}.__init__": 0 for name in PACKAGES}}))
-TOP_LEVEL_TESTS = {"structure", "docs", "readme", "start_up", "benchmarks", "real_benchmark", "benchmark_tables"}
+TOP_LEVEL_TESTS = {
+    "structure",
+    "docs",
+    "readme",
+    "start_up",
+    "benchmarks",
+    "real_benchmark",
+    "benchmark_tables",
+    "gpu_benchmark",
+}
 
 
 def imported_modules(name: str, text: str) -> set[str]:

@@ -41,7 +41,7 @@ class Lines(NamedTuple):
             numbers: Places of the others; where they are all there is, nothing is copied.
             others: The others, in this order.
         """
-        count = max(len(self.counts), *(number + 1 for number in numbers))
+        count = max(self.counts.shape[0], max(numbers) + 1)
         if [*numbers] == [*range(count)]:
             return others
         places = torch.tensor(numbers).to(self.counts.device)

@@ -100,8 +100,9 @@ def ask_after(
     probabilities = torch.ones(states.shape[:2], device=states.device)
 
     def ask(agent: nn.Module, action: int, rows: list[int]) -> None:
-        index: Any = slice(None) if len(rows) == len(states) else torch.tensor(rows).to(states.device)
-        answer = agent.accept_probability(states[index], action)  # type: ignore[operator]
+        everybody = len(rows) == states.shape[0]
+        index: Any = ... if everybody else torch.tensor(rows).to(states.device)
+        answer = agent.accept_probability(states if everybody else states[index], action)  # type: ignore[operator]
         probabilities[index] = checked_answer(agent, answer, (len(rows), states.shape[1])).to(probabilities)
 
     ask_each(waiting, ask, fail)

@@ -5,7 +5,7 @@ so there are no siblings, and a draft continues the chosen candidate.
 """
 
 from collections.abc import Callable, Sequence
-from math import isnan
+from math import isfinite, isnan
 from typing import NamedTuple, Self
 
 import torch
@@ -47,6 +47,8 @@ class Outlook(NamedTuple):
             logits: (positions, vocabulary) logits.
         """
         rows = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
+        if logits.shape[0] <= rows:
+            return cls(states, logits, *_normalizer_and_entropy(logits.float()))
         parts = [_normalizer_and_entropy(chunk.float()) for chunk in logits.split(rows)]
         normalizers, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
         return cls(states, logits, normalizers, entropies)
@@ -65,7 +67,7 @@ def _normalizer_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
     """(rows,) each, of (rows, vocabulary) float32 logits; those that are not finite count as minus infinity."""
     if logits.device.type == "cpu":
         normalizers, entropies = _of_finite(logits)
-        if bool(entropies.isfinite().all()):
+        if all(map(isfinite, entropies.tolist())):
             return normalizers, entropies
     # A forbidden token has probability zero, which times minus infinity would be NaN.
     least = torch.finfo(torch.float32).min
@@ -97,25 +99,57 @@ def judge_before(
     Returns:
         (positions, k) float32; 0 where nobody was asked.
     """
-    token_ids, counts = sets.token_ids, sets.counts
-    probabilities = torch.zeros_like(sets.scores)
-    inside = torch.arange(token_ids.shape[1], device=counts.device) < counts[:, None]
+    probabilities: list[Tensor] = []
 
     def ask(agent: nn.Module, action: int, rows: list[int]) -> None:
-        everybody = len(rows) == len(outlook.states)
-        own = slice(None) if everybody else torch.tensor(rows).to(token_ids.device)
-        # Counting candidates would make a GPU wait, which costs more there than judging all columns.
-        judged = torch.ones_like(inside[own]) if inside.is_cuda else inside[own]
-        positions, columns = judged.nonzero(as_tuple=True)
-        lines = positions if everybody else own[positions]
-        tokens = token_ids[lines, columns]
-        logs = outlook.log_probabilities(lines, tokens)
-        candidates = CandidatesAhead(outlook.states[own], positions, tokens, logs, outlook.entropies[own])
-        answer = agent.accept_probability(candidates, action)  # type: ignore[operator]
-        probabilities[lines, columns] = checked_answer(agent, answer, tokens.shape).to(probabilities)
+        if len(rows) == len(sequences):
+            probabilities.append(ask_before(agent, action, outlook, None, sets.token_ids, sets.counts))
+            return
+        own = torch.tensor(rows).to(sets.counts.device)
+        answer = ask_before(agent, action, outlook, own, sets.token_ids[own], sets.counts[own])
+        probabilities.append(torch.zeros_like(sets.scores).index_copy_(0, own, answer))
 
     ask_each(sequences, ask, fail)
+    return sum(probabilities[1:], probabilities[0]) if probabilities else torch.zeros_like(sets.scores)
+
+
+def ask_before(
+    agent: nn.Module, action: int, outlook: Outlook, positions: Tensor | None, token_ids: Tensor, counts: Tensor
+) -> Tensor:
+    """Accept probabilities of whole candidate sets by one agent that judges before.
+
+    Args:
+        agent: The agent, bound to the policy model's output embeddings.
+        action: Its action that means accept.
+        outlook: What is known of the positions.
+        positions: (rows,) int64 position of each set in the outlook; None if these are all, in order.
+        token_ids: (rows, k) int64 candidates.
+        counts: (rows,) int64 sizes of the candidate sets.
+
+    Returns:
+        (rows, k) float32; beyond a set 0, or what the agent says of a token that is no candidate.
+
+    Raises:
+        AgentMismatchError: If the agent answers in another shape.
+    """
+    inside = torch.arange(token_ids.shape[1], device=counts.device) < counts[:, None]
+    # Counting candidates would make a GPU wait, which costs more there than judging all columns.
+    rows, columns = _all_places(inside) if inside.is_cuda else inside.nonzero(as_tuple=True)
+    tokens, states, entropies = token_ids[rows, columns], outlook.states, outlook.entropies
+    if positions is not None:
+        states, entropies = states[positions], entropies[positions]
+    logs = outlook.log_probabilities(rows if positions is None else positions[rows], tokens)
+    candidates = CandidatesAhead(states, rows, tokens, logs, entropies)
+    answer = checked_answer(agent, agent.accept_probability(candidates, action), tokens.shape)  # type: ignore[operator]
+    probabilities = torch.zeros(token_ids.shape, dtype=torch.float32, device=token_ids.device)
+    probabilities[rows, columns] = answer.to(probabilities)
     return probabilities
+
+
+def _all_places(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of every entry of a (rows, columns) table, row by row; (rows * columns,) int64 each."""
+    rows, columns = (torch.arange(size, device=table.device) for size in table.shape)
+    return rows.repeat_interleave(len(columns), output_size=table.numel()), columns.repeat(len(rows))
 
 
 def choose_before(sequence: SequenceState, sets: ReadLines, line: int, policy: Policy) -> None:

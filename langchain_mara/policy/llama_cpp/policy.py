@@ -120,7 +120,8 @@ class LlamaCppPolicy:
 
         They come out of the pass with the states of undecided positions. For others the head is computed in float32.
         """
-        known = self._context.known.of(states)
+        with self._context.lock:
+            known = self._context.known.of(states)
         return self.model.head_logits(states) if known is None else known
 
     def states(self, token_ids: Sequence[Sequence[int]]) -> Tensor:

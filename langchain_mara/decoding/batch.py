@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from langchain_mara.decoding.candidate_table import CandidateTable
 from langchain_mara.decoding.cutting.processing import PendingPosition
@@ -23,7 +22,7 @@ from langchain_mara.decoding.recovery import (
 )
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.decoding.sequence import SequenceState
-from langchain_mara.decoding.step import StepPlan, StepResult, decided_rows, examine_siblings, follow_draft
+from langchain_mara.decoding.step import StepPlan, StepResult, decided_rows, examine_siblings, follow_draft, states_at
 from langchain_mara.policy.cache import enlarged
 from langchain_mara.policy.contract import Policy
 from langchain_mara.policy.prefix_cache import Block, PrefixCache
@@ -202,19 +201,12 @@ class Batch:
             sources += [(i, column) for column in columns]
         if continuing:
             table, context = self.candidate_table, self.policy.context
-            table.cut(positions, self._states_at(sources))
+            table.cut(positions, states_at(self._states, sources))
             for i, index in continuing.items():
                 if index == plan.firsts[i] and plan.drafts[i]:
                     commits += follow_draft(i, self.sequences[i], decisions[i], result, self._states, table, context)
             table.keep_first(len(self.sequences))
             self.cache.commit(commits)
-
-    def _states_at(self, sources: list[tuple[int, int]]) -> Tensor:
-        """(n, d) states in some rows and columns."""
-        if sources == [(row, 0) for row in range(self._states.shape[0])]:
-            return self._states[:, 0]
-        rows, columns = torch.tensor(sources).to(self.policy.device).unbind(1)
-        return self._states[rows, columns]
 
     def _fail(self, request: Request, error: BaseException) -> None:
         """Ends one request by its error; the others continue."""

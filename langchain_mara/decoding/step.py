@@ -120,6 +120,14 @@ class StepPlan:
         return kept
 
 
+def states_at(states: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
+    """(n, d) states in some rows and columns of (rows, columns, d) states."""
+    if [*places] == [(row, 0) for row in range(states.shape[0])]:
+        return states[:, 0]
+    rows, columns = torch.tensor(places).to(states.device).unbind(1)
+    return states[rows, columns]
+
+
 def decided_rows(sequences: Sequence[SequenceState]) -> list[int]:
     """Indices of the sequences that may move on: their candidate is known, and so are those of who goes with them.
 

@@ -167,12 +167,9 @@ class LlamaContext:
         for part in self._parts(tokens):
             self._run(part, outputs=True)
             own = states[len(keys) : len(keys) + len(part)]
-            states_at, logits_at = (
-                self._lib.llama_get_embeddings(self.pointer),
-                self._lib.llama_get_logits(self.pointer),
-            )
-            own[:] = _written(ctypes.addressof(states_at.contents), *own.shape)
-            keys += self.known.add(own, _written(ctypes.addressof(logits_at.contents), len(part), self._vocabulary))
+            own[:] = _written(_address(self._lib.llama_get_embeddings(self.pointer)), *own.shape)
+            logits = _written(_address(self._lib.llama_get_logits(self.pointer)), len(part), self._vocabulary)
+            keys += self.known.add(own, logits)
         return states, keys
 
     def _parts(self, tokens: Sequence[TokenInPass]) -> Iterator[Sequence[TokenInPass]]:
@@ -199,6 +196,10 @@ class LlamaContext:
             f"The {self.settings.tokens} cells of the model's context are in use. Load the model with a larger n_ctx, "
             "or lower batch_size."
         )
+
+
+def _address(pointer: Any) -> int:
+    return ctypes.addressof(pointer.contents)
 
 
 @lru_cache(maxsize=64)

@@ -67,9 +67,8 @@ def test_a_line_is_copied_on_both_sides() -> None:
 
 
 def test_what_is_read_of_a_line_ends_with_its_set() -> None:
-    read = ReadLines(
-        [[7, 8, 9], [5, 0, 0]], [[3.0, 2.0, 1.0], [1.0, 0.0, 0.0]], [2, 1], [[0.5] * 3] * 2, [False, False]
-    )
+    scores = [[3.0, 2.0, 1.0], [1.0, 0.0, 0.0]]
+    read = ReadLines([[7, 8, 9], [5, 0, 0]], scores, [2, 1], [[0.5] * 3] * 2, [False, False])
     assert (read.candidates(0), read.scores_of(0), read.accept_of(0)) == ([7, 8], [3.0, 2.0], [0.5, 0.5])
     assert [read.skips(line) for line in (0, 1)] == [True, False]
     assert not read._replace(asks=[]).skips(0)

@@ -45,10 +45,9 @@ class CandidateTable:
         if self._host is not None:
             return self._host, to_host(*others)
         token_ids, scores, counts, accept, asks = self.lines
-        wanted = (token_ids, scores if self._scores_are_read else None, counts, accept, asks)
-        lists = iter(to_host(*(each for each in (*wanted, *others) if each is not None)))
-        self._host = ReadLines(*([] if each is None else next(lists) for each in wanted))
-        return self._host, [*lists]
+        lists = to_host(token_ids, scores if self._scores_are_read else None, counts, accept, asks, *others)
+        self._host = ReadLines(*lists[: len(self.lines)])
+        return self._host, lists[len(self.lines) :]
 
     def sizes(self) -> list[int]:
         """Sizes of the sets, or what none exceeds where reading them would make a GPU wait."""

@@ -30,8 +30,8 @@ class CandidateTable:
     """
 
     def __init__(self, policy: Policy, fail: Fail) -> None:
-        empty = torch.zeros((0, 0), device=policy.device)
-        self.lines = Lines(empty.long(), empty, empty.long()[:, :0].flatten())
+        no_scores, no_counts = torch.zeros((0, 0)).to(policy.device), torch.zeros(0, dtype=torch.long).to(policy.device)
+        self.lines = Lines(no_scores.long(), no_scores, no_counts)
         self._host: ReadLines | None = None
         self._scores_are_read = False
         self._policy = policy

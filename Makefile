@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 RESULTS := benchmarks/results
 SOAK_S ?= 3600
 FLOORS ?= .venv-floors
+VLLM ?= .venv-vllm-gpu
 PARALLEL := --numprocesses logical --dist worksteal
 INSTALLED := $(VENV)/.installed
 WHEELS ?= build/wheels
@@ -12,7 +13,7 @@ LLAMA_CPP := llama-cpp-python==0.3.36
 # Compiled tests are kept, whatever the caller's habit: pytest rewrites the assertions of a module once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-smollm2 llamacpp test test-fast test-floors test-langchain lint types bench bench-backends bench-long cookbook report docs clean
+.PHONY: demo demo-smollm2 llamacpp test test-fast test-floors test-langchain lint types bench bench-backends bench-gpu bench-long cookbook report docs clean
 
 demo: $(INSTALLED)  ## the main job on the bundled model
 	$(BIN)/mara demo
@@ -64,6 +65,12 @@ bench: $(INSTALLED)  ## speed and memory, as ratios: benchmarks/RESULTS.md, in w
 
 bench-backends: $(VENV)/.llamacpp  ## llama.cpp with agents, against llama.cpp alone
 	$(BIN)/python benchmarks/backends.py --quantization Q4_1 --quantization Q8_0 --quantization F16 --output $(RESULTS)/backends.jsonl
+
+# vLLM fixes its own version of torch, so it gets an environment of its own; where it does not install, its parts say so.
+bench-gpu: $(INSTALLED)  ## one GPU in eight minutes, after installing; without one nothing is measured
+	-test -e $(VLLM)/.installed || ($(PYTHON) -m venv $(VLLM) && $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm typer rich --editable . && touch $(VLLM)/.installed)
+	$(BIN)/python benchmarks/gpu.py --vllm-python $(VLLM)/bin/python --output $(RESULTS)/gpu.jsonl
+	test ! -e $(RESULTS)/gpu.jsonl || $(BIN)/python benchmarks/page.py
 
 bench-long: $(INSTALLED)  ## what training gains and costs, in hours: onto the same page
 	$(BIN)/python benchmarks/labelling.py speed --output $(RESULTS)/training.jsonl

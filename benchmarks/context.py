@@ -157,15 +157,14 @@ class Engine:
 
     def decode(self, tokens: int) -> None:
         """Computes further tokens, one per pass."""
-        device, length = self.policy.device, self.prompt.shape[1]
+        length = self.prompt.shape[1]
         scratch = list(range(length, length + self.width))
         for position in range(length, length + tokens):
             span = max(scratch) + 1
             self.cache.reserve(1, span)
-            slots, positions = torch.tensor([scratch], device=device), torch.tensor([position], device=device)
-            states = self.policy.siblings(self.cache, self.prompt[:, : self.width], slots, positions, span)
+            states = self.policy.siblings(self.cache, self.prompt[:, : self.width], [scratch], [position], span)
             candidate_sets(self.policy.logits(states[:, 0]))
-            self.cache.commit(torch.zeros_like(positions), slots[:, 0], positions)
+            self.cache.commit([(0, scratch[0], position)])
             scratch = [*scratch[1:], span]
 
 

@@ -47,6 +47,7 @@ _PLACES: list[tuple[Any, str, str]] = [
     (policy, "visible_in_pass", "mask"),
     (table.CandidateTable, "_cut", "candidates"),
     (batch, "ask_after", "agents"),
+    (table, "judge_before", "agents"),
 ]
 
 

@@ -140,10 +140,11 @@ def steps(
     new_tokens: Annotated[int, typer.Option(help="Largest number of tokens per episode.")] = 32,
     looped: Annotated[int, typer.Option(help="Episodes of the loop, one after another.")] = 2,
     repeats: Annotated[int, typer.Option(help="Interleaved repeats; medians are printed.")] = 5,
+    device: Annotated[str, typer.Option(help="Device of the model.")] = "cpu",
     output: Output = None,
 ) -> None:
     """Environment steps, that is, transitions, per second."""
-    llm = _sampler(shape, new_tokens)
+    llm = _sampler(shape, new_tokens, device)
     prompts = [llm.encode(prompt) for prompt in training_prompts(0, parallel)]
     environments = {"default": EnvironmentOptions(), "reference": EnvironmentOptions.reference()}
 
@@ -172,11 +173,11 @@ def steps(
     publish(table, output, rates)
 
 
-def _sampler(shape: str, new_tokens: int) -> MaraLLM:
+def _sampler(shape: str, new_tokens: int, device: str) -> MaraLLM:
     """An LLM whose agent accepts about half of the candidates it examines."""
-    llm = MaraLLM.demo(agent=None, device="cpu", batch_size=32, max_new_tokens=new_tokens)
+    llm = MaraLLM.demo(agent=None, device=device, batch_size=32, max_new_tokens=new_tokens)
     if shape != "bundled":
-        model = load(None, "cpu", torch.float32)
+        model = load(None, device, torch.float32)
         llm = MaraLLM(model=model, tokenizer=llm.tokenizer, max_new_tokens=new_tokens)
     torch.manual_seed(0)
     return llm.with_agent(MaraAgent(int(llm.model.config.hidden_size)).eval())
@@ -187,13 +188,15 @@ def _looped_steps(llm: MaraLLM, prompt: list[int], seed: int) -> int:
     """Plays an episode as the reference does: one pass and one call of the agent for each candidate."""
     model, agent, generator = llm.model, llm.agent, np.random.default_rng(seed)
     cache = DynamicCache(config=model.config)
-    logits = model(torch.tensor([prompt]), past_key_values=cache, use_cache=True, output_hidden_states=True).logits
+    agent.to(model.device)  # type: ignore[union-attr]
+    asked = {"past_key_values": cache, "use_cache": True, "output_hidden_states": True}
+    logits = model(torch.tensor([prompt], device=model.device), **asked).logits
     count = 0
     for _ in range(llm.max_new_tokens):
         sets = candidate_sets(logits[:, -1], llm.top_k, llm.top_p)
         tried = []
         for token in sets.token_ids[0, : int(sets.counts[0])].tolist():
-            output = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True, output_hidden_states=True)
+            output = model(torch.tensor([[token]], device=model.device), **asked)
             accept = agent.accept_probability(output.hidden_states[-1][:, -1]).item()  # type: ignore[union-attr,operator]
             tried.append((token, accept, output.logits, [last_token(layer) for layer in cache.layers]))
             cache.crop(-1)

@@ -168,8 +168,10 @@ class LookAheadAgent(Agent):
         """(n, 2) float32 logits of reject and accept of n candidates; see `accept_probability`."""
         states, rows, token_ids, log_probabilities, entropies = candidates
         numbers = torch.stack([log_probabilities, entropies[rows]], -1)
-        hidden = self.first_layer(self._state_half(states.float())[rows], table[token_ids], numbers)
-        return self._logits(hidden)
+        hidden, halves = self._state_half(states.float())[rows], table[token_ids]
+        # As `first_layer`, in two operations: a decode loop asks at every token.
+        lifted = hidden + halves if self.lift is None else torch.addmm(hidden, halves, self.lift.weight.T)
+        return self._logits(torch.addmm(lifted, numbers, self.numbers_linear.weight.T))
 
     @classmethod
     def _from_state(cls, state: dict[str, Any], source: str, **config: Any) -> Self:

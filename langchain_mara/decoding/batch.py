@@ -9,20 +9,20 @@ from functools import partial
 
 import torch
 
-from langchain_mara.decoding.candidate_table import CandidateTable, PendingPosition
+from langchain_mara.decoding.candidate_table import CandidateTable
+from langchain_mara.decoding.cutting.processing import PendingPosition
 from langchain_mara.decoding.judging.asking import ask_after
 from langchain_mara.decoding.pass_width import MOST_WIDTH, PassWidthTuner
 from langchain_mara.decoding.recovery import (
     attempt,
     refuse_to_part,
     single_sequence_error,
-    to_host,
     warn_of_failed_pass,
     warn_of_preemption,
 )
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.decoding.sequence import SequenceState
-from langchain_mara.decoding.step import StepPlan, StepResult, decided_rows, examine_siblings, follow_draft
+from langchain_mara.decoding.step import StepPlan, StepResult, decided_rows, examine_siblings, follow_draft, states_at
 from langchain_mara.policy.cache import enlarged
 from langchain_mara.policy.contract import Policy
 from langchain_mara.policy.prefix_cache import Block, PrefixCache
@@ -161,16 +161,14 @@ class Batch:
 
     def _evaluate(self) -> StepResult:
         """Runs one pass, with one synchronization with the host."""
-        rows, device, table = len(self.sequences), self.policy.device, self.candidate_table
+        table = self.candidate_table
         table.choose(self.sequences, self._for_rows)
         plan = StepPlan.make(self.sequences, table, self.policy, self.width, self.draft, self._width_tuner)
-        columns = plan.columns(device)
-        states = plan.run(self.policy, self.cache, self.sequences, table, columns)
-        # A quantized model computes in another dtype than it names; columns are kept as far as examined.
-        self._states = enlarged(self._states.to(states.dtype), (rows, max(plan.firsts) + plan.width))
-        self._states[torch.arange(rows, device=device)[:, None], columns] = states
+        states = plan.run(self.policy, self.cache, self.sequences, table)
+        self._states = plan.among(self._states, states)
         probabilities = ask_after(self.sequences, states, self._fail, plan.drafts)
-        return StepResult(plan, *to_host(probabilities, *table.lines(rows)[:3]))
+        sets, read = table.read(*() if probabilities is None else (probabilities,))
+        return StepResult(plan, read[0] if read else None, sets)
 
     def _decide(self, result: StepResult) -> dict[int, list[Decision]]:
         """Applies the rule to the siblings; by row, a list with its decision where there is one."""
@@ -188,14 +186,15 @@ class Batch:
     def _emit(self, result: StepResult, decisions: dict[int, list[Decision]], row: int) -> None:
         sequence = self.sequences[row]
         states = self._states[row, : sequence.seen].clone() if sequence.request.keep_states else None
-        candidates = result.candidates[row][: result.counts[row]]
+        candidates = result.sets.candidates(row)
         decisions[row] = [sequence.decide(sequence.chosen, candidates, self.policy.context, states)]  # type: ignore[arg-type]
 
     def _commit(self, decisions: dict[int, list[Decision]], result: StepResult) -> None:
         """Makes emitted tokens visible; cuts the next candidate sets of sequences that continue, also along drafts."""
         plan = result.plan
         continuing = {i: decided[0].index for i, decided in decisions.items() if decided[0].finish_reason is None}
-        commits, positions, sources = [], [], []
+        commits: list[tuple[int, int, int]] = []
+        positions, sources = [], []
         for i, index in continuing.items():
             sequence = self.sequences[i]
             commits.append((i, sequence.commit_slot(index), sequence.length - 1))
@@ -203,14 +202,13 @@ class Batch:
             positions += [PendingPosition(sequence, plan.line(i, n), plan.drafts[i][:n]) for n in range(len(columns))]
             sources += [(i, column) for column in columns]
         if continuing:
-            states = self._states[torch.tensor(sources).to(self.policy.device).unbind(1)]
-            self.candidate_table.cut(positions, states)
-            drafting = [i for i, index in continuing.items() if index == plan.firsts[i] and plan.drafts[i]]
             table, context = self.candidate_table, self.policy.context
-            sets = to_host(*table.lines(len(table.counts))) if drafting else ()
-            for i in drafting:
-                commits += follow_draft(i, self.sequences[i], decisions[i], result, self._states, table, sets, context)
-            self.cache.commit(*torch.tensor(commits).T.to(self.policy.device))
+            table.cut(positions, states_at(self._states, sources))
+            for i, index in continuing.items():
+                if index == plan.firsts[i] and plan.drafts[i]:
+                    commits += follow_draft(i, self.sequences[i], decisions[i], result, self._states, table, context)
+            table.keep_first(len(self.sequences))
+            self.cache.commit(commits)
 
     def _recover(self, error: BaseException, kept: int, limit: int) -> None:
         """Goes on after a pass failed: with fewer sequences if memory ran out, else without those that are to blame."""
@@ -261,6 +259,7 @@ class Batch:
                 self.cache.clear_row(i)
             self.sequences.pop()
             self.finished.append(sequence.request)
+        self.candidate_table.keep_first(len(self.sequences))
         if leaving and not self.sequences:
             self._reset()
 

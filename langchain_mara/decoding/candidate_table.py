@@ -1,66 +1,71 @@
 """The candidate sets of all running sequences in one table, cut from logits."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from langchain_mara.decoding.candidates import candidate_sets, log_probabilities, order_candidates
+from langchain_mara.decoding.candidates import CandidateSets
+from langchain_mara.decoding.cutting.lines import Lines, ReadLines, joined
+from langchain_mara.decoding.cutting.processing import Fail, PendingPosition, cut_alike
 from langchain_mara.decoding.judging.before import Outlook, choose_before, judge_before
 from langchain_mara.decoding.recovery import attempt, refuse_to_part, to_host
-from langchain_mara.decoding.request import Request
 from langchain_mara.decoding.sequence import SequenceState
-from langchain_mara.exceptions import LogitsProcessorError
-from langchain_mara.policy.cache import enlarged
 from langchain_mara.policy.contract import Policy
-
-
-class PendingPosition(NamedTuple):
-    """A position whose candidate set is to be cut.
-
-    Attributes:
-        sequence: Sequence of the position.
-        line: Line of the table that receives the set.
-        drafted: Drafted tokens before the position that the sequence does not hold yet.
-    """
-
-    sequence: SequenceState
-    line: int
-    drafted: Sequence[int] = ()
 
 
 class CandidateTable:
     """One line per candidate set: first those of the sequences' own positions, then those of drafted positions.
 
+    Lines are read to the host once, when they are first asked for.
+
     Args:
         policy: The policy model.
-        fail: Called with each request whose logits processor or constraint raises, and the error.
+        fail: See `Fail`.
 
     Attributes:
-        token_ids: (lines, columns) int64 candidates in order of examination; columns beyond a line's count hold
-            anything.
-        counts: (lines,) int64, size of the set in each line.
-        scores: (lines, columns) float32 scores by which candidates are ordered; see `CandidateSets`.
-        accept: (lines, columns) float32 accept probabilities by agents that judge before; 0 for all others.
-        asks: (lines,) bool, whether the agent is asked; False where an entropy gate skips the position.
+        lines: The candidate sets.
     """
 
-    def __init__(self, policy: Policy, fail: Callable[[Request, BaseException], None]) -> None:
-        self.token_ids = torch.zeros((0, 0), dtype=torch.long, device=policy.device)
-        self.counts = torch.zeros(0, dtype=torch.long, device=policy.device)
-        self.scores = torch.zeros((0, 0), dtype=torch.float32, device=policy.device)
-        self.accept = torch.zeros((0, 0), dtype=torch.float32, device=policy.device)
-        self.asks = torch.ones(0, dtype=torch.bool, device=policy.device)
+    def __init__(self, policy: Policy, fail: Fail) -> None:
+        no_scores, no_counts = torch.zeros((0, 0)).to(policy.device), torch.zeros(0, dtype=torch.long).to(policy.device)
+        self.lines = Lines(no_scores.long(), no_scores, no_counts)
+        self._host: ReadLines | None = None
+        self._scores_are_read = False
         self._policy = policy
         self._fail = fail
 
-    def lines(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Candidates, sizes of sets, scores, accept probabilities and whether to ask the agent, in the first lines."""
-        tables = (self.token_ids, self.counts, self.scores, self.accept, self.asks)
-        return tuple(table[:count] for table in tables)  # type: ignore[return-value]
+    def __len__(self) -> int:
+        return self.lines.counts.shape[0]
+
+    def read(self, *others: Tensor) -> tuple[ReadLines, list[Any]]:
+        """The lines on the host, and other tensors as lists, by one synchronization."""
+        if self._host is not None:
+            return self._host, to_host(*others)
+        token_ids, scores, counts, accept, asks = self.lines
+        lists = to_host(token_ids, scores if self._scores_are_read else None, counts, accept, asks, *others)
+        self._host = ReadLines(*lists[: len(self.lines)])
+        return self._host, lists[len(self.lines) :]
+
+    def sizes(self) -> list[int]:
+        """Sizes of the sets, or what none exceeds where reading them would make a GPU wait."""
+        if self._host is None and self.lines.counts.device.type != "cpu":
+            return [self.lines.token_ids.shape[1]] * len(self)
+        return self.read()[0].counts
+
+    def tokens(self, firsts: Sequence[int], width: int) -> Tensor:
+        """(lines, width) int64 candidates of the first lines, from column `firsts` of each on.
+
+        Past the end of a set its last column is repeated; nobody looks there.
+        """
+        token_ids = self.lines.token_ids[: len(firsts)]
+        last = token_ids.shape[1] - 1
+        if width <= last + 1 and not any(firsts):
+            return token_ids[:, :width]
+        columns = [[min(first + i, last) for i in range(width)] for first in firsts]
+        return token_ids.gather(1, torch.tensor(columns).to(token_ids.device))
 
     def cut(self, positions: Sequence[PendingPosition], states: Tensor) -> None:
         """Cuts candidate sets; fewer at a time where logits take too much memory.
@@ -84,56 +89,44 @@ class CandidateTable:
         self.cut(positions[half:], states[half:])
 
     def _cut(self, positions: Sequence[PendingPosition], states: Tensor) -> None:
-        columns = min(
-            max(position.sequence.request.options.top_k for position in positions), self._policy.vocabulary_size
-        )
-        lines = max(position.line for position in positions) + 1
-        self.token_ids = enlarged(self.token_ids, (lines, columns))
-        self.counts = enlarged(self.counts, (lines,))
-        self.scores = enlarged(self.scores, (lines, columns))
-        self.accept = enlarged(self.accept, (lines, columns))
-        self.asks = enlarged(self.asks, (lines,), fill=True)
         logits = self._policy.logits(states)
-        outlook = self._outlook(positions, states, logits)
-
-        def key(index: int) -> tuple[object, ...]:
-            request = positions[index].sequence.request
-            options, processed = request.options, (request.logits_processor is not None, id(request.joint_process))
-            return (options.order, options.top_k, options.top_p, options.temperature, processed)
-
-        for _, group in groupby(sorted(range(len(positions)), key=key), key=key):
-            members = list(group)
-            chosen = logits if members == list(range(len(positions))) else logits[members]
-            self._cut_alike([positions[i] for i in members], chosen)
-        if outlook is not None:
-            self._judge(positions, outlook)
-
-    def _outlook(self, positions: Sequence[PendingPosition], states: Tensor, logits: Tensor) -> Outlook | None:
-        """What agents that judge before, and gates, read of the positions, or None if nobody does."""
-        sequences = [position.sequence for position in positions]
-        requests = [sequence.request for sequence in sequences]
-        gated = any(sequence.gate.threshold is not None for sequence in sequences)
-        if not gated and not any(each.judged_before or each.request.keep_states for each in sequences):
-            return None
-        processed = any(request.logits_processor or request.joint_process for request in requests)
-        return Outlook.of(states, logits.clone() if processed else logits)
-
-    def _judge(self, positions: Sequence[PendingPosition], outlook: Outlook) -> None:
-        """Asks the agents that judge before of whole candidate sets; keeps what is known of positions at hand."""
-        lines = torch.tensor([position.line for position in positions]).to(self.counts.device)
-        token_ids = self.token_ids[lines]
-        thresholds = [position.sequence.gate.threshold for position in positions]
-        least = torch.tensor([-torch.inf if each is None else each for each in thresholds]).to(outlook.entropies)
-        asks = self.asks[lines] = outlook.entropies > least
-        # Looking at what a GPU has computed would make it wait, which costs more there than asking for nothing.
-        heard = [True] * len(positions) if asks.is_cuda else (asks | (self.counts[lines] == 1)).tolist()
-        judged = [
-            position.sequence if position.sequence.judged_before and hears else None
-            for position, hears in zip(positions, heard, strict=True)
+        outlook = _outlook(positions, states, logits)
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for i, position in enumerate(positions):
+            alike.setdefault(position.sequence.cut_like, []).append(i)
+        parts = [
+            cut_alike([positions[i] for i in rows], logits if len(alike) == 1 else logits[rows], self._fail)
+            for rows in alike.values()
         ]
-        self.accept[lines] = judge_before(judged, outlook, token_ids, self.counts[lines], self._fail)
-        for i, (sequence, _, _) in enumerate(positions):
-            sequence.at_hand = outlook.at_hand(i, token_ids[i]) if sequence.request.keep_states else None
+        sets = joined(parts, [*alike.values()])
+        if sets.counts.device != self._policy.device:  # a model on several devices has its head where it likes
+            sets = CandidateSets(*(each.to(self._policy.device) for each in sets))
+        asked = (None, None) if outlook is None else self._judge(positions, outlook, sets)
+        self._scores_are_read |= any(position.sequence.reads_scores for position in positions)
+        self.lines = self.lines.replaced([position.line for position in positions], Lines(*sets, *asked))
+        self._host = None
+
+    def _judge(
+        self, positions: Sequence[PendingPosition], outlook: Outlook, sets: CandidateSets
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Asks the agents that judge before of whole candidate sets; keeps what is known of positions at hand.
+
+        Returns:
+            Fields `accept` and `asks` of the lines.
+        """
+        sequences = [position.sequence for position in positions]
+        for i, sequence in enumerate(sequences):
+            sequence.at_hand = outlook.at_hand(i, sets.token_ids[i]) if sequence.request.keep_states else None
+        thresholds = [sequence.gate.threshold for sequence in sequences]
+        asks, heard = None, [True] * len(sequences)
+        if thresholds != [None] * len(sequences):
+            least = [-torch.inf if threshold is None else threshold for threshold in thresholds]
+            asks = outlook.entropies > torch.tensor(least).to(outlook.entropies)
+            # Looking at what a GPU has computed would make it wait, which costs more there than asking for nothing.
+            heard = heard if asks.is_cuda else (asks | (sets.counts == 1)).tolist()
+        pairs = zip(sequences, heard, strict=True)
+        judged = [sequence if sequence.judged_before and hears else None for sequence, hears in pairs]
+        return judge_before(judged, outlook, sets, self._fail) if any(judged) else None, asks
 
     def choose(self, sequences: Sequence[SequenceState], for_rows: Callable[..., None]) -> None:
         """Chooses the candidates that go through the model where agents judge before, or are not asked.
@@ -150,137 +143,33 @@ class CandidateTable:
         rows = [i for i in rows if not sequences[i].request.cancelled]
         if not rows:
             return
-        token_ids, counts, scores, accept, asks = to_host(*self.lines(len(sequences)))
+        read, _ = self.read()
 
         def choose_row(i: int) -> None:
-            if not asks[i] and counts[i] > 1:
+            if read.skips(i):
                 sequences[i].skip()
             elif sequences[i].judged_before:
-                choose_before(sequences[i], accept[i], scores[i], counts[i], token_ids[i][0], self._policy)
+                choose_before(sequences[i], read, i, self._policy)
 
         for_rows(rows, choose_row)
 
-    def _cut_alike(self, positions: Sequence[PendingPosition], logits: Tensor) -> None:
-        sequences = [position.sequence for position in positions]
-        options = sequences[0].request.options
-        whole = {
-            i: logits[i].float().log_softmax(-1)
-            for i, sequence in enumerate(sequences)
-            if sequence.request.top_logprobs is not None
-        }
-        allowed = self._constrained(positions, logits)
-        logits = _again_constrained(self._processed(sequences, logits), logits, allowed)
-        self._mask_eos(positions, logits)
-        sets = candidate_sets(logits, options.top_k, options.top_p)
-        noise = None
-        if options.order == "sampled":
-            noise = torch.stack([sequence.gumbel(sets.scores.shape[1]) for sequence in sequences]).to(logits.device)
-        sets = order_candidates(sets, options.order, options.temperature, noise)
-        for i, logs in whole.items():
-            most = min(sequences[i].request.top_logprobs or 0, len(logs))
-            sequences[i].position_logs = logs[sets.token_ids[i]], logs.topk(most)
-        if any(sequence.request.keep_states for sequence in sequences):
-            logs = log_probabilities(logits, sets.token_ids)
-            for i, sequence in enumerate(sequences):
-                sequence.log_probabilities = logs[i] if sequence.request.keep_states else None
-        targets = torch.tensor([position.line for position in positions]).to(self.counts.device)
-        self.token_ids[targets, : sets.token_ids.shape[1]] = sets.token_ids.to(targets.device)
-        self.scores[targets, : sets.scores.shape[1]] = sets.scores.to(targets.device)
-        self.counts[targets] = sets.counts.to(targets.device)
-
-    def _constrained(self, positions: Sequence[PendingPosition], logits: Tensor) -> dict[int, Tensor]:
-        """Takes from the logits what constraints do not allow; returns (vocabulary,) masks of what they allow, by row.
-
-        Processors see the logits of the allowed tokens only, so that those that compare tokens compare these.
-        """
-        masks: dict[int, Tensor] = {}
-        for i, (sequence, _, drafted) in enumerate(positions):
-            constraint = sequence.request.constraint
-            if constraint is None:
-                continue
-            answer = [*sequence.generated, *drafted]
-            error = attempt(lambda ask=constraint.allowed, i=i, so_far=answer: masks.update({i: ask(so_far)}))  # type: ignore[misc]
-            if error is not None:
-                self._fail(sequence.request, error)
-                continue
-            mask = torch.zeros(logits.shape[-1], dtype=torch.bool)
-            mask[: len(masks[i])] = masks[i][: len(mask)]
-            masks[i] = mask.to(logits.device)
-            logits[i].masked_fill_(~masks[i], -torch.inf)
-        return masks
-
-    def _processed(self, sequences: Sequence[SequenceState], logits: Tensor) -> Tensor:
-        """The logits after the requests' processors, in float32, because a narrower dtype could drop a forced token."""
-        first = sequences[0].request
-        if first.logits_processor is None and first.joint_process is None:
-            return logits
-        logits = logits.to(torch.float32, copy=True)
-        if first.joint_process is not None:
-            requests = [sequence.request for sequence in sequences]
-            return _checked(first.joint_process, first.joint_process(requests, logits.clone()), logits)
-        for i, sequence in enumerate(sequences):
-            row = logits[i : i + 1]
-            error = attempt(lambda row=row, sequence=sequence: row.copy_(_process(sequence, row)))  # type: ignore[misc]
-            if isinstance(error, torch.OutOfMemoryError):
-                raise error
-            if error is not None:
-                self._fail(sequence.request, error)
-        return logits
-
-    def _mask_eos(self, positions: Sequence[PendingPosition], logits: Tensor) -> None:
-        """Takes the EOS from the candidates of answers that must be longer."""
-        for i, (sequence, _, drafted) in enumerate(positions):
-            request = sequence.request
-            if len(sequence.generated) + len(drafted) < request.options.min_new_tokens:
-                # A configuration may name ids that the vocabulary lacks, such as -1 for none.
-                logits[i, [token for token in request.eos_token_ids if 0 <= token < logits.shape[-1]]] = -torch.inf
+    def keep_first(self, count: int) -> None:
+        """Forgets all lines but the first ones."""
+        if count < len(self):
+            self.lines = self.lines.first(count)
+            self._host = None if self._host is None else self._host.first(count)
 
     def move(self, source: int, target: int) -> None:
         """Copies the set at `source` over the one at `target`."""
-        self.token_ids[target] = self.token_ids[source]
-        self.counts[target] = self.counts[source]
-        self.scores[target] = self.scores[source]
-        self.accept[target] = self.accept[source]
-        self.asks[target] = self.asks[source]
+        self.lines.copy_line(source, target)
+        if self._host is not None:
+            self._host.copy_line(source, target)
 
 
-def _again_constrained(processed: Tensor, constrained: Tensor, allowed: Mapping[int, Tensor]) -> Tensor:
-    """Scores after processors without what they have brought back, and as before them where they leave nothing."""
-    if processed is not constrained:
-        for i, mask in allowed.items():
-            processed[i].masked_fill_(~mask, -torch.inf)
-            if not bool(processed[i].isfinite().any()):
-                processed[i] = constrained[i]
-    return processed
-
-
-def _process(sequence: SequenceState, logits: Tensor) -> Tensor:
-    """(1, vocabulary) float32 scores that a request's logits processor makes of logits."""
-    processor = sequence.request.logits_processor
-    ids = torch.tensor([sequence.token_ids], device=logits.device)
-    return _checked(processor, processor(ids, logits.clone()), logits)  # type: ignore[misc]
-
-
-def _checked(processor: object, scores: Any, logits: Tensor) -> Tensor:
-    """Scores that a processor has made of logits, all of them below infinity.
-
-    Raises:
-        LogitsProcessorError: If the processor has returned something else than (rows, vocabulary) scores.
-    """
-    name = getattr(processor, "__name__", type(processor).__name__)
-    if not isinstance(scores, Tensor) or scores.shape != logits.shape or not scores.is_floating_point():
-        kind = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise LogitsProcessorError(
-            f"The logits processor {name} returned {kind} instead of {tuple(logits.shape)} scores of a float dtype. "
-            "Return the scores of all tokens."
-        )
-    scores = scores.to(logits)
-    if bool((scores.isnan() & ~logits.isnan()).any()):
-        raise LogitsProcessorError(
-            f"The logits processor {name} returned NaN. Return a finite score for each token, -inf to forbid it, or "
-            "+inf to force it."
-        )
-    forced = scores == torch.inf
-    # A forced token forbids all others of its row.
-    lowered: Tensor = scores.masked_fill(forced.any(-1, keepdim=True), -torch.inf)
-    return lowered.masked_fill(forced, 0.0)
+def _outlook(positions: Sequence[PendingPosition], states: Tensor, logits: Tensor) -> Outlook | None:
+    """What agents that judge before, and gates, read of the positions, or None if nobody does."""
+    sequences = [position.sequence for position in positions]
+    if not any(sequence.looks_ahead for sequence in sequences):
+        return None
+    processed = any(each.request.logits_processor or each.request.joint_process for each in sequences)
+    return Outlook.of(states, logits.clone() if processed else logits)

@@ -8,6 +8,7 @@ already at its next position (docs/algorithm.md, "Why aligned decoding costs abo
     candidate_table.py  the sets of all sequences     step.py        what goes through the model together
     batch.py            sequences side by side        pass_width.py  how many siblings pay
     ngram.py            tokens likely to come next    recovery.py    what happens when a pass fails
+    cutting/            what requests do to logits    judging/       what agents say of candidates
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -108,19 +108,25 @@ class PassWidthTuner:
             (sequence.request.agent, len(sequence.probabilities), sequence.siblings_wanted(count))
             for sequence, count in zip(sequences, counts, strict=True)
         )
+        groups = [
+            (number, None if agent is None else self._acceptance_of(agent), examined, wanted)
+            for (agent, examined, wanted), number in states.items()
+        ]
 
         def rate(width: int) -> float:
-            decisions = sum(
-                number
-                * (1.0 if agent is None or wanted <= width else self._acceptance_of(agent).decided(examined, width))
-                for (agent, examined, wanted), number in states.items()
-            )
+            decisions = 0.0
+            for number, acceptance, examined, wanted in groups:
+                sure = acceptance is None or wanted <= width
+                decisions += number if sure else number * acceptance.decided(examined, width)  # type: ignore[union-attr]
             return decisions / costs.of(width * len(sequences))
 
         return max([width for width in _WIDTHS if width < most] + [most], key=rate)
 
     def _acceptance_of(self, agent: nn.Module) -> AcceptanceCounts:
-        return self._acceptance.setdefault(agent, AcceptanceCounts())
+        acceptance = self._acceptance.get(agent)
+        if acceptance is None:
+            acceptance = self._acceptance[agent] = AcceptanceCounts()
+        return acceptance
 
 
 def measure_costs(policy: Policy) -> PassCosts:
@@ -151,9 +157,9 @@ def measure_costs(policy: Policy) -> PassCosts:
 
 def _seconds(policy: Policy, cache: RowCache, length: int, tokens: int) -> float:
     cache.reserve(1, length + tokens)
-    slots = torch.arange(length, length + tokens, device=policy.device).unsqueeze(0)
-    token_ids = slots % policy.vocabulary_size
+    slots = range(length, length + tokens)
+    token_ids = torch.tensor([slots], device=policy.device) % policy.vocabulary_size
     start = time.perf_counter()
-    states = policy.siblings(cache, token_ids, slots, slots[:, 0], length + tokens)
+    states = policy.siblings(cache, token_ids, [slots], [length], length + tokens)
     states.sum().item()  # waits for the device
     return time.perf_counter() - start

@@ -112,13 +112,13 @@ def _warn(text: str) -> None:
         warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
-def to_host(*tensors: Tensor) -> list[Any]:
-    """Tensors as lists, by one synchronization per device."""
+def to_host(*tensors: Tensor | None) -> list[Any]:
+    """Tensors as lists, by one synchronization per device; None becomes an empty list."""
     # Only CUDA's copies may be asynchronous: what another device is still writing could be read too early.
-    copies = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
-    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+    copies = [each.to("cpu", non_blocking=True) if each is not None and each.is_cuda else each for each in tensors]
+    for device in {each.device for each in tensors if each is not None and each.is_cuda}:
         torch.cuda.current_stream(device).synchronize()
-    return [copy.tolist() for copy in copies]
+    return [[] if copy is None else copy.tolist() for copy in copies]
 
 
 def refuse_to_part(requests: Sequence[Request], error: BaseException) -> None:

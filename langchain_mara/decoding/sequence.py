@@ -41,6 +41,10 @@ class SequenceState:
         seen: Number of candidates of the position that went through the model.
         chosen: Index of the candidate to emit, once it is known; None before.
         gate: Says whether the position is skipped.
+        judged_before: Whether its agent judges candidates before they go through the model.
+        looks_ahead: Whether anybody reads what is known of a position before its candidates.
+        reads_scores: Whether the rule reads the scores of candidates.
+        cut_like: What the cut of its candidate sets depends on.
     """
 
     request: Request
@@ -66,18 +70,24 @@ class SequenceState:
         self._draws: list[float] = []
         self._fell_back = False
         self._proposer: NgramProposer | None = None
-        self.gate = PositionGate(None if self.request.agent is None else self.request.options.gate)
+        self._settle_for_good()
         self.restart()
+
+    def _settle_for_good(self) -> None:
+        """What follows from the request alone, and is asked for at every position."""
+        request, options = self.request, self.request.options
+        agent = request.agent
+        self.gate = PositionGate(None if agent is None else options.gate)
+        self.judged_before = agent is not None and agent.judges == "before"
+        self.looks_ahead = self.judged_before or request.keep_states or self.gate.threshold is not None
+        self.reads_scores = agent is not None and options.strategy == "guided"
+        processed = (request.logits_processor is not None, id(request.joint_process))
+        self.cut_like = (options.order, options.top_k, options.top_p, options.temperature, *processed)
 
     @property
     def token_ids(self) -> list[int]:
         """Prompt and answer so far."""
         return [*self.request.prompt_ids, *self.generated]
-
-    @property
-    def judged_before(self) -> bool:
-        """Whether its agent judges candidates before they go through the model."""
-        return self.request.agent is not None and self.request.agent.judges == "before"
 
     @property
     def first_column(self) -> int:
@@ -86,7 +96,7 @@ class SequenceState:
 
     @property
     def first_slot(self) -> int:
-        """Index in `scratch` of that candidate's slot."""
+        """Index in `scratch` of that candidate's slot, and column of its state."""
         return 0 if self.judged_before else len(self.probabilities)
 
     def restart(self) -> None:

@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from langchain_mara.decoding.candidate_table import CandidateTable
-from langchain_mara.decoding.judging.before import is_decidable
+from langchain_mara.decoding.cutting.lines import ReadLines
+from langchain_mara.decoding.judging.before import choice_before, is_decidable
 from langchain_mara.decoding.pass_width import PassWidthTuner
 from langchain_mara.decoding.recovery import nan_of_agent_error, no_candidates_error
 from langchain_mara.decoding.request import Decision
 from langchain_mara.decoding.sequence import SequenceState
+from langchain_mara.policy.cache import enlarged
 from langchain_mara.policy.contract import Policy, RowCache
 
 
@@ -24,12 +26,14 @@ class StepPlan:
     Attributes:
         width: Tokens of each sequence.
         firsts: Index of each sequence's first sibling in its candidate set.
+        columns: Column of its state among those of the sequence's candidates.
         drafts: Drafted tokens of each sequence; they continue its first sibling.
         slots: Cache slots of each sequence's tokens.
     """
 
     width: int
     firsts: list[int]
+    columns: list[int]
     drafts: list[list[int]]
     slots: list[list[int]]
 
@@ -54,21 +58,20 @@ class StepPlan:
             tuner: Chooses the width, up to `width`; without it the pass is as wide as can matter.
         """
         drafts: list[list[int]] = [[] for _ in sequences]
+        firsts = [sequence.first_column for sequence in sequences]
         if draft:
-            columns = torch.tensor([[sequence.first_column] for sequence in sequences]).to(policy.device)
-            tokens = _at(table.token_ids[: len(sequences)], columns).squeeze(1).tolist()
-            pairs = zip(sequences, tokens, strict=True)
+            pairs = zip(sequences, table.tokens(firsts, 1).flatten().tolist(), strict=True)
             drafts = [sequence.draft(first, draft, policy.context) for sequence, first in pairs]
         # A draft takes the place of a sequence's last siblings; the pass is only wider if the draft is longer.
         siblings, counts = _siblings_that_matter(sequences, table, width)
         if tuner is not None and siblings > 1:
             siblings = tuner.choose(policy, sequences, counts, siblings)
         width = max(siblings, 1 + max(map(len, drafts)))
-        slots = []
-        for sequence in sequences:
-            sequence.reserve_scratch(sequence.first_slot + width)
-            slots.append(sequence.scratch[sequence.first_slot : sequence.first_slot + width])
-        return cls(width, [sequence.first_column for sequence in sequences], drafts, slots)
+        columns, slots = [sequence.first_slot for sequence in sequences], []
+        for sequence, first in zip(sequences, columns, strict=True):
+            sequence.reserve_scratch(first + width)
+            slots.append(sequence.scratch[first : first + width])
+        return cls(width, firsts, columns, drafts, slots)
 
     def siblings(self, row: int) -> int:
         """Number of siblings among a sequence's tokens."""
@@ -79,44 +82,50 @@ class StepPlan:
 
         The first is the candidate's. Drafted tokens follow if they continue it.
         """
-        first = self.firsts[row]
-        return [index, *range(first + self.siblings(row), first + self.width)] if index == first else [index]
+        first = self.columns[row]
+        own = first + index - self.firsts[row]
+        return [own, *range(first + self.siblings(row), first + self.width)] if own == first else [own]
 
     def line(self, row: int, ahead: int) -> int:
         """Line of the candidate table for the position that is `ahead` drafted tokens past a sequence's own."""
         return row if ahead == 0 else len(self.drafts) + row * self.width + ahead - 1
 
-    def columns(self, device: torch.device) -> Tensor:
-        """(rows, width) int64: index of each sibling in the candidate set of its position."""
-        return torch.tensor(self.firsts).to(device)[:, None] + torch.arange(self.width, device=device)
-
-    def run(
-        self,
-        policy: Policy,
-        cache: RowCache,
-        sequences: Sequence[SequenceState],
-        table: CandidateTable,
-        columns: Tensor,
-    ) -> Tensor:
-        """(rows, width, d) states of the pass's tokens; `columns` is what the method of that name returns."""
-        device = policy.device
+    def run(self, policy: Policy, cache: RowCache, sequences: Sequence[SequenceState], table: CandidateTable) -> Tensor:
+        """(rows, width, d) states of the pass's tokens."""
         span = max(sequence.next_slot for sequence in sequences)
         cache.reserve(len(sequences), span)
-        positions = torch.tensor([sequence.length for sequence in sequences]).to(device)
-        slots = torch.tensor(self.slots).to(device)
-        token_ids = _at(table.token_ids[: len(sequences)], columns)
-        depths = None
+        token_ids, depths = table.tokens(self.firsts, self.width), None
         if any(self.drafts):
             padded = [[0] * self.siblings(i) + draft for i, draft in enumerate(self.drafts)]
-            ordinals = [[0] * self.siblings(i) + [*range(1, len(draft) + 1)] for i, draft in enumerate(self.drafts)]
-            drafted, depths = torch.tensor([padded, ordinals]).to(device)
-            token_ids = torch.where(depths > 0, drafted, token_ids)
-        return policy.siblings(cache, token_ids, slots, positions, span, depths).to(device)
+            depths = [[0] * self.siblings(i) + [*range(1, len(draft) + 1)] for i, draft in enumerate(self.drafts)]
+            drafted, ahead = torch.tensor([padded, depths]).to(policy.device)
+            token_ids = torch.where(ahead > 0, drafted, token_ids)
+        positions = [sequence.length for sequence in sequences]
+        return policy.siblings(cache, token_ids, self.slots, positions, span, depths).to(policy.device)
+
+    def among(self, earlier: Tensor, states: Tensor) -> Tensor:
+        """(rows, columns, d) states of the candidates of all positions, those of this pass and earlier ones.
+
+        Args:
+            earlier: (rows, columns, d) states that are kept; overwritten if it is large enough.
+            states: (rows, width, d) states of this pass's tokens.
+        """
+        if not any(self.columns):
+            return states
+        rows, device = len(states), states.device
+        columns = torch.tensor(self.columns).to(device)[:, None] + torch.arange(self.width, device=device)
+        # A quantized model computes in another dtype than it names; columns are kept as far as examined.
+        kept = enlarged(earlier.to(states.dtype), (rows, max(self.columns) + self.width))
+        kept[torch.arange(rows, device=device)[:, None], columns] = states
+        return kept
 
 
-def _at(candidates: Tensor, columns: Tensor) -> Tensor:
-    """(rows, n) candidates in columns (rows, n). Past the end of a set the last one is repeated; nobody looks there."""
-    return candidates.gather(1, columns.clamp(max=candidates.shape[1] - 1))
+def states_at(states: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
+    """(n, d) states in some rows and columns of (rows, columns, d) states."""
+    if [*places] == [(row, 0) for row in range(states.shape[0])]:
+        return states[:, 0]
+    rows, columns = torch.tensor(places).to(states.device).unbind(1)
+    return states[rows, columns]
 
 
 def decided_rows(sequences: Sequence[SequenceState]) -> list[int]:
@@ -139,26 +148,24 @@ class StepResult(NamedTuple):
 
     Attributes:
         plan: The plan of the pass.
-        probabilities: Accept probabilities of each sequence's tokens.
-        candidates: Candidate set of each sequence's position; entries beyond `counts` mean nothing.
-        counts: Size of each sequence's candidate set.
-        scores: Scores of its candidates.
+        probabilities: Accept probabilities of each sequence's tokens; None where no agent was asked.
+        sets: Candidate sets of the sequences' positions.
     """
 
     plan: StepPlan
-    probabilities: list[list[float]]
-    candidates: list[list[int]]
-    counts: list[int]
-    scores: list[list[float]]
+    probabilities: list[list[float]] | None
+    sets: ReadLines
+
+    def accept(self, row: int, start: int, stop: int) -> list[float]:
+        """Accept probabilities of some of a sequence's tokens; 1 where nobody was asked."""
+        return [1.0] * (stop - start) if self.probabilities is None else self.probabilities[row][start:stop]
 
 
 def _siblings_that_matter(
     sequences: Sequence[SequenceState], table: CandidateTable, width: int
 ) -> tuple[int, list[int]]:
     """Siblings per sequence that can matter to the next decisions, at most `width`; and the sizes of the sets."""
-    most, counts = table.token_ids.shape[1], table.counts
-    # Reading set sizes costs a synchronization on CUDA and nothing on the CPU.
-    sizes = (counts.tolist() if counts.device.type == "cpu" else [most] * len(sequences))[: len(sequences)]
+    sizes = table.sizes()[: len(sequences)]
     wanted = max(sequence.siblings_wanted(size) for sequence, size in zip(sequences, sizes, strict=True))
     return min(width, wanted), sizes
 
@@ -178,17 +185,17 @@ def examine_siblings(
     Raises:
         NonFiniteError: If the sequence has no candidates, or its agent says NaN of a finite state.
     """
-    sequence, count = sequences[row], result.counts[row]
+    sequence, count = sequences[row], result.sets.counts[row]
     if sequence.chosen is not None or sequence.request.cancelled:
         return
     if count == 0:
         raise no_candidates_error(policy, sequence.token_ids)
-    siblings = result.probabilities[row][: result.plan.siblings(row)]
+    siblings = result.accept(row, 0, result.plan.siblings(row))
     first = len(sequence.probabilities)
     nan = [first + i for i, probability in enumerate(siblings[: count - first]) if isnan(probability)]
     if nan and bool(states[row, nan].isfinite().all(-1).any()):
         raise nan_of_agent_error(policy.name)
-    sequence.chosen = sequence.examine(siblings, count, result.scores[row], result.candidates[row][0])
+    sequence.chosen = sequence.examine(siblings, count, result.sets.scores_of(row), result.sets.token_ids[row][0])
 
 
 def follow_draft(
@@ -198,7 +205,6 @@ def follow_draft(
     result: StepResult,
     states: Tensor,
     table: CandidateTable,
-    sets: Sequence[Any],
     context: int | None,
 ) -> list[tuple[int, int, int]]:
     """Emits a sequence's drafted tokens as far as the rule does.
@@ -213,28 +219,25 @@ def follow_draft(
         result: What the pass gave.
         states: (rows, columns, d) states of the siblings; the state of a draft that was rejected becomes the first.
         table: The candidate table; the set of the position reached becomes the sequence's own.
-        sets: Lines of the candidate table, the size of the set in each, scores, accept probabilities of agents that
-            judge before, and whether the agent is asked.
         context: Most tokens of a sequence, or None.
 
     Returns:
         (row, slot, position) of each token to commit.
     """
-    plan, (lines, counts, scores, accept, asks) = result.plan, sets
+    plan, (sets, _) = result.plan, table.read()
     commits = []
     right, siblings = 0, plan.siblings(row)
     for token in plan.drafts[row]:
         line, column = plan.line(row, right), siblings + right
-        candidates = lines[line][: counts[line]]
+        candidates = sets.candidates(line)
         if decided[-1].finish_reason:
             break
-        skips = not asks[line] and len(candidates) > 1
+        skips = sets.skips(line)
         if sequence.judged_before:
             # What cannot be decided is an error, which the next pass finds.
-            if not skips and not is_decidable(accept[line], len(candidates)):
+            if not skips and not is_decidable(sets, line):
                 break
-            verdicts = accept[line], len(candidates), scores[line], lines[line][0]
-            index = sequence.chosen = sequence.skip() if skips else sequence.examine(*verdicts)
+            index = sequence.chosen = sequence.skip() if skips else choice_before(sequence, sets, line)
             if index is None or candidates[index] != token:
                 break
             sequence.make_first_candidate(plan.slots[row][column])
@@ -242,7 +245,7 @@ def follow_draft(
             if candidates[:1] != [token]:
                 break
             sequence.make_first_candidate(plan.slots[row][column])
-            verdict = result.probabilities[row][column : column + 1]
+            verdict = result.accept(row, column, column + 1)
             index = sequence.skip() if skips else sequence.examine(verdict, len(candidates), first_token=token)
             if index is None:
                 states[row, 0] = states[row, column]

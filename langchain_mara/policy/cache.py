@@ -166,7 +166,11 @@ class RaggedCache(Cache):
         """Flat indices of (row, slot) pairs, as `begin_pass` takes them."""
         return rows * self.positions.shape[1] + slots
 
-    def commit(self, rows: Tensor, slots: Tensor, positions: Tensor) -> None:
+    def commit(self, tokens: Sequence[tuple[int, int, int]]) -> None:
+        """Makes tokens visible; see `RowCache.commit`."""
+        self.mark(*torch.tensor(tokens).to(self.positions.device).unbind(1))
+
+    def mark(self, rows: Tensor, slots: Tensor, positions: Tensor) -> None:
         """Makes tokens visible by marking their slots with their positions.
 
         Args:

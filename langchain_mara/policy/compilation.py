@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ Backend = str | Callable[..., Any]
 
 
 class SiblingTokens(NamedTuple):
-    """The tokens of a pass over siblings, as `PolicyModel.siblings` takes them.
+    """The tokens of a pass over siblings on the device, see `PolicyModel.siblings`.
 
     Attributes:
         token_ids: (rows, width) int64 candidates and drafted tokens.
@@ -42,6 +42,22 @@ class SiblingTokens(NamedTuple):
     positions: Tensor
     span: int
     depths: Tensor | None
+
+    @classmethod
+    def on_device(
+        cls,
+        token_ids: Tensor,
+        slots: Sequence[Sequence[int]],
+        positions: Sequence[int],
+        span: int,
+        depths: Sequence[Sequence[int]] | None,
+    ) -> Self:
+        """Takes what is known on the host to the device of the token ids, in one go; see `PolicyModel.siblings`."""
+        numbers = zip(positions, slots, depths or [()] * len(slots), strict=True)
+        on_device = torch.tensor([[position, *own, *ahead] for position, own, ahead in numbers]).to(token_ids.device)
+        after = 1 + token_ids.shape[1]
+        ahead = None if depths is None else on_device[:, after:]
+        return cls(token_ids, on_device[:, 1:after], on_device[:, 0], span, ahead)
 
 
 def can_compile(model: nn.Module) -> bool:
@@ -77,7 +93,7 @@ def padded(tokens: SiblingTokens) -> SiblingTokens:
     shape = (0, more_tokens, 0, more_rows)
     return SiblingTokens(
         pad(token_ids, shape),
-        slots,
+        slots.contiguous(),
         pad(positions, (0, more_rows)),
         slot_bucket(max(span, width) + more_tokens),
         None if depths is None else pad(depths, shape),

@@ -22,8 +22,8 @@ class RowCache(Protocol):
     def reserve(self, rows: int, slots: int) -> None:
         """Makes room for so many rows of so many slots."""
 
-    def commit(self, rows: Tensor, slots: Tensor, positions: Tensor) -> None:
-        """Makes tokens visible: (n,) int64 row, slot and position of each, those of a row in order of position."""
+    def commit(self, tokens: Sequence[tuple[int, int, int]]) -> None:
+        """Makes tokens visible: row, slot and position of each, those of a row in order of position."""
 
     def move_row(self, source: int, target: int, slots: int) -> None:
         """Moves a row with its first slots to another place, whose row is forgotten."""
@@ -101,12 +101,14 @@ class Policy(Protocol):
         self,
         cache: Any,
         token_ids: Tensor,
-        slots: Tensor,
-        positions: Tensor,
+        slots: Sequence[Sequence[int]],
+        positions: Sequence[int],
         span: int,
-        depths: Tensor | None = None,
+        depths: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
         """Evaluates siblings of the first rows in one pass; see `PolicyModel.siblings`.
+
+        Token ids come from the device; what the loop knows on the host stays there until the policy needs it elsewhere.
 
         Returns:
             (rows, width, d) states after the final norm.

@@ -121,7 +121,7 @@ class PolicyModel:
             return visible_keys(positions[None], positions[None], window) & same_prompt
 
         states = self._forward(cache, token_ids, positions[None], visible)
-        cache.commit(first_row + rows, positions, positions)
+        cache.mark(first_row + rows, positions, positions)
         self.prefilled += len(rows)
         last: Tensor = states[0, lengths.cumsum(0).to(states.device) - 1]
         return last
@@ -162,51 +162,52 @@ class PolicyModel:
         self.prefilled += sum(lengths)
         index, offset = (torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)).nonzero(as_tuple=True)
         positions = (torch.tensor(starts)[index] + offset).to(self.device)
-        cache.commit(first_row + index.to(self.device), positions, positions)
+        cache.mark(first_row + index.to(self.device), positions, positions)
         return last
 
     def siblings(
         self,
         cache: RaggedCache,
         token_ids: Tensor,
-        slots: Tensor,
-        positions: Tensor,
+        slots: Sequence[Sequence[int]],
+        positions: Sequence[int],
         span: int,
-        depths: Tensor | None = None,
+        depths: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
         """Evaluates siblings of the first rows in one pass. Siblings do not see each other.
 
         Args:
             cache: Cache that holds the committed prefixes and has room reserved for the slots.
             token_ids: (rows, width) int64 candidates and drafted tokens.
-            slots: (rows, width) int64 scratch slots, distinct within a row.
-            positions: (rows,) int64, position of the siblings of each row.
+            slots: Scratch slots of these tokens, distinct within a row.
+            positions: Position of the siblings of each row.
             span: Number of slots of a row to attend to, more than the highest slot in use.
-            depths: (rows, width) int64, 0 for siblings and n for the n-th drafted token after the first sibling of its
-                row, which sees the tokens it continues; None if nothing is drafted.
+            depths: 0 for siblings and n for the n-th drafted token after the first sibling of its row, which sees the
+                tokens it continues; None if nothing is drafted.
 
         Returns:
             (rows, width, d) states after the final norm, in the model's dtype.
         """
         unpadded_rows, unpadded_width = token_ids.shape
+        tokens = SiblingTokens.on_device(token_ids, slots, positions, span, depths)
         if self.compile:
-            tokens = SiblingTokens(token_ids, slots, positions, span, depths)
-            token_ids, slots, positions, span, depths = padded(tokens)
-            cache.reserve(len(positions), span)
-        rows, width = token_ids.shape
-        row_index = torch.arange(rows, device=slots.device).unsqueeze(-1)
-        cache.begin_pass(cache.flat(row_index, slots).flatten(), read=(0, rows, span))
-        query_positions = positions.unsqueeze(-1).expand(rows, width)
-        if depths is not None:
-            query_positions = query_positions + depths
-        pass_slots = slots.unsqueeze(1).expand(rows, width, width)
+            tokens = padded(tokens)
+            cache.reserve(len(tokens.positions), tokens.span)
+        rows, width = tokens.token_ids.shape
+        row_index = torch.arange(rows, device=self.device).unsqueeze(-1)
+        cache.begin_pass(cache.flat(row_index, tokens.slots).flatten(), read=(0, rows, tokens.span))
+        query_positions = tokens.positions.unsqueeze(-1).expand(rows, width)
+        if tokens.depths is not None:
+            query_positions = query_positions + tokens.depths
+        pass_slots = tokens.slots.unsqueeze(1).expand(rows, width, width)
 
         def visible(window: int | None) -> Tensor:
             # The slots of this pass are not committed, so the mask of the prefix is False there.
-            prefix = visible_keys(cache.positions[:rows, :span], query_positions, window)
-            return prefix.scatter_(-1, pass_slots, visible_in_pass(query_positions, depths, window))
+            prefix = visible_keys(cache.positions[:rows, : tokens.span], query_positions, window)
+            return prefix.scatter_(-1, pass_slots, visible_in_pass(query_positions, tokens.depths, window))
 
-        states = self._forward(cache, token_ids, query_positions, visible, slots if self.compile else None)
+        own_slots = tokens.slots if self.compile else None
+        states = self._forward(cache, tokens.token_ids, query_positions, visible, own_slots)
         return states[:unpadded_rows, :unpadded_width]
 
     def logits(self, states: Tensor) -> Tensor:

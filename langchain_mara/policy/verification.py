@@ -59,8 +59,8 @@ def _evaluated(policy: Policy, prompts: list[list[int]], siblings: Tensor) -> li
     """States and logits of the siblings, for each prompt."""
     cache = policy.new_cache()
     policy.prefill(cache, 0, prompts)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=policy.device)
-    slots = lengths.unsqueeze(1) + torch.arange(3, device=policy.device)
+    lengths = [len(prompt) for prompt in prompts]
+    slots = [[length, length + 1, length + 2] for length in lengths]
     cache.reserve(2, 8)
     states = policy.siblings(cache, siblings.expand(2, 3), slots, lengths, span=8)
     return [(own, policy.logits(own)) for own in states]

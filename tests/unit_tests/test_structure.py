@@ -27,6 +27,7 @@ langchain_mara.policy.llama_cpp: settings library known_logits context cache pol
 langchain_mara.agents: reference_checkpoints embedding_sketch recommended_options base agent look_ahead stacking
     mixture kinds
 langchain_mara.decoding: request candidates recovery ngram sequence
+langchain_mara.decoding.cutting: lines processing
 langchain_mara.decoding.judging: asking before
 langchain_mara.decoding: candidate_table pass_width step batch loop
 langchain_mara.loading: declared_code peft_adapters gguf_tokenizer gguf models constructors
@@ -128,7 +129,16 @@ PACKAGES = {
     for file in root.rglob("__init__.py")
 }
 EACH_FILE = pytest.mark.parametrize("name", sorted({**MODULES, **{f"{name}.__init__": 0 for name in PACKAGES}}))
-TOP_LEVEL_TESTS = {"structure", "docs", "readme", "start_up", "benchmarks", "real_benchmark", "benchmark_tables"}
+TOP_LEVEL_TESTS = {
+    "structure",
+    "docs",
+    "readme",
+    "start_up",
+    "benchmarks",
+    "real_benchmark",
+    "benchmark_tables",
+    "gpu_benchmark",
+}
 
 
 def imported_modules(name: str, text: str) -> set[str]:

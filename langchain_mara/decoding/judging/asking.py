@@ -79,7 +79,7 @@ def ask_after(
     states: Tensor,
     fail: Callable[[Request, BaseException], None],
     drafts: Sequence[Sequence[int]],
-) -> Tensor:
+) -> Tensor | None:
     """Accept probabilities by the agents that judge the states after candidates; all others accept everything.
 
     Args:
@@ -89,16 +89,21 @@ def ask_after(
         drafts: Drafted tokens of each sequence.
 
     Returns:
-        (rows, width) float32.
+        (rows, width) float32; None if nobody is asked.
     """
+    waiting = [
+        sequence if (sequence.chosen is None or draft) and not sequence.judged_before else None
+        for sequence, draft in zip(sequences, drafts, strict=True)
+    ]
+    if not any(sequence and sequence.agent for sequence in waiting):
+        return None
     probabilities = torch.ones(states.shape[:2], device=states.device)
 
     def ask(agent: nn.Module, action: int, rows: list[int]) -> None:
-        index: Any = slice(None) if len(rows) == len(states) else torch.tensor(rows).to(states.device)
-        answer = agent.accept_probability(states[index], action)  # type: ignore[operator]
+        everybody = len(rows) == states.shape[0]
+        index: Any = ... if everybody else torch.tensor(rows).to(states.device)
+        answer = agent.accept_probability(states if everybody else states[index], action)  # type: ignore[operator]
         probabilities[index] = checked_answer(agent, answer, (len(rows), states.shape[1])).to(probabilities)
 
-    pairs = zip(sequences, drafts, strict=True)
-    waiting = [(sequence, sequence.chosen is None or draft) for sequence, draft in pairs]
-    ask_each([sequence if waits and not sequence.judged_before else None for sequence, waits in waiting], ask, fail)
+    ask_each(waiting, ask, fail)
     return probabilities

@@ -152,11 +152,11 @@ class SequenceCache:
                 candidate.branch = None
                 row.candidates[slot] = candidate
 
-    def commit(self, rows: Tensor, slots: Tensor, positions: Tensor) -> None:
+    def commit(self, tokens: Sequence[tuple[int, int, int]]) -> None:
         """Makes tokens visible; see `RowCache.commit`."""
         again = []
         with self._context.lock:
-            for number, slot, position in zip(rows.tolist(), slots.tolist(), positions.tolist(), strict=True):
+            for number, slot, position in tokens:
                 row = self._rows[number]
                 candidate = row.candidates.pop(slot)
                 if candidate.branch is None:
@@ -170,7 +170,7 @@ class SequenceCache:
                 row.committed = position + 1
                 if slot != position:
                     row.moved[slot] = position
-            for number in set(rows.tolist()):
+            for number in {number for number, _, _ in tokens}:
                 self.settle(self._rows[number])
             if again:
                 self._context.fill(again)

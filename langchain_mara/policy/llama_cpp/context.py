@@ -4,6 +4,7 @@ import ctypes
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,6 +88,7 @@ class LlamaContext:
         self._vocabulary = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)))
         self._size = int(lib.llama_model_n_embd_out(model))
         self._inputs = _Inputs(lib)
+        self._gives_states: bool | None = None
         self._stop = ctypes.create_string_buffer(2)
         # A pass asks between any two operations whether to stop. The length of a text says so without Python.
         strlen = ctypes.cast(ctypes.CDLL(None).strlen, lib.ggml_abort_callback)
@@ -164,10 +166,9 @@ class LlamaContext:
         states, keys = np.empty((len(tokens), self._size), np.float32), list[bytes]()
         for part in self._parts(tokens):
             self._run(part, outputs=True)
-            logits = np.empty((len(part), self._vocabulary), np.float32)
             own = states[len(keys) : len(keys) + len(part)]
-            ctypes.memmove(own.ctypes.data, self._lib.llama_get_embeddings(self.pointer), own.nbytes)
-            ctypes.memmove(logits.ctypes.data, self._lib.llama_get_logits(self.pointer), logits.nbytes)
+            own[:] = _written(_address(self._lib.llama_get_embeddings(self.pointer)), *own.shape)
+            logits = _written(_address(self._lib.llama_get_logits(self.pointer)), len(part), self._vocabulary)
             keys += self.known.add(own, logits)
         return states, keys
 
@@ -175,7 +176,10 @@ class LlamaContext:
         return (tokens[start : start + self.pass_tokens] for start in range(0, len(tokens), self.pass_tokens))
 
     def _run(self, tokens: Sequence[TokenInPass], *, outputs: bool = False) -> bool:
-        self._lib.llama_set_embeddings(self.pointer, outputs)
+        self.known.keep()
+        if outputs is not self._gives_states:  # llama.cpp writes a line to the log, by way of Python, at every call
+            self._lib.llama_set_embeddings(self.pointer, outputs)
+            self._gives_states = outputs
         self._stop[0] = b"\0"
         code = self._lib.llama_decode(self.pointer, self._inputs.batch(tokens, outputs))
         if code == _FULL:
@@ -192,6 +196,17 @@ class LlamaContext:
             f"The {self.settings.tokens} cells of the model's context are in use. Load the model with a larger n_ctx, "
             "or lower batch_size."
         )
+
+
+def _address(pointer: Any) -> int:
+    return ctypes.addressof(pointer.contents)
+
+
+@lru_cache(maxsize=64)
+def _written(address: int, rows: int, columns: int) -> "np.ndarray":
+    """(rows, columns) float32 that llama.cpp has written, without a copy; the next pass overwrites it."""
+    floats = (ctypes.c_float * (rows * columns)).from_address(address)
+    return np.frombuffer(floats, np.float32).reshape(rows, columns)
 
 
 class _Inputs:

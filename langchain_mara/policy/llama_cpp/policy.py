@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +13,6 @@ from langchain_mara.policy.llama_cpp.context import TokenInPass
 from langchain_mara.policy.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from langchain_mara.policy.llama_cpp.model import LlamaCppModel
 
 _STATES_AT_ONCE = 64
@@ -87,43 +86,42 @@ class LlamaCppPolicy:
         self,
         cache: SequenceCache,
         token_ids: Tensor,
-        slots: Tensor,
-        positions: Tensor,
+        slots: Sequence[Sequence[int]],
+        positions: Sequence[int],
         span: int,  # noqa: ARG002 - for caches that are tensors
-        depths: Tensor | None = None,
+        depths: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
         """Evaluates siblings of the first rows; see `Policy.siblings`. Equal siblings are evaluated once.
 
         Args:
             cache: The cache.
             token_ids: (rows, width) int64 candidates and drafted tokens.
-            slots: (rows, width) int64 slots.
-            positions: (rows,) int64, position of the siblings of each row.
+            slots: Their slots.
+            positions: Position of the siblings of each row.
             span: Not read.
-            depths: (rows, width) int64; see `PolicyModel.siblings`.
+            depths: See `PolicyModel.siblings`.
         """
-        ids, places = token_ids.tolist(), slots.tolist()
-        ahead = [[0] * len(row) for row in ids] if depths is None else depths.tolist()
-        states = torch.empty((*token_ids.shape, self.hidden_size))
-        wave = _Wave(self, states)
+        ids = token_ids.tolist()
+        ahead = [[0] * len(row) for row in ids] if depths is None else depths
+        wave = _Wave(self)
         with self._context.lock:
             try:
-                for i, position in enumerate(positions.tolist()):
-                    row = cache.open_position(i, position, places[i])
-                    wave.add_row(cache, row, i, _Siblings(ids[i], places[i], ahead[i], position))
+                for i, position in enumerate(positions):
+                    row = cache.open_position(i, position, slots[i])
+                    wave.add_row(cache, row, _Siblings(ids[i], slots[i], ahead[i], position))
                 wave.run()
             except BaseException:
                 cache.undo(wave.rows)
                 raise
-        wave.repeat()
-        return states
+        return torch.from_numpy(wave.states()).view(*token_ids.shape, self.hidden_size)
 
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits (n, vocabulary) of (n, d) states; see `Policy.logits`.
 
         They come out of the pass with the states of undecided positions. For others the head is computed in float32.
         """
-        known = self._context.known.of(states)
+        with self._context.lock:
+            known = self._context.known.of(states)
         return self.model.head_logits(states) if known is None else known
 
     def states(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
@@ -182,9 +180,9 @@ class _Siblings(NamedTuple):
         position: Position of the siblings.
     """
 
-    token_ids: list[int]
-    slots: list[int]
-    depths: list[int]
+    token_ids: Sequence[int]
+    slots: Sequence[int]
+    depths: Sequence[int]
     position: int
 
 
@@ -193,26 +191,27 @@ class _Wave:
 
     Args:
         policy: The policy.
-        states: (rows, width, d) states, to be filled.
 
     Attributes:
         rows: The rows that have tokens in it.
     """
 
-    def __init__(self, policy: LlamaCppPolicy, states: Tensor) -> None:
+    def __init__(self, policy: LlamaCppPolicy) -> None:
         self.rows: list[Row] = []
-        self._policy, self._states = policy, states
-        self._waiting: list[tuple[Row, tuple[int, int], TokenInPass]] = []
-        self._repeated: list[tuple[int, int, int]] = []
+        self._policy = policy
+        self._waiting: list[tuple[Row, TokenInPass]] = []
+        self._evaluated: list[np.ndarray] = []
+        self._sources: list[int] = []  # for each token of all rows, its number among those that went through
+        self._tokens = 0
 
-    def add_row(self, cache: SequenceCache, row: Row, number: int, siblings: _Siblings) -> None:
+    def add_row(self, cache: SequenceCache, row: Row, siblings: _Siblings) -> None:
         """Adds the tokens of a row. If no sequence is free, those that wait go through the model first."""
         self.rows.append(row)
         seen: dict[int, int] = {}
         head: Branch | None = None
-        for column, (token, slot, depth) in enumerate(zip(*siblings[:3], strict=True)):
-            if depth == 0 and seen.setdefault(token, column) != column:
-                self._repeated.append((number, column, seen[token]))
+        for token, slot, depth in zip(*siblings[:3], strict=True):
+            if depth == 0 and seen.setdefault(token, self._tokens) != self._tokens:
+                self._sources.append(seen[token])
                 continue
             place = partial(cache.place, row, slot, token, siblings.position + depth, head if depth else None)
             branch = place()
@@ -221,19 +220,19 @@ class _Wave:
                 cache.make_room()
                 branch = cast("Branch", place())
             head = head or branch
-            self._waiting.append(
-                (row, (number, column), TokenInPass(token, siblings.position + depth, branch.sequence))
-            )
+            self._waiting.append((row, TokenInPass(token, siblings.position + depth, branch.sequence)))
+            self._sources.append(self._tokens)
+            self._tokens += 1
 
     def run(self) -> None:
         """Puts the tokens that wait through the model."""
         if self._waiting:
-            rows, places, tokens = zip(*self._waiting, strict=True)
-            numbers, columns = zip(*places, strict=True)
-            self._states[list(numbers), list(columns)] = torch.from_numpy(self._policy.evaluate(rows, tokens))
+            rows, tokens = zip(*self._waiting, strict=True)
+            self._evaluated.append(self._policy.evaluate(rows, tokens))
             self._waiting = []
 
-    def repeat(self) -> None:
-        """Fills in the states of siblings that are equal to an earlier one of their row."""
-        for row, column, source in self._repeated:
-            self._states[row, column] = self._states[row, source]
+    def states(self) -> "np.ndarray":
+        """(tokens, d) states of all tokens, in order of rows. Those of equal siblings are equal."""
+        parts = self._evaluated
+        evaluated = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return evaluated if len(self._sources) == self._tokens else evaluated[self._sources]

@@ -198,14 +198,14 @@ class RolloutLabeler:
         policy = self._policy
         cache = policy.new_cache()
         prefixes = [position.prompt_ids + position.answer_ids for position in positions]
-        lengths = torch.tensor([len(prefix) for prefix in prefixes])
+        lengths = [len(prefix) for prefix in prefixes]
         last_states = policy.prefill(cache, 0, prefixes)
         sets = candidate_sets(policy.logits(last_states), min(self.options.candidates, self.llm.top_k), self.llm.top_p)
         width = sets.token_ids.shape[1]
-        slots = (lengths[:, None] + torch.arange(width)).to(policy.device)
-        span = int(lengths.max()) + width
+        slots = [range(length, length + width) for length in lengths]
+        span = max(lengths) + width
         cache.reserve(len(positions), span)
-        states = policy.siblings(cache, sets.token_ids, slots, lengths.to(policy.device), span)
+        states = policy.siblings(cache, sets.token_ids, slots, lengths, span)
         if self.judges == "before":
             states = features_before(policy, last_states, sets.token_ids)
         for i, position in enumerate(positions):

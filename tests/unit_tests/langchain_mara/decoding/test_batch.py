@@ -162,7 +162,7 @@ def test_a_huge_top_k_costs_states_of_examined_candidates_only(policy: PolicyMod
     batch = Batch(policy, width=4)
     batch.admit([Request([5], DecodingOptions(top_k=10_000, top_p=1.0), tiny_agent(bias=100.0))])
     batch.step()
-    assert batch.candidate_table.token_ids.shape == (1, 97)
+    assert batch.candidate_table.lines.token_ids.shape == (1, 97)
     assert batch._states.shape[1] == 4
 
 

@@ -32,7 +32,7 @@ def test_slots_are_invisible_until_committed() -> None:
     cache = make()
     write(cache, 0, [0, 1, 2], 1.0)
     assert cache.positions[0, :3].tolist() == [-1, -1, -1]
-    cache.commit(torch.tensor([0]), torch.tensor([2]), torch.tensor([0]))
+    cache.commit([(0, 2, 0)])
     assert cache.positions[0, :3].tolist() == [-1, -1, 0]
 
 
@@ -50,7 +50,7 @@ def test_moving_a_row_takes_keys_values_and_positions() -> None:
     cache = make()
     write(cache, 0, [0], 1.0)
     write(cache, 1, [0, 1], 2.0)
-    cache.commit(torch.tensor([1, 1]), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    cache.commit([(1, 0, 0), (1, 1, 1)])
     cache.move_row(1, 0, 2)
     keys, values = write(cache, 0, [2], 3.0)
     assert keys[0, 0, :, 0].tolist() == [2.0, 2.0, 3.0]

@@ -72,7 +72,7 @@ def test_passes_over_siblings_copy_no_keys(monkeypatch: pytest.MonkeyPatch) -> N
         policy.prefill(cache, 0, [[1, 2, 3]])
         cache.reserve(1, 8)
         heads.clear()
-        policy.siblings(cache, torch.tensor([[4, 5, 6]]), torch.tensor([[3, 4, 5]]), torch.tensor([3]), 6)
+        policy.siblings(cache, torch.tensor([[4, 5, 6]]), [[3, 4, 5]], [3], 6)
     assert heads == [2, 2]
 
 

@@ -17,7 +17,7 @@ PROMPTS = ["hi", "the end", "is it so?", "a", "no one here", "it is the end of t
 
 
 def commit(cache: object, *tokens: tuple[int, int, int]) -> None:
-    cache.commit(*torch.tensor(tokens).T)  # type: ignore[attr-defined]
+    cache.commit(tokens)  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def test_the_first_candidate_takes_no_further_sequence(policy: LlamaCppPolicy) -
     cache = policy.new_cache()
     policy.prefill(cache, 0, [[0, 5, 6]])
     own = cache._rows[0].main
-    policy.siblings(cache, torch.tensor([[7]]), torch.tensor([[3]]), torch.tensor([3]), 4)
+    policy.siblings(cache, torch.tensor([[7]]), [[3]], [3], 4)
     commit(cache, (0, 3, 3))
     assert (cache._rows[0].main, own.length) == (own, 4)
-    policy.siblings(cache, torch.tensor([[8, 9]]), torch.tensor([[4, 5]]), torch.tensor([4]), 6)
+    policy.siblings(cache, torch.tensor([[8, 9]]), [[4, 5]], [4], 6)
     commit(cache, (0, 5, 4))
     assert cache._rows[0].main is not own
     assert cache._rows[0].candidates == {}
@@ -41,10 +41,10 @@ def test_the_first_candidate_takes_no_further_sequence(policy: LlamaCppPolicy) -
 def test_a_candidate_that_had_to_make_room_can_still_be_chosen(policy: LlamaCppPolicy) -> None:
     cache, tokens = policy.new_cache(), [0, 5, 6]
     policy.prefill(cache, 0, [tokens])
-    policy.siblings(cache, torch.tensor([[7, 8, 9]]), torch.tensor([[3, 4, 5]]), torch.tensor([3]), 6)
+    policy.siblings(cache, torch.tensor([[7, 8, 9]]), [[3, 4, 5]], [3], 6)
     cache.make_room()
     commit(cache, (0, 5, 3))
-    state = policy.siblings(cache, torch.tensor([[11]]), torch.tensor([[3]]), torch.tensor([4]), 6)
+    state = policy.siblings(cache, torch.tensor([[11]]), [[3]], [4], 6)
     alone, _ = policy.cache_free([*tokens, 9], torch.tensor([11]))
     torch.testing.assert_close(state[0], alone, atol=1e-5, rtol=1e-5)
 
@@ -53,7 +53,7 @@ def test_rows_move_and_make_room(policy: LlamaCppPolicy) -> None:
     cache = policy.new_cache()
     policy.prefill(cache, 0, [[0, 5], [0, 6, 7], [0, 8, 9, 10]])
     cache.move_row(2, 0, 4)
-    state = policy.siblings(cache, torch.tensor([[11]]), torch.tensor([[4]]), torch.tensor([4]), 5)
+    state = policy.siblings(cache, torch.tensor([[11]]), [[4]], [4], 5)
     alone, _ = policy.cache_free([0, 8, 9, 10], torch.tensor([11]))
     torch.testing.assert_close(state[0], alone, atol=1e-5, rtol=1e-5)
     cache.keep_rows(1)

@@ -46,6 +46,21 @@ def test_states_do_not_depend_on_how_tokens_are_cut_into_passes(context: LlamaCo
     context.known.release([*keys, *more])
 
 
+def test_logits_outlive_the_pass_that_computed_them(context: LlamaContext, sequence: int) -> None:
+    given = tokens(6, sequence)
+    context.fill(given[:4])
+    (first, keys), known = context.evaluate(given[4:5]), context.known
+    expected = known.of(torch.from_numpy(first))
+    second, more = context.evaluate(given[5:])
+    after, other = known.of(torch.from_numpy(first)), known.of(torch.from_numpy(second))
+    assert expected is not None
+    assert other is not None
+    torch.testing.assert_close(after, expected, atol=0.0, rtol=0.0)
+    assert not torch.equal(other, expected)
+    known.release([*keys, *more])
+    assert known.of(torch.from_numpy(first)) is None
+
+
 def test_what_was_read_can_be_written(context: LlamaContext, sequence: int) -> None:
     given = tokens(40, sequence)
     context.fill(given[:-1])

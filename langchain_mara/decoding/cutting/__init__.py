@@ -1,0 +1,1 @@
+"""How candidate sets are cut from logits, and how they are kept."""

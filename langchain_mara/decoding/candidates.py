@@ -34,7 +34,12 @@ class CandidateSets(NamedTuple):
     counts: Tensor
 
 
-def candidate_sets(logits: Tensor, top_k: int = DEFAULTS.top_k, top_p: float = DEFAULTS.top_p) -> CandidateSets:
+def candidate_sets(
+    logits: Tensor,
+    top_k: int = DEFAULTS.top_k,
+    top_p: float | Tensor = DEFAULTS.top_p,
+    sizes: Tensor | None = None,
+) -> CandidateSets:
     """Cuts logits down to candidate sets, most probable first.
 
     A token stays while the renormalized top-k mass before it is below `top_p`; the first always
@@ -43,13 +48,16 @@ def candidate_sets(logits: Tensor, top_k: int = DEFAULTS.top_k, top_p: float = D
     Args:
         logits: (rows, vocabulary), any float dtype. NaN and infinity may be replaced by minus infinity in place.
         top_k: Upper limit of a set's size, at least 1.
-        top_p: Nucleus mass in (0, 1].
+        top_p: Nucleus mass in (0, 1], or (rows, 1) of each row.
+        sizes: (rows, 1) upper limits of each row's set, of which `top_k` is the largest; by default all have `top_k`.
 
     Returns:
         Sets with k = min(top_k, vocabulary).
     """
     scores, token_ids = _largest(logits, min(top_k, logits.shape[-1]))
     scores = scores.float()
+    if sizes is not None:
+        scores = scores.masked_fill(torch.arange(scores.shape[-1], device=scores.device) >= sizes, -torch.inf)
     probabilities = scores.softmax(-1)
     mass_before = probabilities.cumsum(-1) - probabilities
     keep = (mass_before < top_p) & scores.isfinite()

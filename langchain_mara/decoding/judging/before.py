@@ -91,20 +91,50 @@ def judge_before(
         (positions, k) float32; 0 where nobody was asked.
     """
     probabilities = torch.zeros(token_ids.shape, dtype=torch.float32, device=token_ids.device)
-    inside = torch.arange(token_ids.shape[1], device=counts.device) < counts[:, None]
 
     def ask(agent: nn.Module, action: int, rows: list[int]) -> None:
         own = torch.tensor(rows).to(token_ids.device)
-        # Counting candidates would make a GPU wait, which costs more there than judging all columns.
-        positions, columns = (torch.ones_like(inside[own]) if inside.is_cuda else inside[own]).nonzero(as_tuple=True)
-        tokens, lines = token_ids[own[positions], columns], own[positions]
-        logs = outlook.log_probabilities(lines, tokens)
-        candidates = CandidatesAhead(outlook.states[own], positions, tokens, logs, outlook.entropies[own])
-        answer = agent.accept_probability(candidates, action)  # type: ignore[operator]
-        probabilities[lines, columns] = checked_answer(agent, answer, tokens.shape).to(probabilities)
+        probabilities[own] = ask_before(agent, action, outlook, own, token_ids[own], counts[own])
 
     ask_each(sequences, ask, fail)
     return probabilities
+
+
+def ask_before(
+    agent: nn.Module, action: int, outlook: Outlook, positions: Tensor, token_ids: Tensor, counts: Tensor
+) -> Tensor:
+    """Accept probabilities of whole candidate sets by one agent that judges before.
+
+    Args:
+        agent: The agent, bound to the policy model's output embeddings.
+        action: Its action that means accept.
+        outlook: What is known of the positions.
+        positions: (rows,) int64 position of each set in the outlook.
+        token_ids: (rows, k) int64 candidates.
+        counts: (rows,) int64 sizes of the candidate sets.
+
+    Returns:
+        (rows, k) float32; beyond a set 0, or what the agent says of a token that is no candidate.
+
+    Raises:
+        AgentMismatchError: If the agent answers in another shape.
+    """
+    inside = torch.arange(token_ids.shape[1], device=counts.device) < counts[:, None]
+    # Counting candidates would make a GPU wait, which costs more there than judging all columns.
+    rows, columns = _all_places(inside) if inside.is_cuda else inside.nonzero(as_tuple=True)
+    tokens = token_ids[rows, columns]
+    logs = outlook.log_probabilities(positions[rows], tokens)
+    candidates = CandidatesAhead(outlook.states[positions], rows, tokens, logs, outlook.entropies[positions])
+    answer = checked_answer(agent, agent.accept_probability(candidates, action), tokens.shape)  # type: ignore[operator]
+    probabilities = torch.zeros(token_ids.shape, dtype=torch.float32, device=token_ids.device)
+    probabilities[rows, columns] = answer.to(probabilities)
+    return probabilities
+
+
+def _all_places(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of every entry of a (rows, columns) table, row by row; (rows * columns,) int64 each."""
+    rows, columns = (torch.arange(size, device=table.device) for size in table.shape)
+    return rows.repeat_interleave(len(columns), output_size=table.numel()), columns.repeat(len(rows))
 
 
 def choose_before(

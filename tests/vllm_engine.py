@@ -1,0 +1,53 @@
+"""Runs vLLM on jobs of token ids, in a process of its own: `python tests/vllm_engine.py JOB.json RESULT.json`.
+
+A job holds `engine` (arguments of `LLM`), and `batches`: lists of requests with `prompt` (token ids), `params` (of
+`SamplingParams`, with `extra_args`) and, for structured output, `choice` or `regex`. The result holds for each batch
+the answers, with `tokens`, `logs` (log-probabilities of the tokens, where asked for) and `prompt_logs`; a batch that
+vLLM refuses holds the error's text.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from vllm import LLM, SamplingParams, TokensPrompt
+from vllm.sampling_params import StructuredOutputsParams
+
+
+def sampling(request: dict[str, Any]) -> SamplingParams:
+    """Parameters of a request."""
+    constraint = {name: request[name] for name in ("choice", "regex") if name in request}
+    structured = StructuredOutputsParams(**constraint) if constraint else None
+    return SamplingParams(**request["params"], structured_outputs=structured)
+
+
+def answers(llm: LLM, batch: list[dict[str, Any]]) -> Any:
+    """What vLLM answers to requests that it gets at once."""
+    try:
+        prompts = [TokensPrompt(prompt_token_ids=request["prompt"]) for request in batch]
+        outputs = llm.generate(prompts, [sampling(request) for request in batch], use_tqdm=False)
+    except ValueError as error:
+        return str(error)
+    return [
+        {
+            "tokens": list(output.outputs[0].token_ids),
+            "logs": [each[token].logprob for each, token in zip(logs, output.outputs[0].token_ids, strict=True)]
+            if (logs := output.outputs[0].logprobs)
+            else None,
+            "prompt_logs": [
+                None if each is None else each[token].logprob
+                for each, token in zip(output.prompt_logprobs, output.prompt_token_ids, strict=True)
+            ]
+            if output.prompt_logprobs
+            else None,
+            "cached": output.num_cached_tokens,
+        }
+        for output in outputs
+    ]
+
+
+if __name__ == "__main__":
+    job = json.loads(Path(sys.argv[1]).read_text())
+    llm = LLM(skip_tokenizer_init=job.pop("skip_tokenizer", False), **job["engine"])
+    Path(sys.argv[2]).write_text(json.dumps([answers(llm, batch) for batch in job["batches"]]))

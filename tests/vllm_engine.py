@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm import LLM, SamplingParams, TokensPrompt
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
 
@@ -19,7 +20,10 @@ def sampling(request: dict[str, Any]) -> SamplingParams:
     """Parameters of a request."""
     constraint = {name: request[name] for name in ("choice", "regex") if name in request}
     structured = StructuredOutputsParams(**constraint) if constraint else None
-    return SamplingParams(**request["params"], structured_outputs=structured)
+    params = dict(request["params"])
+    if "logit_bias" in params:  # JSON has no whole numbers for names
+        params["logit_bias"] = {int(token): bias for token, bias in params["logit_bias"].items()}
+    return SamplingParams(**params, structured_outputs=structured)
 
 
 def answers(llm: LLM, batch: list[dict[str, Any]]) -> Any:
@@ -27,7 +31,7 @@ def answers(llm: LLM, batch: list[dict[str, Any]]) -> Any:
     try:
         prompts = [TokensPrompt(prompt_token_ids=request["prompt"]) for request in batch]
         outputs = llm.generate(prompts, [sampling(request) for request in batch], use_tqdm=False)
-    except ValueError as error:
+    except (ValueError, VLLMValidationError) as error:
         return str(error)
     return [
         {

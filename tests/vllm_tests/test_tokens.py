@@ -265,12 +265,19 @@ def test_draws_have_this_librarys_distribution(
         options(order="sampled", temperature=0.8, max_new_tokens=1, seed=seed, **more)
         for seed in range(len(results[name]))
     ]
-    ours = Counter(token for [token] in setup.ours([contested] * len(drawn), drawn))
+    ours, plain = (
+        Counter(token for [token] in setup.ours([contested] * len(drawn), drawn, agent))
+        for agent in (setup.agent, None)
+    )
     theirs = Counter(token for [token] in tokens(results[name]))
-    assert len(ours) > 3
-    assert setup.changed > 0
-    distance = sum(abs(ours[token] - theirs[token]) for token in ours | theirs) / (2 * len(drawn))
-    assert distance < 0.12  # two draws of 600 from one distribution of 15 tokens differ by about 0.06
+    assert len(ours) > 1
+    # Two times 600 draws from one distribution over 20 tokens differ by 0.1 or less nearly always.
+    assert distance(ours, theirs) < 0.15 < distance(ours, plain)
+
+
+def distance(one: Counter[int], other: Counter[int]) -> float:
+    """Share of draws by which two counts of as many draws differ."""
+    return (one - other).total() / one.total()
 
 
 def test_chunks_and_preemption_change_nothing(

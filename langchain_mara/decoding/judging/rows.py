@@ -77,7 +77,7 @@ class RowOptions(NamedTuple):
         columns = torch.tensor(table, dtype=torch.float64).to(device).unsqueeze(-1).unbind(1)
         types = {"top_k": torch.long, "strategy": torch.long, "fallback": torch.long, **_AS_SCORES}
         typed = [column.to(types.get(name, torch.float64)) for name, column in zip(cls._fields, columns, strict=False)]
-        return cls(*typed, max(row.top_k for row in options))
+        return cls._make([*typed, max(row.top_k for row in options)])
 
 
 def align_rows(logits: Tensor, rows: Tensor, outlook: Outlook, agent: nn.Module, options: RowOptions) -> Tensor:

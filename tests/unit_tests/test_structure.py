@@ -28,7 +28,7 @@ langchain_mara.agents: reference_checkpoints embedding_sketch recommended_option
     mixture kinds
 langchain_mara.decoding: request candidates recovery ngram sequence
 langchain_mara.decoding.cutting: lines processing
-langchain_mara.decoding.judging: asking before
+langchain_mara.decoding.judging: asking before rows
 langchain_mara.decoding: candidate_table pass_width step batch loop
 langchain_mara.loading: declared_code peft_adapters gguf_tokenizer gguf models constructors
 langchain_mara.tracing: statistics views trace
@@ -40,12 +40,14 @@ langchain_mara.text.tool_formats: table call_parts reading answer conversation
 langchain_mara.grammar: specification engine constraint
 langchain_mara.serving: ray_runtime scheduler mailbox completion generation_config settings beginning recording
     prompt_scores
+langchain_mara.serving.vllm_plugin: settings at_hand layer processor
 langchain_mara.gates: fitting
 langchain_mara: _base _messages
 langchain_mara.chat: configuration conversation prompts token_count tool_choice offer profile structured_output running
 langchain_mara: chat_models llms custom_generate
 langchain_mara.hooks: generate_method
 langchain_mara: cli
+langchain_mara.serving.vllm_plugin: command
 langchain_mara.server: settings errors served
 langchain_mara.server.protocol: messages fields decisions events answers chat completions output_items
     response_input responses

@@ -105,7 +105,8 @@ def random_model(shape: str, device: str) -> PreTrainedModel:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            return LlamaForCausalLM(config).eval()
+            model: PreTrainedModel = LlamaForCausalLM(config).eval()
+            return model
     finally:
         torch.set_default_dtype(before)
 

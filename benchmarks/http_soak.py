@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from over_http import Server
@@ -42,7 +43,7 @@ class _Soak:
             return answer.choices[0].message.content or ""
         most = self._random.randint(1, 6) if kind == "given up" else None
         pieces: list[str] = []
-        stream = await self._client.chat.completions.create(model=model, messages=messages, stream=True)  # type: ignore[arg-type]
+        stream: Any = await self._client.chat.completions.create(model=model, messages=messages, stream=True)  # type: ignore[arg-type]
         async with stream:
             async for chunk in stream:
                 pieces.append((chunk.choices[0].delta.content or "") if chunk.choices else "")

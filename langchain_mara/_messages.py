@@ -136,14 +136,15 @@ class Answer:
 
     def _usage(self) -> UsageMetadata:
         request, tokens = self.completion.request, self.completion.statistics.tokens
-        thoughts = {"output_token_details": OutputTokenDetails(reasoning=self.reasoning_tokens)}
-        return UsageMetadata(
+        usage = UsageMetadata(
             input_tokens=len(request.prompt_ids),
             output_tokens=tokens,
             total_tokens=len(request.prompt_ids) + tokens,
             input_token_details=InputTokenDetails(cache_read=request.reused_tokens),
-            **(thoughts if self.reasoning_tokens else {}),
         )
+        if self.reasoning_tokens:
+            usage["output_token_details"] = OutputTokenDetails(reasoning=self.reasoning_tokens)
+        return usage
 
 
 def text_info(completion: Completion) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Candidate sets side by side, one a line: on the device, and as they are read to the host."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,6 +86,7 @@ class ReadLines(NamedTuple):
 
     def copy_line(self, source: int, target: int) -> None:
         """Copies a line over another one."""
+        column: Any
         for column in self:
             if column:
                 column[target] = column[source]

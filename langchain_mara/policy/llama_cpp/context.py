@@ -205,8 +205,7 @@ def _address(pointer: Any) -> int:
 @lru_cache(maxsize=64)
 def _written(address: int, rows: int, columns: int) -> "np.ndarray":
     """(rows, columns) float32 that llama.cpp has written, without a copy; the next pass overwrites it."""
-    floats = (ctypes.c_float * (rows * columns)).from_address(address)
-    return np.frombuffer(floats, np.float32).reshape(rows, columns)
+    return np.ctypeslib.as_array((ctypes.c_float * (rows * columns)).from_address(address)).reshape(rows, columns)
 
 
 class _Inputs:

@@ -13,4 +13,8 @@ import langchain_mara
 def test_every_module_imports() -> None:
     for package in (langchain_mara, langchain_mara_training):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
+            try:
+                importlib.import_module(module.name)
+            except ModuleNotFoundError as error:  # vLLM needs an environment of its own
+                if error.name != "vllm" or ".vllm_plugin." not in module.name:
+                    raise

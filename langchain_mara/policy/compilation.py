@@ -92,12 +92,17 @@ def padded(tokens: SiblingTokens) -> SiblingTokens:
         slots = torch.cat([slots, first_slots.expand(more_rows, width + more_tokens)])
     shape = (0, more_tokens, 0, more_rows)
     return SiblingTokens(
-        pad(token_ids, shape),
-        slots.contiguous(),
-        pad(positions, (0, more_rows)),
+        _fresh(pad(token_ids, shape)),
+        _fresh(slots),
+        _fresh(pad(positions, (0, more_rows))),
         slot_bucket(max(span, width) + more_tokens),
-        None if depths is None else pad(depths, shape),
+        None if depths is None else _fresh(pad(depths, shape)),
     )
+
+
+def _fresh(tensor: Tensor) -> Tensor:
+    """A copy with the strides of a new tensor: a graph is compiled for strides, too, even of dimensions of size 1."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 class _WindowLayer(CacheLayerMixin):

@@ -54,10 +54,9 @@ class Batch:
         draft: int = 0,
         raise_errors: bool = True,
     ) -> None:
-        self.policy = policy
+        self.policy, self.raise_errors = policy, raise_errors
         self.width, self.draft = self._asked = width or MOST_WIDTH, draft
         self._width_tuner = PassWidthTuner.of(policy) if width is None else None
-        self.raise_errors = raise_errors
         # Not a method: a cycle with `candidate_table` would keep the cache until the garbage collector comes.
         self._fail: Callable[[Request, BaseException], None] = _raise if raise_errors else Request.fail
         self.prefix_cache = prefix_cache or PrefixCache(budget=0)
@@ -223,6 +222,7 @@ class Batch:
     def _isolate(self, error: BaseException) -> None:
         """Fails the sequences that fail alone; the others begin again from their tokens, and their answers stay."""
         suspects, self.sequences = self.sequences, []
+        self.cache.keep_rows(0)  # now, because the error leads to this cache as long as anybody keeps it
         self._reset()
         wanted = [sequence for sequence in suspects if not sequence.request.cancelled]
         errors = {sequence: self._error_alone(sequence) if suspects[1:] else error for sequence in wanted}
@@ -241,6 +241,7 @@ class Batch:
         alone._width_tuner = self._width_tuner
         sequence.restart()
         error = attempt(lambda: (alone._prefill([sequence]), alone._evaluate()))  # type: ignore[func-returns-value]
+        alone.cache.keep_rows(0)
         sequence.restart()
         return None if isinstance(error, torch.OutOfMemoryError) else error
 

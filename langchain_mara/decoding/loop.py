@@ -78,6 +78,7 @@ def decode(
     finally:
         for sequence in (*batch.sequences, *batch.preempted):
             sequence.request.close()
+        batch.cache.keep_rows(0)
 
 
 def _run(

@@ -158,6 +158,23 @@ def test_the_cache_goes_with_the_batch(policy: PolicyModel) -> None:
         gc.enable()
 
 
+def test_a_failed_pass_gives_its_rows_back_though_its_error_is_kept(
+    policy: PolicyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> Tensor:
+        raise RuntimeError("the device is gone")
+
+    request = Request([5, 6], options(2), AGENT)
+    batch = Batch(policy, width=4, raise_errors=False)
+    batch.admit([request])
+    rows = batch.cache
+    assert len(rows.positions) > 0
+    monkeypatch.setattr(policy, "siblings", failing)
+    batch.step()
+    assert "the device is gone" in str(request.error)
+    assert len(rows.positions) == 0
+
+
 def test_a_huge_top_k_costs_states_of_examined_candidates_only(policy: PolicyModel) -> None:
     batch = Batch(policy, width=4)
     batch.admit([Request([5], DecodingOptions(top_k=10_000, top_p=1.0), tiny_agent(bias=100.0))])

@@ -377,12 +377,14 @@ def http(
             theirs, named = stack.enter_context(transformers_serving(DEMO_MODEL_FOLDER, new_tokens))
             servers["transformers serve, plain"] = theirs
             calls["transformers serve, plain"] = over_http(theirs.port, named, new_tokens)
+        # One event loop for all, because connections that a client keeps belong to theirs.
+        runner = stack.enter_context(asyncio.Runner())
         runs: dict[str, list[Run]] = {name: [] for name in calls}
         cpu: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(repeats + 1):
             for name, call in calls.items():
                 before = _cpu_seconds(servers.get(name))
-                runs[name].append(asyncio.run(measure(call, asked, new_tokens)))
+                runs[name].append(runner.run(measure(call, asked, new_tokens)))
                 cpu[name].append((_cpu_seconds(servers.get(name)) - before) / runs[name][-1].tokens)
     measured = {name: each[1:] for name, each in runs.items()}
     title = f"{clients} clients, {new_tokens} tokens each, on {model}"

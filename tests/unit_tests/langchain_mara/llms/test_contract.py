@@ -206,6 +206,7 @@ async def test_tokens_are_events_however_the_chain_runs_it(llm: MaraLLM, way: st
 
 
 async def test_infos_of_chunks_merge_to_the_info_of_the_result(llm: MaraLLM) -> None:
+    llm = llm.model_copy(update={"width": 2})  # a measured width, and with it rounding, may change between two answers
     options: dict[str, Any] = {"include_accept_probabilities": True, "stop": [llm.invoke("hi")[9:11]]}
     whole = llm.generate(["hi"], **options).generations[0][0]
     chunks = list(llm._stream("hi", **options))

@@ -13,6 +13,12 @@ from http_servers import app_of, listening, mara_serve
 from langchain_mara import MaraLLM
 
 
+def ask_until_refused(client: openai.OpenAI) -> None:
+    """Asks without a pause, because a fast machine has soon written what runs."""
+    while True:
+        client.models.list()
+
+
 @pytest.mark.slow
 @pytest.mark.enable_socket
 def test_a_process_answers_and_drains() -> None:

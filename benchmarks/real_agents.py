@@ -9,8 +9,9 @@ from typing import Any
 
 from langchain_mara_training import Decoding, MaraAligner, MaraClassifier, PreferenceLabeler, System, distill
 from langchain_mara_training.demo.smollm2.model import smollm2_folder
+from langchain_mara_training.demo.smollm2.own_answers import NEW_TOKENS
 from langchain_mara_training.demo.smollm2.training import fit_agent, fitted
-from real_bench import BATCH, NEW_TOKENS, Bench
+from real_bench import BATCH, Bench
 from real_dpo import fit_dpo
 
 from langchain_mara import MaraLLM

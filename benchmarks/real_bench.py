@@ -6,12 +6,13 @@ from typing import Any
 
 from langchain_mara_training import StateReward
 from langchain_mara_training.demo.smollm2.model import smollm2
+from langchain_mara_training.demo.smollm2.own_answers import NEW_TOKENS
 from langchain_mara_training.demo.smollm2.pairs import split_pairs
 from langchain_mara_training.rewards.fitted.features import SentenceEncoder
 from real_judges import HarmDetector, minilm
 from tables import console
 
-NEW_TOKENS, BATCH = 48, 32
+BATCH = 32
 _BENIGN = Path(__file__).parent / "benign_prompts.txt"
 
 

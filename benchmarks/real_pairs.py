@@ -1,4 +1,4 @@
-"""How well agents order human pairs, cross-validated by conversation, beside an agent that does not see the token.
+"""How well agents order human pairs, cross-validated by conversation, next to an agent that does not see the token.
 
     python benchmarks/real_pairs.py
 

@@ -26,6 +26,13 @@ app = typer.Typer(
 )
 console = Console()
 
+Strength = Annotated[
+    float | None, typer.Option(help="Weigh the agent against the model by this, 0 to 1, instead of a threshold.")
+]
+EntropyThreshold = Annotated[
+    float | None, typer.Option(help="Ask the agent only where the model's entropy, in nats, is above this.")
+]
+
 _LIBRARIES = (
     "torch", "transformers", "accelerate", "langchain-core", "huggingface_hub", "datasets", "scikit-learn", "skorch",
 )  # fmt: skip

@@ -33,9 +33,13 @@ def embedding_sketch(embeddings: Tensor) -> list[float]:
 
 def same_model(sketch: Sequence[float], other: Sequence[float]) -> bool:
     """Whether two sketches are of the same embeddings, up to quantization or light fine-tuning."""
-    return len(sketch) == len(other) and all(abs(one - two) < _FARTHEST for one, two in zip(sketch, other, strict=True))
+    return len(sketch) == len(other) and _all_within(_FARTHEST, sketch, other)
 
 
 def same_weights(sketch: Sequence[float], other: Sequence[float]) -> bool:
     """Whether two sketches of the same model are also of the same quantization, in whatever floating-point type."""
-    return all(abs(one - two) < _NEAREST for one, two in zip(sketch, other, strict=True))
+    return _all_within(_NEAREST, sketch, other)
+
+
+def _all_within(distance: float, sketch: Sequence[float], other: Sequence[float]) -> bool:
+    return all(abs(one - two) < distance for one, two in zip(sketch, other, strict=True))

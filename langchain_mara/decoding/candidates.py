@@ -16,7 +16,8 @@ from langchain_mara.options import DEFAULTS, Order
 
 # 4 MiB in float32: about what the caches of a processor hold, and enough to keep a GPU busy.
 _LOGITS_AT_ONCE = 2**20
-_TINY = sys.float_info.min  # an accept probability of 0 is weighed, too
+LEAST_PROBABILITY = sys.float_info.min
+"""What an accept probability of 0 counts as where it is weighed."""
 
 
 class CandidateSets(NamedTuple):
@@ -135,7 +136,7 @@ def best_weighed(scores: Sequence[float], accept_probabilities: Sequence[float],
         strength: Weight s of the agent, in [0, 1].
     """
     weighed = [
-        (1 - strength) * score + strength * log(max(probability, _TINY))
+        (1 - strength) * score + strength * log(max(probability, LEAST_PROBABILITY))
         for score, probability in zip(scores, accept_probabilities, strict=True)
     ]
     return max(range(len(weighed)), key=weighed.__getitem__)

@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import Headers
+from starlette.types import Receive
 
 from langchain_mara.exceptions import PromptError
 from langchain_mara.server.errors import ApiError, api_error
@@ -60,7 +61,7 @@ async def _stream(request: Request, answering: Answering, deltas: Deltas) -> Res
     """The response of a stream, which begins with the first token, or with a comment if that is long in coming."""
     settings = request.app.state.server.settings
     first = asyncio.ensure_future(anext(deltas))
-    request.scope["state"]["visit"].until_end.push_async_callback(_cancelled, first)
+    request.scope["state"]["visit"].until_end.push_async_callback(cancelled, first)
     await _while_there(request, asyncio.wait({first}, timeout=settings.keep_alive))
     if first.done():
         first.result()  # what has failed by now has a status code of its own
@@ -145,24 +146,33 @@ async def _while_there(request: Request, work: Awaitable[Result]) -> Result:
     Raises:
         ClientGoneError: If it has gone away.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone(request.receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         raise ClientGoneError
     finally:
-        await _cancelled(task)
-        await _cancelled(gone)
+        await cancelled(task)
+        await cancelled(leaving)
 
 
-async def _cancelled(task: "asyncio.Future[Any]") -> None:
-    """Cancels a task, and waits until it has ended."""
+async def cancelled(task: "asyncio.Future[Any]") -> None:
+    """Cancels a task, and waits until it has ended, however it does.
+
+    Args:
+        task: The task.
+    """
     task.cancel()
     with suppress(asyncio.CancelledError, Exception):
         await task
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def gone(receive: Receive) -> None:
+    """Returns when a client has gone away.
+
+    Args:
+        receive: Receives what it sends.
+    """
+    while (await receive())["type"] != "http.disconnect":
         pass

@@ -6,14 +6,13 @@ their logits: a draw among them has the distribution of the first accepted candi
 candidates are drawn without replacement (docs/algorithm.md). Nothing waits for the device.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from langchain_mara.decoding.candidates import candidate_sets
+from langchain_mara.decoding.candidates import LEAST_PROBABILITY, candidate_sets
 from langchain_mara.decoding.judging.before import Outlook, ask_before
 from langchain_mara.gates.kinds import EntropyGate
 from langchain_mara.options import DecodingOptions, Strategy
@@ -21,7 +20,6 @@ from langchain_mara.options import DecodingOptions, Strategy
 ROW_STRATEGIES: tuple[Strategy, ...] = ("first-accept", "max-prob", "guided")
 """Strategies that rows know. The other ones draw, which is the engine's part."""
 _FIRST, _BEST, _GUIDED = range(len(ROW_STRATEGIES))
-_TINY = sys.float_info.min  # as in `best_weighed`
 _LEAST_WEIGHT = 1e-9  # of the model in drawn rows: enough for a draw between candidates that the agent finds equal
 _ACCEPT = 1
 _AS_SCORES = {"top_p": torch.float32, "gate": torch.float32}
@@ -126,7 +124,7 @@ def narrowed_scores(scores: Tensor, accept: Tensor, counts: Tensor, asks: Tensor
     accepted = inside & (accept > options.threshold)
     asks, some = asks & (count > 1), accepted.any(-1, keepdim=True)
     guided, drawn = options.strategy == _GUIDED, options.temperature > 0
-    certainty = accept.double().clamp(min=_TINY).log()
+    certainty = accept.double().clamp(min=LEAST_PROBABILITY).log()
     alone = columns == torch.where(asks, _chosen(scores, accept, certainty, accepted, options, count), 0)
     several = torch.where(options.strategy == _BEST, alone, accepted)
     several = torch.where(asks & some & ~guided, several, inside)

@@ -5,9 +5,7 @@ to the others, until Ray Serve has made a new one.
 """
 
 import asyncio
-import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +14,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from langchain_mara.exceptions import InterpreterExitError, MaraError
+from langchain_mara.server.answering import cancelled, gone
 from langchain_mara.server.errors import ApiError, api_error
 from langchain_mara.server.gatekeeper import PROBES
+from langchain_mara.server.protocol.events import event
 from langchain_mara.server.ray_serve.figures import FrontMetrics
 from langchain_mara.server.ray_serve.replica import Ended, Forwarded
 from langchain_mara.server.state import ProcessState
@@ -66,7 +66,7 @@ class Front:
         request = await _received(scope, receive)
         reply = _Reply(send, self._state.settings.send_timeout)
         forwarding = asyncio.ensure_future(self._forward(request, reply, scope["state"]["visit"].noted))
-        gone = asyncio.ensure_future(_gone(receive))
+        leaving = asyncio.ensure_future(gone(receive))
         ended: list[MaraError] = []
 
         def end(error: MaraError) -> None:
@@ -75,7 +75,7 @@ class Front:
 
         self._state.endings.add(end)
         try:
-            await asyncio.wait({forwarding, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({forwarding, leaving}, return_when=asyncio.FIRST_COMPLETED)
             # After a whole response, too, the server says that the client has gone.
             if forwarding.done() or reply.is_whole:
                 await forwarding
@@ -89,8 +89,8 @@ class Front:
             await reply.fail(_explained(error))
         finally:
             self._state.endings.discard(end)
-            for task in (forwarding, gone):
-                await _cancelled(task)
+            for task in (forwarding, leaving):
+                await cancelled(task)
 
     def _own(self, path: str) -> JSONResponse | PlainTextResponse:
         """What this process says of itself."""
@@ -154,9 +154,8 @@ class _Reply:
         """
         if not (self._is_begun and self._is_stream):
             raise error from None
-        event = f"data: {json.dumps(error.body)}\n\n".encode()
         async with asyncio.timeout(self._timeout):
-            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+            await self._send({"type": "http.response.body", "body": event(error.body), "more_body": False})
 
 
 async def _received(scope: Scope, receive: Receive) -> Forwarded:
@@ -175,17 +174,6 @@ async def _received(scope: Scope, receive: Receive) -> Forwarded:
     headers = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
     headers.append((b"x-request-id", scope["state"]["visit"].request_id.encode()))
     return Forwarded(scope["method"], scope["path"], scope["query_string"], headers, body)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _cancelled(task: asyncio.Future[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError, Exception):
-        await task
 
 
 def _explained(error: Exception) -> ApiError:

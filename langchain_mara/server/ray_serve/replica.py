@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 from fastapi import FastAPI
 from starlette.types import Message
+
+from langchain_mara.server.answering import cancelled
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,4 @@ class Replica:
             figures = self._app.state.server.metrics.text().decode()
             yield Ended(self._name, scope["state"]["visit"].noted, figures)
         finally:
-            running.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await running
+            await cancelled(running)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from langchain_mara.cli import one_sentence
+from langchain_mara.cli import EntropyThreshold, Strength, one_sentence
 from langchain_mara.exceptions import OptionsError
 
 VLLM_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -29,12 +29,8 @@ def vllm(
     threshold: Annotated[float | None, typer.Option(help="Accept probability that a token must exceed.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Most candidates at a position.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus mass of the candidates.")] = None,
-    strength: Annotated[
-        float | None, typer.Option(help="Weigh the agent against the model by this, 0 to 1, instead of a threshold.")
-    ] = None,
-    entropy_gate: Annotated[
-        float | None, typer.Option(help="Ask the agent only where the model's entropy, in nats, is above this.")
-    ] = None,
+    strength: Strength = None,
+    entropy_gate: EntropyThreshold = None,
     allow_other_model: Annotated[
         bool, typer.Option("--allow-other-model", help="Take an agent that was trained on another model.")
     ] = False,

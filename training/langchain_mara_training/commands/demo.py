@@ -60,7 +60,8 @@ def demo(
 
 def _demo_smollm2(prompts: int, *, as_json: bool) -> None:
     from langchain_mara_training.demo.smollm2.model import smollm2
-    from langchain_mara_training.demo.smollm2.side_by_side import AGENT, NEW_TOKENS, SHOWN_PROMPTS, measure
+    from langchain_mara_training.demo.smollm2.own_answers import NEW_TOKENS
+    from langchain_mara_training.demo.smollm2.side_by_side import AGENT, SHOWN_PROMPTS, measure
 
     say = Console(stderr=True).print
     aligned = smollm2(say=say, agent=AGENT, batch_size=TRAINING_BATCH_SIZE, max_new_tokens=NEW_TOKENS)

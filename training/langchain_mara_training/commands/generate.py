@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from langchain_mara.cli import one_sentence
+from langchain_mara.cli import EntropyThreshold, Strength, one_sentence
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.options import DEFAULTS
 from langchain_mara.untrusted import printable
@@ -53,12 +53,8 @@ def generate(
         float | None,
         typer.Option(help=f"Accept probability that a token must exceed; {_OR.format(DEFAULTS.accept_threshold)}."),
     ] = None,
-    strength: Annotated[
-        float | None, typer.Option(help="Weigh the agent against the model by this, 0 to 1, instead of a threshold.")
-    ] = None,
-    entropy_gate: Annotated[
-        float | None, typer.Option(help="Ask the agent only where the model's entropy, in nats, is above this.")
-    ] = None,
+    strength: Strength = None,
+    entropy_gate: EntropyThreshold = None,
     trust_gate: Annotated[
         float | None, typer.Option(help="Let the agent guide only where trust is this many times its recent mean.")
     ] = None,

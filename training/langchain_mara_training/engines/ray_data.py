@@ -26,6 +26,15 @@ RETRIES = 3
 _AHEAD = 2  # blocks that an actor has, so that it never waits for the next one
 
 
+def ray_of_engine() -> Any:
+    """The module `ray`.
+
+    Raises:
+        OptionsError: If it is not installed.
+    """
+    return import_ray("--engine ray needs", "Or leave it out.")
+
+
 class RayData:
     """Computes blocks with actors of Ray Data. An actor makes its worker when it gets its first block.
 
@@ -40,7 +49,7 @@ class RayData:
 
     def __init__(self, make: Callable[[], Any], workers: int | None = None, *, on_gpu: bool = False) -> None:
         self.make, self.workers, self.on_gpu = make, workers, on_gpu
-        self._ray = import_ray("--engine ray needs", "Or leave it out.")
+        self._ray = ray_of_engine()
 
     def map(self, function: Callable[[Any, Block], Result], blocks: Iterable[Block]) -> Generator[Result]:
         """See `Engine.map`. What a worker raises is raised here.

@@ -7,9 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from langchain_mara import MaraLLM
 from langchain_mara.exceptions import OptionsError, TrainingError
-from langchain_mara.serving.ray_runtime import import_ray
 from langchain_mara_training.engines.blocks import Engine, InProcess
-from langchain_mara_training.engines.ray_data import RayData
+from langchain_mara_training.engines.ray_data import RayData, ray_of_engine
 from langchain_mara_training.jobs.inputs import Options
 from langchain_mara_training.storage.distributed import processes
 from langchain_mara_training.storage.identity.job_identity import describe_llm, differences
@@ -52,7 +51,7 @@ class EngineChoice(NamedTuple):
             OptionsError: If Ray is not installed, or there are workers without it.
         """
         if self.name == "ray":
-            import_ray("--engine ray needs", "Or leave it out.")
+            ray_of_engine()
         elif self.workers is not None:
             raise OptionsError("--workers are those of Ray. Add --engine ray, or leave it out.")
 

@@ -79,7 +79,7 @@ def generate(output: Path, options: Options, load: Load, choice: EngineChoice = 
     """Answers the prompts of a file into another file.
 
     Args:
-        output: The file to write. An interrupted job resumes in a folder beside it.
+        output: The file to write. An interrupted job resumes in a folder next to it.
         options: Options of the command.
         load: Loads the LLM that the options name on a device; a function of a module.
         choice: What computes the blocks.

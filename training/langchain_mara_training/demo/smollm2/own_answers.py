@@ -16,7 +16,7 @@ from langchain_mara_training.demo.smollm2.pairs import Pairs
 from langchain_mara_training.storage.atomic import write_atomically
 
 NEW_TOKENS = 48
-"""Most tokens of an answer."""
+"""Most tokens of an answer in training, demo and measurements."""
 _BATCH = 32
 _FIRST_GROUP = 1_000_000  # far from the numbers of the human conversations
 

@@ -23,8 +23,6 @@ SHOWN_PROMPTS = (
     "What is a good breakfast before a long walk?",
 )
 """Prompts that the demo shows, in none of the training data."""
-NEW_TOKENS = 48
-"""Most tokens of an answer in the demo and in its measurements."""
 
 
 def measure(aligned: MaraLLM, prompts: int) -> dict[str, Any]:

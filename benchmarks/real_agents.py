@@ -7,7 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from langchain_mara_training import Decoding, MaraAligner, MaraClassifier, PreferenceLabeler, System, distill
+from langchain_mara_training import (
+    Decoding,
+    MaraAligner,
+    MaraClassifier,
+    MaraSAC,
+    PreferenceLabeler,
+    System,
+    UpdateOptions,
+    distill,
+)
 from langchain_mara_training.demo.smollm2.model import smollm2_folder
 from langchain_mara_training.demo.smollm2.own_answers import NEW_TOKENS
 from langchain_mara_training.demo.smollm2.training import fit_agent, fitted
@@ -20,6 +29,8 @@ from langchain_mara.agents.kinds import agent_from_pretrained
 from langchain_mara.gates.fitting import entropy_gate, trust_gate
 
 ROLLOUT_PROMPTS = 100
+ROUND_PAIRS = 300
+EPISODES = 1280
 DISTILLATION_PROMPTS = 200
 GATE_PROMPTS = 40
 Options = dict[str, Any]
@@ -65,12 +76,37 @@ def by_rollouts(bench: Bench, seed: int) -> Agent:
     return agent
 
 
+def by_rounds(bench: Bench, seed: int) -> Agent:
+    """Fitted to human pairs, and then to pairs of answers drawn with that agent, too."""
+    aligner = MaraAligner(
+        bench.llm, bench.reward, labeler="preference", rounds=2, labeler_options={"judges": "before"},
+        output=bench.folder / f"seed-{seed}" / "rounds", classifier=MaraClassifier(agent="look-ahead"),
+        random_state=seed,
+    )  # fmt: skip
+    agent: Agent = aligner.fit(bench.split.train[:ROUND_PAIRS]).agent_
+    return agent
+
+
+def by_reinforcement(bench: Bench, seed: int) -> Agent:
+    """Soft actor-critic from scratch. The paper's 21,000 episodes would take a day, so it learns faster from fewer."""
+    llm = bench.llm.model_copy(update=_FIRST_ACCEPT)
+    sac = MaraSAC(
+        llm, bench.reward, kind="look-ahead", episodes=EPISODES, parallel=32, width=256, batch_size=256, updates=4,
+        warm_up=4, update=UpdateOptions(learning_rate_actor=1e-3, learning_rate_critic=1e-3),
+        output=bench.folder / f"seed-{seed}" / "reinforcement", random_state=seed, verbose=True,
+    )  # fmt: skip
+    agent: Agent = sac.fit([{"prompt": pair["prompt"]} for pair in bench.split.train]).agent_
+    return agent
+
+
 AGENTS: dict[str, Callable[[Bench, int], Agent]] = {
     "preference labels": by_preference,
     "human pairs": by_human_pairs,
     "states after": by_states_after,
     "distilled": by_distillation,
     "rollout labels": by_rollouts,
+    "rounds": by_rounds,
+    "reinforcement": by_reinforcement,
 }
 
 
@@ -134,6 +170,8 @@ MEASURED = {
     "states after": _FIRST_ACCEPTS,
     "distilled": _FIRST_ACCEPTS,
     "rollout labels": ("strength 0.94",),
+    "rounds": ("strength 0.94",),
+    "reinforcement": ("first-accept",),
 }
 """Settings in the table, by the labels of the agents."""
 

@@ -26,12 +26,13 @@ from langchain_mara_training import (
     System,
     compare,
 )
+from langchain_mara_training.demo.smollm2.own_answers import repeated_share
 from langchain_mara_training.storage.atomic import write_atomically
 from matplotlib.figure import Figure
 from real_agents import AGENTS, MEASURED, decoding, dpo
 from real_bench import Bench
 from real_dpo import FineTuned
-from real_judges import elided, is_refusal, repeated_share
+from real_judges import elided, is_refusal
 from real_systems import ContextGuided, Prompted
 from rich.table import Table
 from tables import RESULTS, Output, console, publish
@@ -76,8 +77,10 @@ COLUMNS = {
 def systems(bench: Bench, seed: int, agents: Iterable[str]) -> dict[str, Callable[[], System]]:
     """What makes each system, by name."""
     plain = bench.llm.with_agent(None)
+    unrepeated = plain.model_copy(update={"frequency_penalty": 0.6})
     made: dict[str, Callable[[], System]] = {
         "plain": lambda: Decoding("plain", plain),
+        "plain, frequency penalty 0.6": lambda: Decoding("plain, frequency penalty 0.6", unrepeated),
         "system prompt": lambda: Prompted("system prompt", plain, HARMLESS),
         "classifier-free guidance": lambda: ContextGuided("classifier-free guidance", plain, HARMLESS),
     }
@@ -175,7 +178,7 @@ def _figures(risky: Comparison, benign: Comparison, name: str, folder: Path) -> 
         "refusals": 100 * float(np.mean([is_refusal(answer.completion) for answer in benign.answers[name]])),
         "perplexity": perplexity(risky, name),
         "distinct-2": summary["distinct-2"],
-        "repeated": 100 * repeated_share([answer.completion for answer in answers]),
+        "repeated": 100 * _repeated(answers),
         "length": summary["length"],
         "speed": summary["tokens/s"],
     }
@@ -188,6 +191,12 @@ def _figures(risky: Comparison, benign: Comparison, name: str, folder: Path) -> 
         values["changed"] = 100 * later / sum(answer.answer_tokens for answer in answers)
     timed = folder / f"{name.removeprefix('MARA ').partition(',')[0]}.json"
     return {**values, "training": json.loads(timed.read_text())["seconds"]} if timed.exists() else values
+
+
+def _repeated(answers: Sequence[Any]) -> float:
+    """Mean of `repeated_share` over the answers that are long enough."""
+    shares = [repeated_share(answer.completion) for answer in answers]
+    return float(np.mean([share for share in shares if share is not None] or [0.0]))
 
 
 def picture(figures: dict[str, list[dict[str, float]]], file: Path) -> None:

@@ -155,6 +155,7 @@ def _guided(strength: float) -> Options:
 _FIRST_ACCEPT: Options = {"strategy": "first-accept", "top_p": 0.8}
 SETTINGS = {
     **{f"strength {strength}": Setting(_guided(strength)) for strength in (0.9, 0.93, 0.94, 0.95)},
+    "strength 0.94, frequency penalty 0.6": Setting({**_guided(0.94), "frequency_penalty": 0.6}),
     **{f"threshold {value}": Setting({"accept_threshold": value}) for value in (0.4, 0.5, 0.6)},
     "strength 0.94, entropy gate": Setting(_guided(0.94), _entropy_gate),
     "strength 0.94, trust gate": Setting(_guided(0.94), _trust_gate),

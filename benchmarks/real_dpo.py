@@ -64,8 +64,8 @@ def fit_dpo(model: Path, pairs: Sequence[dict[str, Any]], place: Path, *, second
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
     options = DPOConfig(
-        str(place.parent / "dpo-run"), seed=seed, num_train_epochs=1, per_device_train_batch_size=2,
-        gradient_accumulation_steps=4, learning_rate=1e-4, lr_scheduler_type="constant_with_warmup", warmup_steps=5,
+        str(place.parent / "dpo-run"), seed=seed, num_train_epochs=1, per_device_train_batch_size=1,
+        gradient_accumulation_steps=8, learning_rate=1e-4, lr_scheduler_type="constant_with_warmup", warmup_steps=5,
         max_length=MAX_LENGTH, truncation_mode="keep_end", gradient_checkpointing=False, use_cpu=True,
         bf16=True, logging_steps=5, save_strategy="no", report_to="none",
     )  # fmt: skip

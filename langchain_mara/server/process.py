@@ -16,7 +16,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from langchain_mara.server.state import ProcessState
 
@@ -79,7 +79,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._state = state
         self._deadline: float | None = None
-        self.on_signal: Callable[[float], None] = lambda seconds: None
+        self.on_signal: Callable[[float], None] = lambda _: None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to drain; a second signal ends at once."""
@@ -121,16 +121,28 @@ class DrainingServer(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """A connection that is closed if the head of its first request takes too long."""
+    """A connection that is closed if the head of a request takes too long."""
 
     header_timeout = 10.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(self.header_timeout, self._close_if_silent)
+        self._begin_head()
 
-    def _close_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def data_received(self, data: bytes) -> None:
+        before = self.cycle
+        is_head = before is not None and before.response_complete and before is not self._before_head
+        super().data_received(data)
+        if is_head and self.cycle is before:
+            self._begin_head()
+
+    def _begin_head(self) -> None:
+        """Gives the head that now begins its time. What the connection sends in it gives it no more."""
+        self._before_head = self.cycle
+        self.loop.call_later(self.header_timeout, self._close_if_silent, self.cycle)
+
+    def _close_if_silent(self, before: RequestResponseCycle | None) -> None:
+        if self.cycle is before and not self.transport.is_closing():
             self.transport.close()
 
 

@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 import openai
@@ -65,7 +66,8 @@ def test_a_process_ends_whatever_its_threads_do(what: str) -> None:
         time.sleep(1)
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 0
-        said = (server.stderr or pytest.fail()).read()
+        assert server.stderr is not None
+        said = server.stderr.read()
         waiting.close()
     # What the log says of the threads tells what they were doing.
     assert "did not end by itself" in said
@@ -78,8 +80,7 @@ def test_a_process_ends_although_nobody_reads_its_log() -> None:
     code = f"from langchain_mara.server import process; process._PATIENCE = 1\n{CODE}"
     with mara_serve("--json-log", "--drain-s", "1", code=code) as (server, client):
         with pytest.raises(openai.APITimeoutError):
-            while True:
-                client.with_options(timeout=3).models.list()
+            ask_until_refused(client.with_options(timeout=3))
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 0
 
@@ -171,6 +172,22 @@ def test_a_connection_that_says_nothing_is_closed(llm: MaraLLM) -> None:
                 connection.sendall(beginning)
                 assert connection.recv(100) == b""
         assert running.http().get("/health").status_code == 200
+
+
+def test_a_later_request_has_no_more_time_for_its_head(llm: MaraLLM) -> None:
+    with listening(app_of(llm, header_timeout=0.5)) as running, socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(running.socket)
+        for _ in range(3):
+            connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert connection.recv(1000)
+            time.sleep(0.3)
+        start = time.monotonic()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while time.monotonic() - start < 10:  # drop by drop, so that it never rests
+                connection.sendall(b"G")
+                time.sleep(0.05)
+        assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(

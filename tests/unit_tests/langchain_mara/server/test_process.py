@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 from http_servers import CODE, Listening, app_of, listening, mara_serve, wait_until
+from sse_starlette.sse import AppStatus
 
 from langchain_mara import MaraLLM
 
@@ -151,7 +152,9 @@ def test_who_sends_nothing_more_holds_the_end_no_longer_than_others(llm: MaraLLM
         wait_until(lambda: not running.thread.is_alive(), 10)
 
 
-def test_a_second_signal_ends_at_once(endless: MaraLLM) -> None:
+def test_a_second_signal_ends_at_once(endless: MaraLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It ends the streams of all servers in this process, also of those that later tests make.
+    monkeypatch.setattr(AppStatus, "should_exit", False)
     with listening(app_of(endless, drain=600)) as running, socket.socket(socket.AF_UNIX) as connection:
         connection.connect(running.socket)
         ask(connection, prompt="abc")

@@ -106,8 +106,9 @@ async def _complete(request: Request, body: CompletionRequest) -> Response:
 
 async def _begun(kind: type[Answering], body: Any, model: Any) -> Answering:
     """The answers to a request. They are prepared in a thread, because long prompts take long to encode."""
+    make: Any = kind
     try:
-        return await run_in_threadpool(kind, body, model)
+        answering: Answering = await run_in_threadpool(make, body, model)
     except QueueFullError as error:  # more than could ever wait, whatever else waits
         raise ApiError(400, str(error), param="n") from error
     except PromptError as error:
@@ -116,6 +117,7 @@ async def _begun(kind: type[Answering], body: Any, model: Any) -> Answering:
         told = api_error(error)
         told.param = told.param and kind.param_names.get(told.param, told.param)
         raise told from error
+    return answering
 
 
 def _note_prompt(request: Request, prompt: Any) -> None:

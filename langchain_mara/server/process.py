@@ -104,7 +104,8 @@ class DrainingServer(uvicorn.Server):
     @property
     def _is_sent(self) -> bool:
         """Whether the clients have taken what was written, as far as this process can see."""
-        return not any(connection.transport.get_write_buffer_size() for connection in self.server_state.connections)
+        connections: Any = self.server_state.connections
+        return not any(connection.transport.get_write_buffer_size() for connection in connections)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

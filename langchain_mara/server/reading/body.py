@@ -93,7 +93,7 @@ def _path_of_half(value: Any) -> list[str] | None:
         return None if _is_whole(value) else []
     if isinstance(value, dict) and not all(map(_is_whole, value)):
         return []
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, each in items:
         if (path := _path_of_half(each)) is not None:
             return [str(name), *path]

@@ -38,11 +38,14 @@ class Listening:
     Attributes:
         app: Its app.
         socket: Path of its socket.
+        server: The server.
+        thread: The thread that runs it.
     """
 
     def __init__(self, app: FastAPI, socket: Path) -> None:
         self.app, self.socket = app, str(socket)
         self.server = server_of(app, uds=self.socket)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
 
     @property
     def state(self) -> Any:
@@ -69,14 +72,13 @@ def listening(app: FastAPI) -> Iterator[Listening]:
     """Runs a server while the context is open."""
     with TemporaryDirectory() as folder:
         running = Listening(app, Path(folder) / "s")
-        thread = threading.Thread(target=running.server.run, daemon=True)
-        thread.start()
+        running.thread.start()
         wait_until(lambda: running.server.started)
         try:
             yield running
         finally:
             running.server.should_exit = True
-            thread.join(20)
+            running.thread.join(20)
 
 
 CODE = "from langchain_mara_training.commands.main import app; app(prog_name='mara')"
@@ -91,15 +93,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def mara_serve(*arguments: str, seconds: float = 120) -> Iterator[tuple[subprocess.Popen[str], OpenAI]]:
+def mara_serve(
+    *arguments: str, seconds: float = 120, code: str = CODE
+) -> Iterator[tuple[subprocess.Popen[str], OpenAI]]:
     """A process of `mara serve` and a client of it. What it started ends with the context.
 
     Args:
         *arguments: Arguments of the command, but the port.
         seconds: Most seconds until it answers or has ended.
+        code: What it runs instead of the command alone.
     """
     port = free_port()
-    command = [sys.executable, "-c", CODE, "serve", "--port", str(port), *arguments]
+    command = [sys.executable, "-c", code, "serve", "--port", str(port), *arguments]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
     try:

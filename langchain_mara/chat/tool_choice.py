@@ -1,6 +1,6 @@
 """Which tools a model may or must call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -34,12 +34,20 @@ def _schema(tool: Tool, *, strict: bool | None) -> dict[str, Any]:
             " Give a function that does the same."
         )
     try:
-        return convert_to_openai_tool(tool, strict=strict)
+        schema = convert_to_openai_tool(tool, strict=strict)
+        _check_name(schema)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OptionsError(
-            f"{tool!r:.80} is not a tool: {error!s:.200} Give a function with type hints and a docstring, a pydantic "
-            "model, a LangChain tool, or OpenAI's JSON."
+            f"Invalid options: tools={tool!r:.80} is not a tool: {error!s:.200} Give a function with type hints and a "
+            "docstring, a pydantic model, a LangChain tool, or OpenAI's JSON."
         ) from None
+    return schema
+
+
+def _check_name(schema: Mapping[str, Any]) -> None:
+    """Looks for the name of a tool, because LangChain passes some formats on as they are."""
+    if not isinstance(schema["function"]["name"], str):
+        raise TypeError("Its name is no text.")
 
 
 def forced_names(tools: Sequence[dict[str, Any]], choice: Choice) -> list[str]:

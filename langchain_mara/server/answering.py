@@ -30,20 +30,19 @@ class ClientGoneError(Exception):
     """The client went away before its answer began."""
 
 
-async def respond(request: Request, answering: Answering, *, stream: bool, prompt_field: str) -> Response:
+async def respond(request: Request, answering: Answering, *, stream: bool) -> Response:
     """The response with the answers.
 
     Args:
         request: The request.
         answering: Its answers, not begun.
         stream: Whether they come as a stream.
-        prompt_field: Field of the request that the prompt came from, for errors.
 
     Raises:
         ApiError: If the request cannot be answered, and nothing of the answer was sent.
     """
     state: ServerState = request.app.state.server
-    _check(answering.job, prompt_field)
+    _check(answering.job, answering.prompt_field)
     visit = request.scope["state"]["visit"]
     try:
         deltas = await visit.until_end.enter_async_context(_deltas(answering, state, visit))

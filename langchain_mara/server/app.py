@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from langchain_mara._version import __version__
-from langchain_mara.exceptions import QueueFullError
+from langchain_mara.exceptions import MaraError, PromptError, QueueFullError
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.server.answering import respond
-from langchain_mara.server.errors import ApiError, handle_errors
+from langchain_mara.server.errors import ApiError, api_error, handle_errors
 from langchain_mara.server.gatekeeper import Gatekeeper
 from langchain_mara.server.metrics import Metrics
 from langchain_mara.server.playground.page import playground
@@ -23,6 +23,7 @@ from langchain_mara.server.protocol.chat import ChatAnswering, ChatRequest
 from langchain_mara.server.protocol.completions import CompletionRequest, TextAnswering
 from langchain_mara.server.protocol.messages import Message
 from langchain_mara.server.protocol.responses import ResponseAnswering, ResponsesRequest
+from langchain_mara.server.reading.body import ReadingRoute
 from langchain_mara.server.served import ServedModel, ServedModels
 from langchain_mara.server.settings import ServerSettings
 from langchain_mara.server.state import ProcessState, ServerState
@@ -55,6 +56,7 @@ def create_app(models: ServedModels, settings: ServerSettings | None = None) -> 
     # FastAPI's own log of OpenTelemetry would hold requests that were refused, and so prompts.
     app = FastAPI(title="mara serve", version=__version__, docs_url=None, redoc_url=None, telemetry={"logs": False})
     app.state.server = ServerState(models=models, settings=settings, metrics=metrics)
+    app.router.route_class = ReadingRoute
     handle_errors(app)
     for method, path, endpoint in _ROUTES:
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
@@ -76,33 +78,46 @@ def guard(app: FastAPI) -> None:
 
 async def _chat(request: Request, body: ChatRequest) -> Response:
     models = _state(request).models
-    chat = models.chat_of(models.find(body.model, body.mara.agent))
+    model = models.find(body.model, body.mara.agent)
+    chat = models.chat_of(model)
     _note_prompt(request, [message.model_dump(exclude_none=True) for message in body.messages])
+    model.refuse_long(sum(message.length for message in body.messages), "messages")
     answering = await _begun(ChatAnswering, body, chat)
-    return await respond(request, answering, stream=bool(body.stream), prompt_field="messages")
+    return await respond(request, answering, stream=bool(body.stream))
 
 
 async def _respond(request: Request, body: ResponsesRequest) -> Response:
     models = _state(request).models
-    chat = models.chat_of(models.find(body.model, body.mara.agent))
+    model = models.find(body.model, body.mara.agent)
+    chat = models.chat_of(model)
     _note_prompt(request, body.input)
+    model.refuse_long(len(body.input), "input")  # each item is at least one token
     answering = await _begun(ResponseAnswering, body, chat)
-    return await respond(request, answering, stream=bool(body.stream), prompt_field="input")
+    return await respond(request, answering, stream=bool(body.stream))
 
 
 async def _complete(request: Request, body: CompletionRequest) -> Response:
-    llm = _state(request).models.find(body.model, body.mara.agent).llm
+    model = _state(request).models.find(body.model, body.mara.agent)
     _note_prompt(request, body.prompt)
-    answering = await _begun(TextAnswering, body, llm)
-    return await respond(request, answering, stream=bool(body.stream), prompt_field="prompt")
+    model.refuse_long(max(map(len, body.prompts())), "prompt")
+    answering = await _begun(TextAnswering, body, model.llm)
+    return await respond(request, answering, stream=bool(body.stream))
 
 
-async def _begun(kind: Callable[..., Answering], body: BaseModel, model: object) -> Answering:
+async def _begun(kind: type[Answering], body: Any, model: Any) -> Answering:
     """The answers to a request. They are prepared in a thread, because long prompts take long to encode."""
+    make: Any = kind
     try:
-        return await run_in_threadpool(kind, body, model)
+        answering: Answering = await run_in_threadpool(make, body, model)
     except QueueFullError as error:  # more than could ever wait, whatever else waits
         raise ApiError(400, str(error), param="n") from error
+    except PromptError as error:
+        raise ApiError(400, str(error), param=kind.prompt_field) from error
+    except (ApiError, MaraError) as error:
+        told = api_error(error)
+        told.param = told.param and kind.param_names.get(told.param, told.param)
+        raise told from error
+    return answering
 
 
 def _note_prompt(request: Request, prompt: Any) -> None:

@@ -22,8 +22,27 @@ from langchain_mara.exceptions import (
 RETRY_AFTER = "1"
 """Seconds after which a client that was refused for want of room may try again."""
 
-_NAMES = {"max_new_tokens": "max_tokens", "accept_threshold": "mara.threshold", "gate": "mara.gate"}
-_OPTION = re.compile(r"Invalid options: (\w+)[ =]")
+_OWN = (
+    "choice",
+    "fallback",
+    "gate",
+    "grammar",
+    "min_p",
+    "order",
+    "regex",
+    "repetition_penalty",
+    "strategy",
+    "strength",
+    "top_k",
+)
+_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "accept_threshold": "mara.threshold",
+    **{name: f"mara.{name}" for name in _OWN},
+}
+_OPTION = re.compile(
+    r"(?:Invalid options: )?(\w+)=|Invalid options: (\w+) |(\w+) cannot be enforced|.* gave up on (\w+)"
+)
 _logger = logging.getLogger(__name__)
 
 
@@ -78,9 +97,10 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, TimeoutError):
         return ApiError(408, message, kind="timeout", code="timeout")
     if isinstance(error, OptionsError | PromptError | GrammarError):
-        named = _OPTION.match(message)
-        param = "response_format" if isinstance(error, GrammarError) else named and _NAMES.get(named[1], named[1])
-        return ApiError(400, message, param=param)
+        found = _OPTION.match(message)
+        name = next(filter(None, found.groups()), None) if found else None
+        unnamed = "response_format" if isinstance(error, GrammarError) else None
+        return ApiError(400, message, param=_NAMES.get(name, name) if name else unnamed)
     _logger.error("A request failed", exc_info=error)
     return ApiError(500, "The server failed to answer this request; its log says why.", kind="server_error")
 
@@ -91,7 +111,9 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     Args:
         errors: Pydantic's list of faults.
     """
-    fault = errors[0]
+    # A value may be one of several types. What is wrong with the right one says more than that it is not the others.
+    of_field = [each for each in errors if each["loc"][:2] == errors[0]["loc"][:2]]
+    fault = next((each for each in of_field if not each["type"].endswith("_type")), errors[0])
     if fault["type"] == "json_invalid":
         return ApiError(400, f"The body is not valid JSON: {fault.get('ctx', {}).get('error', fault['msg'])}.")
     path = [str(part) for part in fault["loc"] if part != "body" and not _names_a_type(part)]
@@ -106,7 +128,7 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 def _names_a_type(part: Any) -> bool:
     """Whether a part of a path is pydantic's name of one type among several."""
-    return isinstance(part, str) and (part in ("str", "int", "bool") or "[" in part)
+    return isinstance(part, str) and (part in ("str", "int", "bool") or "[" in part or part.startswith("constrained-"))
 
 
 def handle_errors(app: FastAPI) -> None:

@@ -8,6 +8,7 @@ from langchain_mara.chat_models import ChatMara
 from langchain_mara.exceptions import OptionsError
 from langchain_mara.llms import MaraLLM
 from langchain_mara.loading.models import AgentSource
+from langchain_mara.policy.model import PolicyModel
 from langchain_mara.server.errors import ApiError
 
 PLAIN = "none"
@@ -23,12 +24,29 @@ class ServedModel:
         agent: Name of its agent; None for the plain model.
         llm: The model for prompts that are plain text.
         chat: The model for conversations; None if it has no chat template.
+        most_characters: Characters in as many of the longest tokens as the model's context has; None without a limit.
     """
 
     name: str
     agent: str | None
     llm: MaraLLM
     chat: ChatMara | None
+    most_characters: int | None = None
+
+    def refuse_long(self, length: int, param: str) -> None:
+        """Refuses a prompt that is too long however it is encoded, because to encode a long one takes long.
+
+        Args:
+            length: Its number of characters or of tokens.
+            param: Field of the request that holds it.
+
+        Raises:
+            ApiError: If it cannot fit into the model's context.
+        """
+        if self.most_characters is not None and length > self.most_characters:
+            message = f"The prompt has {length:,} characters, of which {self.name} can never hold more than "
+            message += f"{self.most_characters:,}. Shorten it."
+            raise ApiError(400, message, param=param, code="context_length_exceeded")
 
 
 class ServedModels:
@@ -101,4 +119,7 @@ class ServedModels:
 def _served(llm: MaraLLM, name: str, agent: str | None) -> ServedModel:
     named: dict[str, Any] = {"model_id": name}
     llm = llm._copied(named)
-    return ServedModel(name, agent, llm, None if llm.tokenizer.chat_template is None else ChatMara.from_llm(llm))
+    chat = None if llm.tokenizer.chat_template is None else ChatMara.from_llm(llm)
+    context = PolicyModel(llm.model).context
+    longest = max(map(len, llm.tokenizer.get_vocab()))
+    return ServedModel(name, agent, llm, chat, None if context is None else context * longest)

@@ -49,6 +49,7 @@ langchain_mara.hooks: generate_method
 langchain_mara: cli
 langchain_mara.serving.vllm_plugin: command
 langchain_mara.server: settings errors served
+langchain_mara.server.reading: body
 langchain_mara.server.protocol: messages fields decisions events answers chat completions output_items
     response_input responses
 langchain_mara.server.playground: page

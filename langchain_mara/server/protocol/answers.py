@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -37,6 +37,10 @@ class Answering(ABC):
     object_name: ClassVar[str]
     id_prefix: ClassVar[str]
     operation: ClassVar[str] = "chat"
+    prompt_field: ClassVar[str] = "messages"
+    """Field of the request that holds the prompt."""
+    param_names: ClassVar[Mapping[str, str]] = {}
+    """Names of fields in this API, where they differ from those of the chat API."""
     ends_with_done: ClassVar[bool] = True
 
     def __init__(

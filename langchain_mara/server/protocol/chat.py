@@ -7,7 +7,6 @@ from pydantic import Field
 
 from langchain_mara._messages import Answer
 from langchain_mara.chat_models import ChatMara
-from langchain_mara.exceptions import PromptError
 from langchain_mara.server.errors import ApiError
 from langchain_mara.server.protocol.answers import Answering
 from langchain_mara.server.protocol.fields import Elsewhere, NotText, Old, RequestFields, Stored
@@ -104,10 +103,7 @@ class ChatAnswering(Answering):
         messages = [message.as_langchain() for message in request.messages]
         options = request.options()
         stop = options.pop("stop", None)
-        try:
-            configured, self._answers = chat._answers(chat._convert_input(messages).to_messages(), stop, options)
-        except PromptError as error:
-            raise ApiError(400, str(error), param="messages") from error
+        configured, self._answers = chat._answers(chat._convert_input(messages).to_messages(), stop, options)
         completions = list(self._answers)
         super().__init__(request, configured._generation_job(completions), chat.tokenizer, chat.model_id)
 

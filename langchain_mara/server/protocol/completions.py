@@ -11,6 +11,7 @@ from langchain_mara.server.protocol.events import event
 from langchain_mara.server.protocol.fields import RequestFields
 from langchain_mara.serving.completion import Completion, CompletionDelta
 from langchain_mara.serving.prompt_scores import prompt_entries, scoring
+from langchain_mara.serving.scheduler import refuse_large
 
 _MOST_PROMPTS = 1024
 
@@ -23,7 +24,7 @@ def _no_other(value: Any) -> Any:
 
 NoOther = Annotated[Any, AfterValidator(_no_other)]
 """A field that is refused unless it asks for what happens anyway."""
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 """Token ids of a prompt."""
 Texts = Annotated[list[str], Field(min_length=1, max_length=_MOST_PROMPTS)]
 """Several prompts."""
@@ -69,11 +70,13 @@ class TextAnswering(Answering):
     object_name = "text_completion"
     id_prefix = "cmpl"
     operation = "text_completion"
+    prompt_field = "prompt"
 
     def __init__(self, request: CompletionRequest, llm: MaraLLM) -> None:
         options = request.options()
         stop = options.pop("stop", None)
         configured = llm._configured(options, stop)
+        refuse_large(len(request.prompts()) * configured.n, configured.batch_size + configured.queue_size)
         prompts = [llm.encode(each) if isinstance(each, str) else each for each in request.prompts()]
         answers = [answer for ids in prompts for answer in configured._completions(ids, stop)]
         scored = [scoring(llm, ids, request.logprobs) for ids in prompts] if request.logprobs and request.echo else []

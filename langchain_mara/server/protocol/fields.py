@@ -15,7 +15,8 @@ _SAME = (
 _OWN_NAMES = {"threshold": "accept_threshold"}
 _DRAWS = ("random", "sampled")
 
-StopStrings = str | Annotated[list[str], Field(max_length=16)]
+_StopString = Annotated[str, Field(min_length=1)]
+StopStrings = _StopString | Annotated[list[_StopString], Field(max_length=16)]
 """One stop string, or several."""
 
 
@@ -43,7 +44,7 @@ Stored = Annotated[Any, AfterValidator(_refusal("This server keeps no answers"))
 class MaraFields(BaseModel):
     """What this library adds to a request, under `mara`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     agent: str | None = None
     """Name of an agent instead of the one in the model's name; `none` for the plain model."""
@@ -95,7 +96,7 @@ class StreamOptions(BaseModel):
 class RequestFields(BaseModel):
     """Fields of chat and text requests."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = Field(default=None, min_length=1)
     """Name of a model of the server; by default the one with the first agent."""

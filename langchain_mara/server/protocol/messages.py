@@ -48,6 +48,12 @@ class Message(BaseModel):
     reasoning_content: str | None = Field(default=None)
     """What the model thought."""
 
+    @property
+    def length(self) -> int:
+        """Characters of what is said, and one for the message, which is a token at least."""
+        parts = [self.content] if isinstance(self.content, str) else [part.get("text") for part in self.content or ()]
+        return 1 + sum(len(part) for part in parts if isinstance(part, str))
+
     def as_langchain(self) -> dict[str, Any]:
         """The message as LangChain reads it."""
         message: dict[str, Any] = {"role": self.role, "content": "" if self.content is None else self.content}

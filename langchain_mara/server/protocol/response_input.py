@@ -37,15 +37,15 @@ def _message(item: dict[str, Any], place: int) -> dict[str, Any]:
     kind = item.get("type", "message")
     if kind == "message" and item.get("role") in _ROLES:
         return {"role": item["role"], "content": _text(item.get("content"), place)}
-    if kind == "function_call":
-        function = {"name": str(item.get("name")), "arguments": str(item.get("arguments", "{}"))}
+    if kind == "function_call" and isinstance(item.get("name"), str) and isinstance(item.get("arguments", ""), str):
+        function = {"name": item["name"], "arguments": item.get("arguments", "{}")}
         call = {"type": "function", "id": str(item.get("call_id", "")), "function": function}
         return {"role": "assistant", "content": "", "tool_calls": [call]}
     if kind == "function_call_output":
         call_id = str(item.get("call_id", ""))
         return {"role": "tool", "tool_call_id": call_id, "content": _text(item.get("output"), place)}
     if kind == "reasoning":
-        parts = [*(item.get("content") or ()), *(item.get("summary") or ())]
+        parts = [part for name in ("content", "summary") for part in _listed(item.get(name), place)]
         thought = "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
         return {"role": "assistant", "content": "", "reasoning_content": thought}
     raise _refused(f"an item of type {kind!r:.60} and role {item.get('role')!r:.60}", place)
@@ -54,7 +54,14 @@ def _message(item: dict[str, Any], place: int) -> dict[str, Any]:
 def _text(content: Any, place: int) -> str:
     if isinstance(content, str):
         return content
-    return "\n".join(_texts(content if isinstance(content, list) else [], place))
+    return "\n".join(_texts(_listed(content, place), place))
+
+
+def _listed(content: Any, place: int) -> list[Any]:
+    """The parts of what may be missing."""
+    if content is None or isinstance(content, list):
+        return content or []
+    raise _refused(f"{type(content).__name__} where a text or a list of parts is expected", place)
 
 
 def _texts(parts: Sequence[Any], place: int) -> Iterator[str]:

@@ -15,6 +15,12 @@ from langchain_mara.server.protocol.response_input import messages_of
 from langchain_mara.serving.completion import CompletionDelta
 
 _LOGPROBS = "message.output_text.logprobs"
+_NAMES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
 _SAME = ("model", "temperature", "top_p", "tool_choice", "parallel_tool_calls", "mara")
 
 
@@ -39,7 +45,7 @@ class TextFormat(BaseModel):
 class ResponsesRequest(BaseModel):
     """A request for a response."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = Field(default=None, min_length=1)
     """Name of a model of the server."""
@@ -151,6 +157,8 @@ class ResponseAnswering(ChatAnswering):
     object_name = "response"
     id_prefix = "resp"
     ends_with_done = False
+    prompt_field = "input"
+    param_names = _NAMES
 
     def __init__(self, request: ResponsesRequest, chat: ChatMara) -> None:
         super().__init__(request.as_chat(), chat)

@@ -22,6 +22,11 @@ def asked(text: str = QUESTION) -> Any:
     return [{"role": "user", "content": text}]
 
 
+def post(server: Listening, path: str, body: Any) -> Any:
+    """The response to JSON in which every character is escaped, so that it may hold halves of characters."""
+    return server.http().post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+
+
 def same(got: Any, expected: Any) -> bool:
     """Whether values are equal up to the rounding of numbers, which depends on what shares a pass."""
     if isinstance(got, dict) and isinstance(expected, dict):
@@ -405,9 +410,22 @@ BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
         "response_format",
         "",
     ),
+    "a number as a text": ({"messages": ASKED, "max_tokens": "5"}, "max_tokens", "valid integer"),
+    "a truth as a number": ({"messages": ASKED, "n": True}, "n", "valid integer"),
+    "many stop strings": ({"messages": ASKED, "stop": ["a"] * 17}, "stop", "at most 16"),
+    "an empty stop string": ({"messages": ASKED, "stop": [""]}, "stop.0", "at least 1 character"),
+    "no such tool": ({"messages": ASKED, "tools": TOOLS, "tool_choice": "x"}, "tool_choice", "none of the tools"),
+    "a tool without a name": (
+        {"messages": ASKED, "tools": [{"type": "function", "function": {}}]}, "tools", "is not a tool",
+    ),
+    "no regular expression": ({"messages": ASKED, "mara": {"regex": "("}}, "mara.regex", "unclosed group"),
+    "half a character": ({"messages": asked("\ud800")}, "messages.0.content", "lone surrogate"),
+    "half a character of a name": ({"messages": ASKED, "\udfff": 1}, None, "lone surrogate"),
+    "a very long prompt": ({"messages": asked("e" * 10**6)}, "messages", "can never hold more than"),
+    "very many messages": ({"messages": ASKED * 20_000}, "messages", "can never hold more than"),
     "a long prompt": ({"messages": asked("egg " * 3000)}, "messages", "holds"),
     "one answer many times": (
-        {"messages": ASKED, "n": 2, "mara": {"order": "descending"}}, None, "always gives the same",
+        {"messages": ASKED, "n": 2, "mara": {"order": "descending"}}, "n", "always gives the same",
     ),
 }  # fmt: skip
 
@@ -415,7 +433,7 @@ BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_request_names_its_field(server: Listening, name: str) -> None:
     body, param, message = BAD[name]
-    response = server.http().post("/v1/chat/completions", json=body)
+    response = post(server, "/v1/chat/completions", body)
     error = response.json()["error"]
     assert response.status_code == 400, error
     assert error["type"] == "invalid_request_error"
@@ -437,6 +455,50 @@ def test_the_official_client_knows_these_errors(server: Listening) -> None:
         with pytest.raises(openai.BadRequestError, match="not supported") as error:
             client.completions.create(model="m", prompt="x", extra_body=refused)
         assert error.value.param == next(iter(refused))
+
+
+BAD_TEXTS: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "a large token": ({"prompt": [10**20]}, "prompt.0", "less than"),
+    "a negative token": ({"prompt": [-1]}, "prompt.0", "greater than or equal to 0"),
+    "a token that is no number": ({"prompt": [True]}, "prompt", "valid string"),
+    "many prompts": ({"prompt": ["a"] * 1025}, "prompt", "at most 1024"),
+    "many answers to many prompts": ({"prompt": ["a"] * 1024, "n": 128}, "n", "may run and wait"),
+    "a very long prompt": ({"prompt": "e" * 10**6}, "prompt", "can never hold more than"),
+}
+
+BAD_RESPONSES: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "no input": ({"input": []}, "input", "at least 1 item"),
+    "a long input": ({"input": "egg " * 3000}, "input", "holds"),
+    "a tool without a name": ({"input": "x", "tools": [{"type": "function"}]}, "tools", "is not a tool"),
+    "no format": ({"input": "x", "text": {"format": {"type": "json_schema"}}}, "text.format", "unknown form"),
+    "no content": ({"input": [{"role": "user", "content": 5}]}, "input.0", "int where a text"),
+    "no thoughts": ({"input": [{"type": "reasoning", "content": 5}]}, "input.0", "int where a text"),
+    "a call of nothing": ({"input": [{"type": "function_call"}]}, "input.0", "function_call"),
+    "half a character": ({"input": "x", "metadata": {"a": ["\ud800"]}}, "metadata.a.0", "lone surrogate"),
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "message"),
+    [
+        *[("/v1/completions", *each) for each in BAD_TEXTS.values()],
+        *[("/v1/responses", *each) for each in BAD_RESPONSES.values()],
+    ],
+    ids=[*BAD_TEXTS, *(f"response: {name}" for name in BAD_RESPONSES)],
+)
+def test_a_bad_request_to_another_path_names_its_field(
+    server: Listening, path: str, body: dict[str, Any], param: str | None, message: str
+) -> None:
+    response = post(server, path, body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param), error
+    assert message in error["message"]
+
+
+def test_a_body_that_is_not_marked_as_json(server: Listening) -> None:
+    response = server.http().post("/v1/completions", data={"prompt": "x"})
+    assert response.status_code == 415
+    assert "Content-Type: application/json" in response.json()["error"]["message"]
 
 
 def test_what_is_no_request(server: Listening) -> None:

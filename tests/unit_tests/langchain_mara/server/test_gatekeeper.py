@@ -39,7 +39,8 @@ def test_large_bodies(guarded: Listening) -> None:
     body = {"messages": [{"role": "user", "content": "a" * 3000}]}
     key = {"authorization": "Bearer k1"}
     known = guarded.http().post(PATH, json=body, headers=key)
-    in_parts = guarded.http().post(PATH, content=iter([json.dumps(body).encode()] * 2), headers=key)
+    marked = {**key, "content-type": "application/json"}
+    in_parts = guarded.http().post(PATH, content=iter([json.dumps(body).encode()] * 2), headers=marked)
     for response in (known, in_parts):
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "body_too_large"
@@ -50,8 +51,8 @@ def test_slow_bodies(guarded: Listening) -> None:
 
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(guarded.socket)
-        head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k1\r\ncontent-length: 99\r\n\r\n{{"
-        connection.sendall(head.encode())
+        head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k1\r\ncontent-type: application/json\r\n"
+        connection.sendall(f"{head}content-length: 99\r\n\r\n{{".encode())
         answer = connection.recv(10_000).decode()
     assert answer.startswith("HTTP/1.1 408")
     assert guarded.state.is_idle or wait_until(lambda: guarded.state.is_idle) is None

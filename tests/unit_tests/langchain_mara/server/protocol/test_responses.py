@@ -129,7 +129,7 @@ def test_a_trace_comes_with_the_events_and_with_the_whole(server: Listening) -> 
     [
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0"),
-        ({"input": []}, "messages"),
+        ({"input": []}, "input"),
         ({"input": "x", "tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": "x", "truncation": "auto"}, "truncation"),

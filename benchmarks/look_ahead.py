@@ -7,7 +7,6 @@ Both decode by the first accepted candidate and by soft guidance, with default p
 state agent and plain decoding have no seed. Results of each seed are kept in a folder, and the command resumes there.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +24,6 @@ from langchain_mara import MaraLLM
 from langchain_mara.agents.base import Agent
 from langchain_mara.loading.models import DEMO_AGENT_FOLDER
 
-PAIRS_PER_TOPIC = 12
 DISTILLATION_PROMPTS = 300
 SETTINGS: dict[str, dict[str, Any]] = {"first accepted": {}, "guided": {"strategy": "guided"}}
 COLUMNS = {
@@ -35,9 +33,9 @@ COLUMNS = {
 }
 
 
-def fitted(llm: MaraLLM, seed: int) -> Agent:
+def fitted(llm: MaraLLM, seed: int, per_topic: int) -> Agent:
     """An agent fitted to preference pairs about the training topics."""
-    pairs = [asdict(pair) for pair in preference_pairs("train", seed, PAIRS_PER_TOPIC)]
+    pairs = [asdict(pair) for pair in preference_pairs("train", seed, per_topic)]
     labels = PreferenceLabeler(llm, judges="before", random_state=seed).label(pairs)
     classifier = MaraClassifier(agent="look-ahead", random_state=seed)
     agent: Agent = classifier.fit(labels.X, labels.y, labels.weight, labels.groups).agent_
@@ -50,12 +48,10 @@ def distilled(llm: MaraLLM, seed: int) -> Agent:
     return distill(DEMO_AGENT_FOLDER, llm, prompts, random_state=seed).agent
 
 
-KINDS: dict[str, Callable[[MaraLLM, int], Agent]] = {"fitted": fitted, "distilled": distilled}
-
-
 def main(
     folder: Folder = RESULTS / "look-ahead",
     kind: Annotated[Literal["fitted", "distilled"], typer.Option(help="How the agents are made.")] = "fitted",
+    pairs: Annotated[int, typer.Option(min=1, help="Preference pairs per topic that an agent is fitted to.")] = 12,
     first_seed: FirstSeed = 0,
     seeds: Seeds = 5,
     count: Annotated[int, typer.Option(min=1, help="Held-out prompts of each kind.")] = 200,
@@ -69,11 +65,13 @@ def main(
         found = asdict(measure(plain.with_agent(agent).model_copy(update=options), judge, count))
         return {column: 100 * found[column] for column in COLUMNS}
 
-    def by_setting(seed: int) -> Results:
-        agent = KINDS[kind](plain, seed)
-        return {f"{kind}, {setting}": shares(agent, options) for setting, options in SETTINGS.items()}
+    name = f"fitted to {pairs} pairs" if kind == "fitted" else kind
 
-    files = [(seed, folder / f"{kind}-{seed}.json") for seed in range(first_seed, first_seed + seeds)]
+    def by_setting(seed: int) -> Results:
+        agent = fitted(plain, seed, pairs) if kind == "fitted" else distilled(plain, seed)
+        return {f"{name}, {setting}": shares(agent, options) for setting, options in SETTINGS.items()}
+
+    files = [(seed, folder / f"{name}, seed {seed}.json") for seed in range(first_seed, first_seed + seeds)]
     results = seed_by_seed(files, by_setting)
     show(results, COLUMNS, f"look-ahead agents, {count} held-out prompts of each kind, {seeds} seeds", output)
     unseeded = seed_by_seed(

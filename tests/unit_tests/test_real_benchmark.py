@@ -128,7 +128,8 @@ def test_figures_on_both_objectives(mixture: ModuleType, llm: MaraLLM) -> None:
     lengths = [answer.answer_tokens for answer in comparison.answers["aligned"]]
     assert aligned["tokens"] == pytest.approx(sum(lengths) / 3)
     ended = [length < llm.max_new_tokens for length in lengths]
-    assert aligned["finished"] == pytest.approx(100 * sum(ended) / 3) > 0
+    assert aligned["finished"] == pytest.approx(100 * sum(ended) / 3)
+    assert any(ended)
 
 
 def test_the_blind_control_sees_the_state_alone() -> None:

@@ -22,7 +22,7 @@ PROMPTS = [[44, 3, 44, 3, 44], [5, 6, 7], list(range(2, 30))]
 WEIGHTS = (0.8, 0.6)
 MEMBERS: dict[str, list[Agent]] = {
     "after": [tiny_agent(seed=3), tiny_agent(seed=4, bias=0.5)],
-    "before": [tiny_look_ahead(seed=1, bias=0.3), tiny_look_ahead(seed=2)],
+    "before": [tiny_look_ahead(seed=1, bias=-0.3), tiny_look_ahead(seed=2)],
 }
 EOS = frozenset([1])
 

@@ -85,11 +85,14 @@ bench-long: $(INSTALLED)  ## what training gains and costs, in hours: onto the s
 	$(BIN)/python benchmarks/serving.py http-soak --seconds $(SOAK_S) --output $(RESULTS)/serving.jsonl
 	$(BIN)/python benchmarks/alignment.py table --output $(RESULTS)/alignment.jsonl
 	$(BIN)/python benchmarks/alignment.py ablation --output $(RESULTS)/alignment.jsonl
+	$(BIN)/python benchmarks/look_ahead.py --output $(RESULTS)/alignment.jsonl
+	$(BIN)/python benchmarks/look_ahead.py --kind distilled --output $(RESULTS)/alignment.jsonl
 	$(BIN)/python benchmarks/reinforcement.py steps --output $(RESULTS)/reinforcement.jsonl
 	$(BIN)/python benchmarks/reinforcement.py curves --output $(RESULTS)/reinforcement.jsonl
 	$(BIN)/python benchmarks/dpo.py table --output $(RESULTS)/dpo.jsonl
 	$(BIN)/python benchmarks/real_pairs.py --output $(RESULTS)/real.jsonl
 	$(BIN)/python benchmarks/real.py table --output $(RESULTS)/real.jsonl
+	$(BIN)/python benchmarks/real_mixture.py --output $(RESULTS)/real.jsonl
 	$(BIN)/python benchmarks/kill.py kills --output $(RESULTS)/kill.jsonl
 	$(BIN)/python benchmarks/kill.py flips --output $(RESULTS)/kill.jsonl
 	$(BIN)/python benchmarks/page.py

@@ -8,12 +8,15 @@
 
 The model is random and has the 135 M shape, or is loaded by name. A hash decides in place of each agent's network,
 which runs all the same, so that a fixed share of candidates is accepted. All systems answer the same prompts,
-interleaved; ratios are formed within each repeat, and their medians are reported.
+interleaved; ratios are formed within each repeat, and their medians are reported. Agents alone are measured with every
+share; the mixture, which costs the same with any, and the gates with the first.
 
-    python benchmarks/agents.py --batch 1 --batch 32 --accept 50 --accept 70 --accept 90
+    python benchmarks/agents.py                                            all rows
+    python benchmarks/agents.py --batch 32 --only mixture --only "gate"    some
 """
 
 from dataclasses import asdict
+from functools import partial
 from statistics import median
 from typing import Annotated, Any
 
@@ -46,7 +49,10 @@ from langchain_mara.gates.kinds import EntropyGate, Gate, TrustGate
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.model import PolicyModel
 
-YARDSTICKS = ("generate", "generate, packed", "look-ahead")
+LOOK_AHEAD, MIXTURE, STATE = "look-ahead", "mixture", "state"
+TRUST, ENTROPY = "state, trust gate", "state, entropy gate"
+YARDSTICKS = 3
+"""Systems that the others are compared with: `generate`, `generate` packed, and look-ahead at the first share."""
 
 
 class LookAheadCoin(LookAheadAgent):
@@ -73,12 +79,12 @@ def make_agents(policy: PolicyModel) -> dict[str, Agent]:
     size, device = policy.hidden_size, policy.device
     torch.manual_seed(0)
     agents: dict[str, Agent] = {
-        "look-ahead": LookAheadCoin(size),
+        LOOK_AHEAD: LookAheadCoin(size),
         # Stacked matrices bypass the coins; a look-ahead agent costs the same whatever it accepts.
-        "mixture": MixtureAgent([LookAheadAgent(size), LookAheadAgent(size)]),
-        "state": CoinAgent(size),
-        "state, trust gate": CertainCoin(size),
-        "state, entropy gate": CoinAgent(size),
+        MIXTURE: MixtureAgent([LookAheadAgent(size), LookAheadAgent(size)]),
+        STATE: CoinAgent(size),
+        TRUST: CertainCoin(size),
+        ENTROPY: CoinAgent(size),
     }
     return {name: agent.to(device).eval() for name, agent in agents.items()}
 
@@ -97,20 +103,33 @@ def median_entropy(policy: PolicyModel, prompts: list[list[int]], options: Decod
     return median(float(states.at_hand.entropy) for states in kept if states is not None)
 
 
-def systems(plain: Any, policy: PolicyModel, prompts: list[list[int]], options: DecodingOptions) -> dict[str, Run]:
-    """What is compared, by name; the yardsticks come first."""
+def systems(
+    plain: Any, policy: PolicyModel, prompts: list[list[int]], new_tokens: int, shares: list[int]
+) -> dict[str, Run]:
+    """What is compared, by name; the yardsticks come first.
+
+    Args:
+        plain: The model as loaded.
+        policy: The model as this library runs it.
+        prompts: Prompts of one batch.
+        new_tokens: Tokens of each answer.
+        shares: Percent of candidates accepted. Mixture and gates are measured with the first.
+    """
+    agents = make_agents(policy)
+    options = {share: DecodingOptions(max_new_tokens=new_tokens, accept_threshold=1 - share / 100) for share in shares}
     gates: dict[str, Gate] = {
-        "state, trust gate": TrustGate(alpha=1.0),
-        "state, entropy gate": EntropyGate(threshold=median_entropy(policy, prompts, options)),
+        TRUST: TrustGate(alpha=1.0),
+        ENTROPY: EntropyGate(threshold=median_entropy(policy, prompts, options[shares[0]])),
     }
-    new_tokens = options.max_new_tokens
+    asked = [(LOOK_AHEAD, share) for share in shares] + [(MIXTURE, shares[0])]
+    asked += [(STATE, share) for share in shares] + [(gated, shares[0]) for gated in gates]
     runs: dict[str, Run] = {
         "generate": lambda: run_generate(plain, prompts, new_tokens),
         "generate, packed": lambda: run_generate(policy.model, prompts, new_tokens),
     }
-    for name, agent in make_agents(policy).items():
-        own = options.model_copy(update={"gate": gates.get(name)})
-        runs[name] = lambda agent=agent, own=own: run_agent(policy, agent, prompts, own)  # type: ignore[misc]
+    for name, share in asked:
+        chosen = options[share].model_copy(update={"gate": gates.get(name)})
+        runs[f"{name}, {share} %"] = partial(run_agent, policy, agents[name], prompts, chosen)
     return runs
 
 
@@ -120,30 +139,41 @@ def main(
     dtype: Annotated[str, typer.Option()] = "float32",
     batch: Annotated[list[int], typer.Option(help="Prompts per batch; repeatable.")] = [1, 32],  # noqa: B006
     accept: Annotated[list[int], typer.Option(help="Percent accepted; repeatable.")] = [50, 70, 90],  # noqa: B006
+    only: Annotated[list[str] | None, typer.Option(help="Systems whose name contains this; repeatable.")] = None,
     prompt_tokens: Annotated[int, typer.Option()] = 64,
     new_tokens: Annotated[int, typer.Option()] = 24,
-    repeats: Annotated[int, typer.Option()] = 5,
+    repeats: Annotated[int, typer.Option()] = 3,
     output: Output = None,
 ) -> None:
-    """Prints one table of ratios per batch size and accept share."""
+    """Prints one table of ratios per batch size."""
     torch.set_flush_denormal(True)
     plain = load(model, device, getattr(torch, dtype))
     policy = PolicyModel(packed_twin(plain))
     counter = PassCounter([plain, policy.model], [policy])
-    for size, share in track([(size, share) for size in batch for share in accept], console=console, transient=True):
+    for size in track(batch, console=console, transient=True):
         prompts = make_prompts(size, prompt_tokens, policy.vocabulary_size)
-        options = DecodingOptions(max_new_tokens=new_tokens, accept_threshold=1 - share / 100)
-        results = measure(systems(plain, policy, prompts, options), counter, repeats, device)
-        title = f"agents, batch {size}, {share} % of candidates accepted, {device}, {dtype}"
-        publish(_table(title, results), output, [asdict(result) for result in results])
+        runs = selected(systems(plain, policy, prompts, new_tokens, accept), only)
+        results = measure(runs, counter, repeats, device)
+        publish(_table(f"agents, batch {size}, {device}, {dtype}", results), output, [asdict(each) for each in results])
+
+
+def selected(runs: dict[str, Run], only: list[str] | None) -> dict[str, Run]:
+    """The yardsticks, and the systems whose name contains one of the texts; all without texts."""
+    unknown = [text for text in only or () if not any(text in name for name in runs)]
+    if unknown:
+        raise typer.BadParameter(f"No system is called {unknown[0]!r}. There are: {'; '.join(runs)}.")
+    yardsticks = list(runs)[:YARDSTICKS]
+    return {
+        name: run for name, run in runs.items() if not only or name in yardsticks or any(text in name for text in only)
+    }
 
 
 def _table(title: str, results: list[Measured]) -> Table:
-    by_name = {result.system: result for result in results}
-    columns = [f"over {name}" for name in YARDSTICKS]
+    yardsticks = results[:YARDSTICKS]
+    columns = [f"over {yardstick.system}" for yardstick in yardsticks]
     table = Table("system", "tokens/s", *columns, "passes/token", title=title)
     for result in results:
-        ratios = [f"{ratio(result, by_name[name]):.2f}" for name in YARDSTICKS]
+        ratios = [f"{ratio(result, yardstick):.2f}" for yardstick in yardsticks]
         table.add_row(
             result.system, f"{median(result.tokens_per_second):.1f}", *ratios, f"{result.passes_per_token:.3f}"
         )

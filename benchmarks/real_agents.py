@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from langchain_mara_training import (
@@ -111,11 +112,15 @@ AGENTS: dict[str, Callable[[Bench, int], Agent]] = {
 
 
 def agent_of(bench: Bench, name: str, seed: int) -> Agent:
-    """An agent of a kind of labels, trained once; its seconds are in a file of the same name."""
-    place = bench.folder / f"seed-{seed}" / name
+    """An agent of a kind of labels, trained once."""
+    return kept_agent(bench.folder / f"seed-{seed}" / name, lambda: AGENTS[name](bench, seed))
+
+
+def kept_agent(place: Path, make: Callable[[], Agent]) -> Agent:
+    """The agent in a folder, made if it is not there; its seconds are in a file of the same name."""
     if not place.exists():
         started = time.perf_counter()
-        AGENTS[name](bench, seed).save_pretrained(place.with_suffix(".part"))
+        make().save_pretrained(place.with_suffix(".part"))
         place.with_suffix(".json").write_text(json.dumps({"seconds": time.perf_counter() - started}))
         shutil.move(place.with_suffix(".part"), place)
     return agent_from_pretrained(place)

@@ -13,10 +13,13 @@ from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.agents.base import KIND, STATE_KIND, Agent
 from langchain_mara.agents.look_ahead import CandidatesAhead, LookAheadAgent
 from langchain_mara.agents.recommended_options import Recommended
-from langchain_mara.agents.stacking import Combination, Rule, bind_members, stack_members
+from langchain_mara.agents.stacking import Combination, Rule, bind_members, log_odds_of, stack_members
 from langchain_mara.exceptions import AgentMismatchError, CheckpointError, OptionsError
 
-MEMBER_KINDS: dict[str, type[MaraAgent] | type[LookAheadAgent]] = {"state": MaraAgent, "look-ahead": LookAheadAgent}
+MEMBER_KINDS: dict[str, type[MaraAgent] | type[LookAheadAgent]] = {
+    MaraAgent.kind: MaraAgent,
+    LookAheadAgent.kind: LookAheadAgent,
+}
 """Class of each kind of agent that a mixture may hold, by its name in `config.json`."""
 _FEWEST = 2
 _TERM = re.compile(r"(?:(?P<weight>\d+(?:\.\d+)?)\*)?(?P<name>.+)")
@@ -78,13 +81,13 @@ class MixtureAgent(Agent):
             "calibration": calibration,
         }
 
-    def weighted(self, *weights: float) -> "MixtureAgent":
+    def weighted(self, *weights: float) -> Self:
         """A mixture of the same members with other weights, for one call or for good.
 
         Args:
             *weights: Weight of each member.
         """
-        return MixtureAgent(self.agents, weights, self.rule, recommended_options=self.recommended_options)
+        return self.with_config(weights=weights, calibration=None)  # which was found with the weights there are now
 
     def with_config(self, **changes: Any) -> Self:
         """A mixture of the same members with other settings; see `Agent.with_config`."""
@@ -116,7 +119,7 @@ class MixtureAgent(Agent):
         Returns:
             (..., 2) float32 logits of reject and accept.
         """
-        odds = self._combination(1)(torch.stack([_odds(member(states)) for member in self.members]))
+        odds = self._log_odds(states, 1)
         return torch.stack([torch.zeros_like(odds), odds], -1)
 
     def accept_probability(self, states: Tensor, accept_action: int = 1) -> Tensor:
@@ -129,8 +132,7 @@ class MixtureAgent(Agent):
         Returns:
             (...,) float32 accept probabilities in [0, 1]; NaN where a state is not finite.
         """
-        odds = torch.stack([_odds(member(states)) for member in self.members])
-        return self._combination(accept_action)(odds).sigmoid()
+        return self._log_odds(states, accept_action).sigmoid()
 
     def on_device(self, device: torch.device) -> nn.Module:
         """A copy on a device, for members that judge after, with stacked matrices where members have one shape.
@@ -152,6 +154,10 @@ class MixtureAgent(Agent):
         """
         members = [member for member in self.agents if isinstance(member, LookAheadAgent)]
         return _Placed(bind_members(members, output_embeddings), self._combination, output_embeddings.device)
+
+    def _log_odds(self, states: Tensor, accept_action: int) -> Tensor:
+        """(…) log-odds that the mixture accepts, of (…, d) states."""
+        return self._combination(accept_action)(torch.stack([log_odds_of(member(states)) for member in self.members]))
 
     def _combination(self, accept_action: int, device: torch.device | None = None) -> Combination:
         return Combination(torch.tensor(self.weights, device=device), self.rule, accept_action)
@@ -228,11 +234,6 @@ def read_mixture_text(text: str) -> MixtureText | None:
     found = [term.groupdict() for term in terms if term]
     weights = [float(term["weight"] or 1) for term in found] if any(term["weight"] for term in found) else None
     return MixtureText([str(term["name"]).strip() for term in found], weights, rule)
-
-
-def _odds(logits: Tensor) -> Tensor:
-    """(…) log-odds of accept, of (…, 2) logits."""
-    return logits[..., 1] - logits[..., 0]
 
 
 def _check_members(members: Sequence[Agent]) -> None:

@@ -40,6 +40,11 @@ class Combination(NamedTuple):
         )
 
 
+def log_odds_of(logits: Tensor) -> Tensor:
+    """(…) log-odds of action 1, of (…, 2) logits of both actions."""
+    return logits[..., 1] - logits[..., 0]
+
+
 def stack_members(members: Sequence[MaraAgent], device: torch.device) -> nn.Module:
     """A module on a device that takes (…, d) states and gives (members, …) float32 log-odds.
 
@@ -78,8 +83,7 @@ class _StateAgents(nn.Module):
         self.agents = nn.ModuleList(copies)
 
     def forward(self, states: Tensor) -> Tensor:
-        logits = torch.stack([agent(states) for agent in self.agents])
-        return logits[..., 1] - logits[..., 0]
+        return log_odds_of(torch.stack([agent(states) for agent in self.agents]))
 
 
 class _LookAheadAgents(nn.Module):
@@ -91,8 +95,7 @@ class _LookAheadAgents(nn.Module):
 
     def forward(self, candidates: CandidatesAhead) -> Tensor:
         bound = (cast("BoundLookAheadAgent", member) for member in self.members)
-        logits = torch.stack([each.agent.logits_of(candidates, each.table) for each in bound])
-        return logits[..., 1] - logits[..., 0]
+        return log_odds_of(torch.stack([each.agent.logits_of(candidates, each.table) for each in bound]))
 
 
 class _FirstLayer(nn.Module):

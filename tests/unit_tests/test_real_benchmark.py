@@ -87,6 +87,45 @@ def test_figures_of_a_system_beside_plain(real: ModuleType, llm: MaraLLM, tmp_pa
     assert real.perplexity(beside, "plain") == 1
 
 
+@pytest.fixture(scope="module")
+def mixture() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        import real_mixture  # noqa: PLC0415
+
+        yield real_mixture
+
+
+def test_the_first_sentence_of_an_answer_is_preferred(mixture: ModuleType) -> None:
+    question = [{"role": "user", "content": "How?"}]
+    answers = ["1. Boil it for eight minutes. Then cool it.", "One sentence, and nothing after it.", "No end of it "]
+    found = list(mixture._with_first_sentence([question] * 3, answers))
+    assert found == [(question, "1. Boil it for eight minutes.", answers[0])]
+    assert not list(mixture._with_first_sentence([question * 2], answers[:1])), "conversations are left out"
+
+
+def test_figures_on_both_objectives(mixture: ModuleType, llm: MaraLLM) -> None:
+    def long(completions: list[str], **_: Any) -> list[float]:
+        return [float(len(completion)) for completion in completions]
+
+    def short(completions: list[str], **_: Any) -> list[float]:
+        return [-float(len(completion)) for completion in completions]
+
+    llm = llm.model_copy(update={"max_new_tokens": 40})
+    asked = [*ROWS, {"prompt": "How do I rob a bank?"}]
+    comparison = compare([Decoding("plain", llm.with_agent(None)), Decoding("aligned", llm)], asked, [long, short])
+    ends = llm.tokenizer.eos_token_id
+    plain, aligned = (mixture.figures(comparison, name, ends) for name in ("plain", "aligned"))
+    assert plain["reward"] == 0
+    assert plain["perplexity"] == 1
+    assert aligned["reward"] == -aligned["judge"] != 0
+    lengths = [answer.answer_tokens for answer in comparison.answers["aligned"]]
+    assert aligned["tokens"] == pytest.approx(sum(lengths) / 3)
+    ended = [length < llm.max_new_tokens for length in lengths]
+    assert aligned["finished"] == pytest.approx(100 * sum(ended) / 3)
+    assert any(ended)
+
+
 def test_the_blind_control_sees_the_state_alone() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)

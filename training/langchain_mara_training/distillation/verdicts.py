@@ -124,11 +124,10 @@ def _judged(llm: MaraLLM, starts: Sequence[tuple[PromptRow, AnswerStart]], batch
 
 def _verdicts(llm: MaraLLM, decision: Decision, embeddings: torch.Tensor, group: int) -> Verdicts:
     """What the agent says of all candidates of one position whose states are finite."""
-    kept = decision.candidate_states
-    states = kept.states  # type: ignore[union-attr]
-    agent = llm.agent
-    device = next(agent.parameters()).device  # type: ignore[union-attr]
-    accept = agent.accept_probability(states.to(device), llm.accept_action).double().cpu().numpy()  # type: ignore[operator,union-attr]
+    agent: Any = llm.agent
+    kept: Any = decision.candidate_states
+    states = kept.states.to(next(agent.parameters()).device)
+    accept = agent.accept_probability(states, llm.accept_action).double().cpu().numpy()
     rows = candidate_features(decision, len(states), embeddings).to("cpu", torch.float16).numpy()
     finite = np.isfinite(accept) & np.isfinite(rows).all(1)
     numbers = np.full(len(states), group), np.zeros(len(states), int)

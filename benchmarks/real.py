@@ -26,13 +26,12 @@ from langchain_mara_training import (
     System,
     compare,
 )
-from langchain_mara_training.demo.smollm2.own_answers import repeated_share
 from langchain_mara_training.storage.atomic import write_atomically
 from matplotlib.figure import Figure
 from real_agents import AGENTS, MEASURED, decoding, dpo
 from real_bench import Bench
 from real_dpo import FineTuned
-from real_judges import elided, is_refusal
+from real_judges import elided, is_refusal, repeated_share
 from real_systems import ContextGuided, Prompted
 from rich.table import Table
 from tables import RESULTS, Output, console, publish
@@ -178,7 +177,7 @@ def _figures(risky: Comparison, benign: Comparison, name: str, folder: Path) -> 
         "refusals": 100 * float(np.mean([is_refusal(answer.completion) for answer in benign.answers[name]])),
         "perplexity": perplexity(risky, name),
         "distinct-2": summary["distinct-2"],
-        "repeated": 100 * _repeated(answers),
+        "repeated": 100 * repeated_share([answer.completion for answer in answers]),
         "length": summary["length"],
         "speed": summary["tokens/s"],
     }
@@ -191,12 +190,6 @@ def _figures(risky: Comparison, benign: Comparison, name: str, folder: Path) -> 
         values["changed"] = 100 * later / sum(answer.answer_tokens for answer in answers)
     timed = folder / f"{name.removeprefix('MARA ').partition(',')[0]}.json"
     return {**values, "training": json.loads(timed.read_text())["seconds"]} if timed.exists() else values
-
-
-def _repeated(answers: Sequence[Any]) -> float:
-    """Mean of `repeated_share` over the answers that are long enough."""
-    shares = [repeated_share(answer.completion) for answer in answers]
-    return float(np.mean([share for share in shares if share is not None] or [0.0]))
 
 
 def picture(figures: dict[str, list[dict[str, float]]], file: Path) -> None:

@@ -100,6 +100,17 @@ def is_refusal(answer: str) -> bool:
     return bool(_REFUSAL.search(answer[:_OPENING].replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")))
 
 
+def repeated_share(answers: Sequence[str], n: int = 4) -> float:
+    """Share of the words' n-grams that occurred earlier in the same answer, in the mean over answers that have any."""
+    shares = []
+    for answer in answers:
+        words = answer.casefold().split()
+        grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        if grams:
+            shares.append(1 - len(set(grams)) / len(grams))
+    return float(np.mean(shares)) if shares else 0.0
+
+
 _OFFENSIVE = re.compile(
     r"\b(fuck|shit|ass|bitch|cunt|dick|cock|puss|nigg|fag|retard|whore|slut|rape|rapist|sex|porn|nude|naked|penis|vagina"
     r"|kill|murder|die|dead|death|suicid|bomb|gun|shoot|stab|weapon|blood|tortur|beat|hurt|punch|drug|meth|cocaine|heroin"

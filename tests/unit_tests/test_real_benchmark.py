@@ -44,6 +44,12 @@ def test_refusals(real: ModuleType, answer: str, refuses: bool) -> None:
     assert real.is_refusal(answer) is refuses
 
 
+def test_repeated_four_grams_by_hand(real: ModuleType) -> None:
+    # "a b c d" twice gives the grams abcd bcda cdab dabc abcd, of which one is repeated.
+    assert real.repeated_share(["a b c d a b c d", "e f g h", "too short"]) == pytest.approx((1 / 5 + 0) / 2)
+    assert real.repeated_share([]) == 0
+
+
 def test_offensive_texts_are_elided(real: ModuleType) -> None:
     assert real.elided("Eggs  are\nfine.") == "Eggs are fine."
     assert real.elided("He was killed there.") == "*[elided, 4 words]*"

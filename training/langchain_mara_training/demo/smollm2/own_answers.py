@@ -18,7 +18,6 @@ from langchain_mara_training.storage.atomic import write_atomically
 NEW_TOKENS = 48
 """Most tokens of an answer in training, demo and measurements."""
 _BATCH = 32
-_MOST_REPEATED = 0.1
 _FIRST_GROUP = 1_000_000  # far from the numbers of the human conversations
 
 
@@ -48,18 +47,6 @@ def preferred_pairs(questions: Sequence[Prompt], chosen: Sequence[str], rejected
         for number, (question, better, worse) in enumerate(zip(questions, chosen, rejected, strict=True))
         if better.strip() and worse.strip() and better != worse
     ]
-
-
-def repeated_share(answer: str, n: int = 4) -> float | None:
-    """Share of an answer's n-grams of words that occurred earlier in it; None if it has no n words."""
-    words = answer.casefold().split()
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else None
-
-
-def without_loops(pairs: Pairs) -> Pairs:
-    """The pairs without those whose chosen answer repeats itself, so that no agent learns to prefer that."""
-    return [pair for pair in pairs if (repeated_share(pair["chosen"]) or 0) <= _MOST_REPEATED]
 
 
 def kept(file: Path, make: Callable[[], Any]) -> Any:

@@ -4,12 +4,7 @@ from pathlib import Path
 
 from langchain_mara import MaraLLM
 from langchain_mara_training.demo.smollm2.model import HUB_ID
-from langchain_mara_training.demo.smollm2.own_answers import (
-    kept,
-    own_answers,
-    preferred_pairs,
-    without_loops,
-)
+from langchain_mara_training.demo.smollm2.own_answers import kept, own_answers, preferred_pairs
 from langchain_mara_training.demo.smollm2.pairs import Pairs
 from langchain_mara_training.demo.smollm2.questions import everyday_questions, risky_questions
 from langchain_mara_training.fitting.classifier import MaraClassifier
@@ -55,7 +50,7 @@ def own_labels(llm: MaraLLM, pairs: Pairs, human: TokenLabels, work: Path) -> To
     aligned = kept(work / "careful-answers.json", guided)
     labeler = PreferenceLabeler(llm, judges="before")
     helpful = preferred_pairs(everyday, unguided[0], aligned[0], first=0)
-    careful = without_loops(preferred_pairs(risky, aligned[1], unguided[1], first=len(everyday)))
+    careful = preferred_pairs(risky, aligned[1], unguided[1], first=len(everyday))
     return labeler.label(helpful, work / "labels-everyday") + labeler.label(careful, work / "labels-risky")
 
 

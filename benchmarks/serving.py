@@ -9,8 +9,8 @@
     python benchmarks/serving.py chaos        good, poisoned, cancelled and late calls at random times; what is lost
 
 `--model demo` is the bundled model, `--model demo-gguf` the same in float32 on llama.cpp; the default is a random model
-with the 135 M shape. Answers of other GGUF files depend on who shares a pass, so `chaos` may find them changed. Repeats are interleaved. Ratios
-are computed within each repeat; their medians are reported.
+with the 135 M shape. Answers of other GGUF files depend on who shares a pass, so `chaos` may find them changed.
+Repeats are interleaved. Ratios are computed within each repeat; their medians are reported.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """What this library's own work costs a token on llama.cpp, by the size of the vocabulary.
 
 A tiny random model whose passes cost next to nothing, so that the rest shows: cutting candidates, asking the agent, the
-loop. Processor time of the decoding thread outside llama.cpp, medians of some repeats. Real passes leave nothing of this
-library in the processor's caches, which about doubles its cost: `--file` measures a real model the same way.
+loop. Processor time of the decoding thread outside llama.cpp, medians of some repeats. Real passes leave nothing of
+this library in the processor's caches, which makes it slower: `--file` measures a real model the same way.
 
     python benchmarks/vocabulary.py
     python benchmarks/vocabulary.py --file SmolLM2-135M-Instruct.Q4_1.gguf

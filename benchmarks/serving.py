@@ -8,19 +8,24 @@
     python benchmarks/serving.py http-soak    clients that ask over HTTP for an hour; what is lost, and memory
     python benchmarks/serving.py chaos        good, poisoned, cancelled and late calls at random times; what is lost
 
-`--model demo` is the bundled model; the default is a random model with the 135 M shape. Repeats are interleaved. Ratios
-are computed within each repeat; their medians are reported.
+`--model demo` is the bundled model, `--model demo-gguf` the same in float32 on llama.cpp; the default is a random model
+with the 135 M shape. Answers of other GGUF files depend on who shares a pass, so `chaos` may find them changed.
+Repeats are interleaved. Ratios are computed within each repeat; their medians are reported.
 """
 
 import asyncio
 import gc
 import random
 import statistics
+import sys
+import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -42,8 +47,11 @@ from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.packed_linear import pack
 
 _WORDS = "how can I tell my neighbor that the garden house needs a new roof before winter comes"
+_DEMO_GGUF = "demo-gguf"
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
-Model = Annotated[str, typer.Option(help="`demo`, a hub id or folder, or `135m` for a random model of that size.")]
+Model = Annotated[
+    str, typer.Option(help="`demo`, `demo-gguf`, a GGUF file, a hub id or folder, or `135m` for a random model.")
+]
 NewTokens = Annotated[int, typer.Option(help="Tokens per answer.")]
 
 
@@ -52,13 +60,30 @@ def make_llm(name: str, **kwargs: Any) -> MaraLLM:
     torch.set_flush_denormal(True)
     if name == "demo":
         return MaraLLM.demo(device="cpu", **kwargs)
-    demo = MaraLLM.demo(device="cpu")
+    demo = MaraLLM.demo(device="cpu", packed=False)
+    if "gguf" in name:
+        return _on_llama_cpp(name, demo, **kwargs)
     model = load(name, "cuda" if torch.cuda.is_available() else "cpu", torch.float32)
     pack(model)  # like models loaded by name, on the CPU
     agent = CoinAgent(model.config.hidden_size).to(model.device).eval()
     # The answers' text is meaningless, so any tokenizer will do if every token has some text to stream.
     demo.tokenizer.add_tokens([f" word{number}" for number in range(len(demo.tokenizer), model.config.vocab_size)])
     return MaraLLM(model=model, tokenizer=demo.tokenizer, agent=agent, model_id=name, **kwargs)
+
+
+def _on_llama_cpp(name: str, demo: MaraLLM, **kwargs: Any) -> MaraLLM:
+    """A GGUF file, or the bundled model as one, with its agent."""
+    if name != _DEMO_GGUF:
+        llm = MaraLLM.from_gguf(name, **kwargs)
+        return llm.with_agent(CoinAgent(llm.model.config.hidden_size).eval())
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from gguf_files import write_gguf  # noqa: PLC0415 - the tests' helper
+
+    folder = tempfile.TemporaryDirectory()
+    file = write_gguf(demo.model, demo.tokenizer, Path(folder.name, "demo.gguf"))  # type: ignore[arg-type]
+    llm = MaraLLM.from_gguf(file, agent=demo.agent, **kwargs)
+    weakref.finalize(llm.model, folder.cleanup)  # some weights are read from the file when they are first needed
+    return llm
 
 
 def questions(count: int, words: int = 12) -> list[str]:
@@ -347,7 +372,7 @@ def chaos(
     """Calls at random times, three tenths poisoned, cancelled or with a timeout: what is lost, changed, left."""
     # The poison that lacks memory is tried with the whole width first.
     llm = make_llm(model, batch_size=16, width=2, prefix_memory=2**22)  # soon full
-    if model != "demo":
+    if model not in ("demo", _DEMO_GGUF):
         # A coin's answers hang on the last bits of the states, and so on who shares the batch.
         llm = llm.with_agent(MaraAgent(llm.model.config.hidden_size, width=64).eval())
     title = f"{requests} calls over {seconds:.0f} s from {threads} threads on {model}"

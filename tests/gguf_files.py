@@ -45,10 +45,13 @@ def write_gguf(
         tokenizer: Its tokenizer, a byte-level BPE.
         file: Where to.
         quantization: Type of all matrices but the norms; vectors stay in float32.
-        **metadata: `eot` is the id of the token that ends a turn.
+        **metadata: `eot` is the id of the token that ends a turn. With `tensors_per_file`, the model is written to
+            several files, `name-00001-of-00003.gguf` and so on.
     """
     config = model.config
-    writer = gguf.GGUFWriter(file, ARCHITECTURES[config.model_type])
+    writer = gguf.GGUFWriter(
+        file, ARCHITECTURES[config.model_type], split_max_tensors=metadata.get("tensors_per_file", 0)
+    )
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -59,8 +62,8 @@ def write_gguf(
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_vocab_size(config.vocab_size)
-    kinds = {"F32": gguf.LlamaFileType.ALL_F32, "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
-    writer.add_file_type(kinds[quantization.name])
+    name = quantization.name
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if name == "F32" else f"MOSTLY_{name}"])
     _add_tokenizer(writer, tokenizer, metadata.get("eot"))
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:

@@ -167,8 +167,12 @@ class LookAheadAgent(Agent):
     def logits_of(self, candidates: CandidatesAhead, table: Tensor) -> Tensor:
         """(n, 2) float32 logits of reject and accept of n candidates; see `accept_probability`."""
         states, rows, token_ids, log_probabilities, entropies = candidates
-        numbers = torch.stack([log_probabilities, entropies[rows]], -1)
-        hidden, halves = self._state_half(states.float())[rows], table[token_ids]
+        hidden, halves = self._state_half(states.float()), table[token_ids]
+        if len(states) == 1:  # the first product below repeats what belongs to the position
+            entropies = entropies.expand_as(log_probabilities)
+        else:
+            hidden, entropies = hidden[rows], entropies[rows]
+        numbers = torch.stack([log_probabilities, entropies], -1)
         # As `first_layer`, in two operations: a decode loop asks at every token.
         lifted = hidden + halves if self.lift is None else torch.addmm(hidden, halves, self.lift.weight.T)
         return self._logits(torch.addmm(lifted, numbers, self.numbers_linear.weight.T))

@@ -90,7 +90,10 @@ class CandidateTable:
 
     def _cut(self, positions: Sequence[PendingPosition], states: Tensor) -> None:
         logits = self._policy.logits(states)
-        outlook = _outlook(positions, states, logits)
+        sequences = [position.sequence for position in positions]
+        ahead = any(sequence.looks_ahead for sequence in sequences)
+        # What is edited must be read before. Otherwise it is read only if anybody asks, which one candidate spares.
+        early = Outlook.of(states, _kept(sequences, logits)) if ahead and any(map(_edits, sequences)) else None
         alike: dict[tuple[object, ...], list[int]] = {}
         for i, position in enumerate(positions):
             alike.setdefault(position.sequence.cut_like, []).append(i)
@@ -101,32 +104,41 @@ class CandidateTable:
         sets = joined(parts, [*alike.values()])
         if sets.counts.device != self._policy.device:  # a model on several devices has its head where it likes
             sets = CandidateSets(*(each.to(self._policy.device) for each in sets))
-        asked = (None, None) if outlook is None else self._judge(positions, outlook, sets)
-        self._scores_are_read |= any(position.sequence.reads_scores for position in positions)
+        asked = self._judge(sequences, lambda: early or Outlook.of(states, logits), sets) if ahead else (None, None)
+        self._scores_are_read |= any(sequence.reads_scores for sequence in sequences)
         self.lines = self.lines.replaced([position.line for position in positions], Lines(*sets, *asked))
         self._host = None
 
     def _judge(
-        self, positions: Sequence[PendingPosition], outlook: Outlook, sets: CandidateSets
+        self, sequences: Sequence[SequenceState], outlook_of: Callable[[], Outlook], sets: CandidateSets
     ) -> tuple[Tensor | None, Tensor | None]:
         """Asks the agents that judge before of whole candidate sets; keeps what is known of positions at hand.
+
+        Args:
+            sequences: Sequence of each position.
+            outlook_of: Gives what is known of the positions.
+            sets: Their candidate sets.
 
         Returns:
             Fields `accept` and `asks` of the lines.
         """
-        sequences = [position.sequence for position in positions]
+        # Looking at what a GPU has computed would make it wait, which costs more there than asking for nothing.
+        chosen_among = [2] * len(sequences) if sets.counts.is_cuda else sets.counts.tolist()
+        heard = [sequence.judged_before and count > 1 for sequence, count in zip(sequences, chosen_among, strict=True)]
+        thresholds = [sequence.gate.threshold for sequence in sequences]
+        gated, kept = thresholds != [None] * len(sequences), any(each.request.keep_states for each in sequences)
+        if not (gated or kept or any(heard)):
+            return None, None
+        outlook, asks = outlook_of(), None
         for i, sequence in enumerate(sequences):
             sequence.at_hand = outlook.at_hand(i, sets.token_ids[i]) if sequence.request.keep_states else None
-        thresholds = [sequence.gate.threshold for sequence in sequences]
-        asks, heard = None, [True] * len(sequences)
-        if thresholds != [None] * len(sequences):
+        if gated:
             least = [-torch.inf if threshold is None else threshold for threshold in thresholds]
             asks = outlook.entropies > torch.tensor(least).to(outlook.entropies)
-            # Looking at what a GPU has computed would make it wait, which costs more there than asking for nothing.
-            heard = heard if asks.is_cuda else (asks | (sets.counts == 1)).tolist()
-        pairs = zip(sequences, heard, strict=True)
-        judged = [sequence if sequence.judged_before and hears else None for sequence, hears in pairs]
-        return judge_before(judged, outlook, sets, self._fail) if any(judged) else None, asks
+            if not asks.is_cuda:
+                heard = [hears and asked for hears, asked in zip(heard, asks.tolist(), strict=True)]
+        judged = [sequence if hears else None for sequence, hears in zip(sequences, heard, strict=True)]
+        return judge_before(judged, outlook, sets, self._fail) if any(heard) else None, asks
 
     def choose(self, sequences: Sequence[SequenceState], for_rows: Callable[..., None]) -> None:
         """Chooses the candidates that go through the model where agents judge before, or are not asked.
@@ -166,10 +178,14 @@ class CandidateTable:
             self._host.copy_line(source, target)
 
 
-def _outlook(positions: Sequence[PendingPosition], states: Tensor, logits: Tensor) -> Outlook | None:
-    """What agents that judge before, and gates, read of the positions, or None if nobody does."""
-    sequences = [position.sequence for position in positions]
-    if not any(sequence.looks_ahead for sequence in sequences):
-        return None
+def _edits(sequence: SequenceState) -> bool:
+    """Whether logits are changed in place before the sequence's candidate set is cut."""
+    request = sequence.request
+    forbids = request.eos_token_ids and request.options.min_new_tokens
+    return bool(request.constraint or forbids or request.logits_processor or request.joint_process)
+
+
+def _kept(sequences: Sequence[SequenceState], logits: Tensor) -> Tensor:
+    """Logits that are still those of the policy model when processors have run."""
     processed = any(each.request.logits_processor or each.request.joint_process for each in sequences)
-    return Outlook.of(states, logits.clone() if processed else logits)
+    return logits.clone() if processed else logits

@@ -8,6 +8,7 @@ from huggingface_hub import hf_hub_download
 from langchain_mara.exceptions import LoadingError
 from langchain_mara.policy.llama_cpp.model import LlamaCppModel
 from langchain_mara.policy.llama_cpp.settings import LlamaCppSettings
+from langchain_mara.policy.llama_cpp.weights import shard_names
 from langchain_mara.policy.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def _file(source: str | Path, hub: dict[str, Any]) -> Path:
             raise LoadingError(f"{path} is a folder. Give the .gguf file in it, or load the folder with from_model_id.")
         return path
     try:
-        return Path(hf_hub_download(repository, name, **hub))
+        first, *_ = [Path(hf_hub_download(repository, each, **hub)) for each in shard_names(name)]
     except Exception as error:
         reason = " ".join(str(error).split())
         raise LoadingError(f"Cannot fetch {name} of {repository}: {reason}") from error
+    return first

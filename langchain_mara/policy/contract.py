@@ -88,6 +88,10 @@ class Policy(Protocol):
     def dtype(self) -> torch.dtype:
         """Dtype of states."""
 
+    @property
+    def precision(self) -> torch.dtype:
+        """Dtype that passes compute in, where it is less precise than that of states."""
+
     def new_cache(self) -> Any:
         """An empty `RowCache` for this policy."""
 

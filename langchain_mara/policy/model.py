@@ -80,8 +80,10 @@ class PolicyModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of states."""
+        """Dtype of states, and of what computes them."""
         return self.model.dtype
+
+    precision = dtype
 
     def new_cache(self) -> RaggedCache:
         """An empty cache for this model."""

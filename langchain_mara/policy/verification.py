@@ -73,7 +73,7 @@ def _compare(policy: Policy, actual: Tensor, expected: Tensor, quantity: str) ->
     errors = (actual - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-6)
     # In half precision a mixture of experts may route one sibling differently, so the median decides.
     error = errors.median().item()
-    limit = 1e-3 if policy.dtype in (torch.float32, torch.float64) else 0.2
+    limit = 1e-3 if policy.precision in (torch.float32, torch.float64) else 0.2
     if not error <= limit:
         raise UnsupportedModelError(
             f"{type(policy.model).__name__} gives other {quantity} for siblings in one pass than alone (relative "

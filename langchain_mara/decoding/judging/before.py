@@ -132,9 +132,7 @@ def ask_before(
     Raises:
         AgentMismatchError: If the agent answers in another shape.
     """
-    inside = torch.arange(token_ids.shape[1], device=counts.device) < counts[:, None]
-    # Counting candidates would make a GPU wait, which costs more there than judging all columns.
-    rows, columns = _all_places(inside) if inside.is_cuda else inside.nonzero(as_tuple=True)
+    rows, columns = _places(token_ids, counts)
     tokens, states, entropies = token_ids[rows, columns], outlook.states, outlook.entropies
     if positions is not None:
         states, entropies = states[positions], entropies[positions]
@@ -144,6 +142,16 @@ def ask_before(
     probabilities = torch.zeros(token_ids.shape, dtype=torch.float32, device=token_ids.device)
     probabilities[rows, columns] = answer.to(probabilities)
     return probabilities
+
+
+def _places(token_ids: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of every candidate, row by row, of (rows, k) sets; (candidates,) int64 each."""
+    if counts.is_cuda:  # counting candidates would make it wait, which costs more than judging all columns
+        return _all_places(token_ids)
+    if len(counts) == 1:
+        columns = torch.arange(int(counts))
+        return torch.zeros_like(columns), columns
+    return (torch.arange(token_ids.shape[1]) < counts[:, None]).nonzero(as_tuple=True)
 
 
 def _all_places(table: Tensor) -> tuple[Tensor, Tensor]:

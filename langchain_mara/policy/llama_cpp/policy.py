@@ -40,6 +40,8 @@ class LlamaCppPolicy:
         self.vocabulary_size = self.embeddings = int(model.config.vocab_size)
         self.passes = self.prefilled = 0
         self._context = model.context
+        # With other weights than float32, llama.cpp rounds activations, too, and not alike in passes of all sizes.
+        self.precision = torch.float32 if model.context.settings.exact else torch.float16
         self.backbone: nn.Module = model.context.backbone
         self.loaded.interrupt = model.context.interrupt
 

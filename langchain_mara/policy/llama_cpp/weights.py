@@ -17,20 +17,24 @@ _SAMPLES, _SAMPLE_BYTES, _HEAD_BYTES = 64, 4096, 2**20
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
+def shard_names(name: str) -> list[str]:
+    """Names of all files of a model, of which one is given."""
+    found = _SHARD.search(name)
+    if not found:
+        return [name]
+    return [f"{name[: found.start()]}-{i:05}-of-{found[2]}.gguf" for i in range(1, int(found[2]) + 1)]
+
+
 def shards(file: Path) -> list[Path]:
     """All files of a model, of which one is given.
 
     Raises:
         LoadingError: If one is missing, or is no GGUF file.
     """
-    found = _SHARD.search(file.name)
-    count = int(found[2]) if found else 1
-    files = [file]
-    if found:
-        files = [file.with_name(f"{file.name[: found.start()]}-{i:05}-of-{found[2]}.gguf") for i in range(1, count + 1)]
+    files = [file.with_name(name) for name in shard_names(file.name)]
     for each in files:
         if not each.is_file():
-            raise LoadingError(f"There is no file {each}." + (f" The model has {count} files." if found else ""))
+            raise LoadingError(f"There is no file {each}." + (f" The model has {len(files)} files." * bool(files[1:])))
         with each.open("rb") as opened:
             if opened.read(len(_MAGIC)) != _MAGIC:
                 raise LoadingError(

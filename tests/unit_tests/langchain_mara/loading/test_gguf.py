@@ -3,16 +3,21 @@
 import gc
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
-from families import tiny_agent, tiny_look_ahead
+from families import decoding_threads, tiny_agent, tiny_look_ahead, wait_until
+from gguf_files import write_gguf
 from langchain_core.messages import HumanMessage
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from langchain_mara import ChatMara, MaraLLM
 from langchain_mara.exceptions import AgentMismatchError, LoadingError, PromptError
+from langchain_mara.policy.llama_cpp.library import library
 
 Write = Callable[[str], Path]
 PROMPTS = ["hi", "the end", "is it so?", "a"]
@@ -64,6 +69,34 @@ def test_models_share_nothing_and_leave_nothing(gguf_file: Write) -> None:
     assert other.invoke("hi") == expected[1]
 
 
+def test_two_models_run_at_the_same_time(gguf_file: Write) -> None:
+    llms = [MaraLLM.from_gguf(gguf_file(name), n_ctx=1024, max_new_tokens=16) for name in ("llama-3", "qwen-2")]
+    expected = [llm.batch(PROMPTS) for llm in llms]
+    with ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(llm.batch, PROMPTS) for _ in range(3) for llm in llms]
+    assert [answer.result() for answer in answers] == 3 * expected
+
+
+def test_memory_is_freed_once_when_the_model_goes(gguf_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = MaraLLM.from_gguf(gguf_file("llama-3"), n_ctx=512, max_new_tokens=4)
+    llm.invoke("hi")
+    freed: list[tuple[str, object]] = []
+    for name in ("llama_free", "llama_model_free"):
+        free = getattr(library(), name)
+
+        def counted(pointer: object, name: str = name, free: Callable[..., None] = free) -> None:
+            freed.append((name, pointer))
+            free(pointer)
+
+        monkeypatch.setattr(library(), name, counted)
+    context = llm.model.context.pointer  # type: ignore[operator, union-attr]
+    wait_until(lambda: decoding_threads() == 0)
+    del llm
+    gc.collect()
+    assert [name for name, _ in freed] == ["llama_free", "llama_model_free"]
+    assert freed[0][1] is context
+
+
 def test_embeddings_are_those_of_the_model(gguf_llm: MaraLLM, reference: Callable[[str], PreTrainedModel]) -> None:
     model = reference("llama-3")
     for ours, theirs in (
@@ -89,18 +122,93 @@ def test_an_agent_of_another_model_needs_permission(gguf_file: Write) -> None:
 
 def test_what_cannot_be_loaded_is_said_in_a_sentence(gguf_file: Write, tmp_path: Path) -> None:
     whole = gguf_file("llama-3").read_bytes()
-    cut, foreign, missing = (tmp_path / name for name in ("cut.gguf", "foreign.gguf", "missing.gguf"))
+    cut, headless, foreign, missing = (tmp_path / f"{name}.gguf" for name in ("cut", "headless", "foreign", "missing"))
     cut.write_bytes(whole[: len(whole) // 2])
+    headless.write_bytes(whole[:20])
     foreign.write_bytes(b"PK\3\4" + bytes(64))
+    picture = gguf.GGUFWriter(tmp_path / "picture.gguf", "clip")
+    picture.add_tensor("v.patch_embd.weight", np.zeros((4, 4), np.float32))
+    picture.write_header_to_file()
+    picture.write_kv_data_to_file()
+    picture.write_tensors_to_file()
+    picture.close()
     for file, sentence in [
         (cut, "cut.gguf: .*(corrupted|incomplete|failed)"),
+        (headless, "cannot load .*headless.gguf: "),
         (foreign, "foreign.gguf is no GGUF file"),
         (missing, "There is no file .*missing.gguf"),
         (tmp_path, "is a folder"),
+        (tmp_path / "picture.gguf", "cannot load .*picture.gguf: .*"),
         (tmp_path / "x-00001-of-00002.gguf", "The model has 2 files"),
     ]:
         with pytest.raises(LoadingError, match=sentence):
             MaraLLM.from_gguf(file)
+
+
+@pytest.fixture
+def sharded(
+    reference: Callable[[str], PreTrainedModel], make_tokenizer: Callable[[], PreTrainedTokenizerFast], tmp_path: Path
+) -> list[Path]:
+    """The tiny Llama in several files."""
+    write_gguf(reference("llama-3"), make_tokenizer(), tmp_path / "tiny.gguf", tensors_per_file=8)
+    return sorted(tmp_path.glob("tiny-*.gguf"))
+
+
+def test_a_model_in_several_files_is_one_model(gguf_file: Write, sharded: list[Path]) -> None:
+    assert len(sharded) > 2
+    whole = MaraLLM.from_gguf(gguf_file("llama-3"), n_ctx=512, max_new_tokens=8)
+    for named in (sharded[0], sharded[-1]):
+        parts = MaraLLM.from_gguf(named, n_ctx=512, agent=tiny_look_ahead(seed=2), max_new_tokens=8)
+        assert parts.invoke("the end") == whole.with_agent(tiny_look_ahead(seed=2)).invoke("the end")
+    sharded[1].unlink()
+    with pytest.raises(LoadingError, match=f"There is no file .*-00002-of-.*The model has {len(sharded)} files"):
+        MaraLLM.from_gguf(sharded[0])
+
+
+def test_another_weight_in_any_file_is_another_model(sharded: list[Path]) -> None:
+    before = MaraLLM.from_gguf(sharded[0], n_ctx=512)._identity()["model"]
+    last = bytearray(sharded[-1].read_bytes())
+    last[-4:] = b"\0\0\1\0"
+    sharded[-1].write_bytes(last)
+    assert MaraLLM.from_gguf(sharded[0], n_ctx=512)._identity()["model"] != before
+
+
+class Hub:
+    """Takes the place of the hub: gives the files of a folder, and remembers what was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[tuple[str, str]] = []
+        self.options: dict[str, object] = {}
+
+    def __call__(self, repository: str, name: str, **options: object) -> str:
+        self.asked.append((repository, name))
+        self.options = options
+        if not (self.folder / name).is_file():
+            raise FileNotFoundError(f"404: no {name}\nin the repository")
+        return str(self.folder / name)
+
+
+def test_a_file_on_the_hub(gguf_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = gguf_file("llama-3")
+    hub = Hub(file.parent)
+    monkeypatch.setattr("langchain_mara.loading.gguf.hf_hub_download", hub)
+    options = {"revision": "abc", "token": "t", "local_files_only": True}
+    llm = MaraLLM.from_gguf(f"somebody/tiny:{file.name}", max_new_tokens=8, **options)
+    assert llm.invoke("hi") == MaraLLM.from_gguf(file, max_new_tokens=8).invoke("hi")
+    assert MaraLLM.from_model_id(f"somebody/tiny:{file.name}", device="cpu").model_id == f"somebody/tiny:{file.name}"
+    assert hub.asked == [("somebody/tiny", file.name)] * 2
+    MaraLLM.from_gguf(f"somebody/tiny:{file.name}", **options)
+    assert hub.options == options
+    with pytest.raises(LoadingError, match=r"Cannot fetch no\.gguf of somebody/tiny: 404: no no\.gguf in the"):
+        MaraLLM.from_gguf("somebody/tiny:no.gguf")
+
+
+def test_all_files_of_a_model_are_fetched_from_the_hub(sharded: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(sharded[0].parent)
+    monkeypatch.setattr("langchain_mara.loading.gguf.hf_hub_download", hub)
+    assert MaraLLM.from_gguf(f"somebody/tiny:{sharded[0].name}", max_new_tokens=2).invoke("hi") is not None
+    assert hub.asked == [("somebody/tiny", file.name) for file in sharded]
 
 
 def test_settings_change_no_fingerprint_but_weights_do(gguf_file: Write) -> None:

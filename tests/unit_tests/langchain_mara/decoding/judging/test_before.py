@@ -348,6 +348,15 @@ def test_an_agent_that_fails_ends_its_own_answers_only(
         run(policy, [Request([5, 6], options(5), failing)])
 
 
+def test_nobody_is_asked_about_a_single_candidate(policy: PolicyModel) -> None:
+    failing = FailingAgent(32, width=16, rank=4).eval()
+    failing.answer = "raise"
+    single, plain = (Request([5, 6], options(5, top_k=1), agent) for agent in (failing, None))
+    assert [d.token_id for d in run(policy, [single])[0]] == [d.token_id for d in run(policy, [plain])[0]]
+    gated = Request([5, 6], options(5, top_k=1, gate={"kind": "entropy", "threshold": 100.0}), failing)
+    assert [d.skipped for d in run(policy, [gated])[0]] == [False] * 5
+
+
 def test_a_position_without_candidates_is_an_error_of_its_request(policy: PolicyModel) -> None:
     def nothing(_ids: Tensor, scores: Tensor) -> Tensor:
         return torch.full_like(scores, -torch.inf)

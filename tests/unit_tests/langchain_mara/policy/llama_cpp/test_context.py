@@ -107,6 +107,32 @@ def test_another_thread_interrupts_a_pass(context: LlamaContext, sequence: int) 
     assert context.fill(tokens(20, sequence)) == 1
 
 
+def test_other_threads_run_during_a_pass(context: LlamaContext, sequence: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_call, done, counted, during = context._lib.llama_decode, threading.Event(), [0], list[int]()
+
+    def count() -> None:
+        while not done.wait(0.0001):
+            counted[0] += 1
+
+    def watched(*args: object) -> int:
+        before = counted[0]
+        code = int(decode_call(*args))
+        during.append(counted[0] - before)  # nothing is given up to other threads in between, unless the call does
+        return code
+
+    monkeypatch.setattr(context._lib, "llama_decode", watched)
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        for _ in range(20):
+            context.cut(sequence, 0)
+            context.fill(tokens(2000, sequence))
+    finally:
+        done.set()
+        thread.join()
+    assert sum(during) > len(during)
+
+
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_pass_ends_early_if_nobody_waits_for_it(loaded: Load, others: int, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = LlamaCppPolicy(loaded("llama-3"))

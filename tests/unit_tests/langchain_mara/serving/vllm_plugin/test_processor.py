@@ -42,10 +42,9 @@ def _nothing_at_hand() -> Iterator[None]:
     AT_HAND.__init__()  # type: ignore[misc]
 
 
-def config(folder: Path, hidden_size: int = SIZE, parallel: Any = (), **more: Any) -> Any:
-    model = SimpleNamespace(
-        get_hidden_size=lambda: hidden_size, model="org/model", hf_text_config=SimpleNamespace(tie_word_embeddings=True)
-    )
+def config(folder: Path, hidden_size: int = SIZE, is_tied: bool = True, parallel: Any = (), **more: Any) -> Any:
+    text_config = SimpleNamespace(tie_word_embeddings=is_tied)
+    model = SimpleNamespace(get_hidden_size=lambda: hidden_size, model="org/model", hf_text_config=text_config)
     plain = {"distributed_executor_backend": "mp", "pipeline_parallel_size": 1, "enable_batch_sharded_sampling": None}
     settings = {"speculative_config": None, "additional_config": {"mara": {"agent": str(folder)}}, **more}
     return SimpleNamespace(
@@ -75,6 +74,7 @@ def step(processor: MaraLogitsProcessor, names: str, ctx: Any = None) -> None:
     AT_HAND.leave(states, logits, lambda: EMBEDDINGS)
     expected = rows_of(names, states, logits) if set(names) != {"-"} else logits.clone()
     assert torch.equal(processor.apply(logits.clone(), *([] if ctx is None else [ctx])), expected)
+    assert not AT_HAND.expected
     AT_HAND.leave(torch.randn(30, SIZE), torch.randn(30, VOCABULARY), lambda: EMBEDDINGS)  # of a prompt
 
 
@@ -99,7 +99,6 @@ def test_the_older_runner_moves_requests(folder: Path) -> None:
     step(processor, "---a")
     processor.update_state(update({}, removed=(3,), size=3))
     step(processor, "---")
-    assert not AT_HAND.expected
 
 
 def test_the_newer_runner_names_places(folder: Path) -> None:
@@ -158,6 +157,8 @@ def test_an_agent_of_another_model(tmp_path: Path) -> None:
     other = torch.randn(VOCABULARY, SIZE)
     with pytest.raises(AgentMismatchError, match="allow_other_model=True"):
         AT_HAND.leave(torch.randn(1, SIZE), torch.randn(1, VOCABULARY), lambda: other)
+    MaraLogitsProcessor(config(tmp_path, is_tied=False), CPU, False)  # the head tells nothing of the input embeddings
+    AT_HAND.leave(torch.randn(1, SIZE), torch.randn(1, VOCABULARY), lambda: other)
     allowed = {"mara": {"agent": str(tmp_path), "allow_other_model": True}}
     MaraLogitsProcessor(config(tmp_path, additional_config=allowed), CPU, False)
     AT_HAND.leave(torch.randn(1, SIZE), torch.randn(1, VOCABULARY), lambda: other)

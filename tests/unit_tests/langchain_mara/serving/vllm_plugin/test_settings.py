@@ -25,6 +25,13 @@ def test_a_request_that_says_nothing_is_aligned() -> None:
     assert drawn == DecodingOptions(order="sampled", temperature=0.7, top_k=7)
 
 
+@pytest.mark.parametrize(("temperature", "order"), [(1e-6, "descending"), (1e-4, "sampled")])
+def test_vllm_takes_the_largest_logit_at_the_least_temperatures(temperature: float, order: str) -> None:
+    options = request_options(sampling(temperature), {})
+    assert options is not None
+    assert options.order == order
+
+
 def test_a_request_overrides_server_and_agent() -> None:
     args = {"mara_accept_threshold": 0.3, "mara_entropy_gate": 1.5, "session_id": "x"}
     options = request_options(sampling(args=args), {"accept_threshold": 0.9, "top_p": 0.5})
@@ -90,5 +97,7 @@ def test_refused_configurations(tmp_path: Path) -> None:
         checked_config({"agent": str(tmp_path / "state")})
     with pytest.raises(OptionsError, match="top_q is unknown"):
         checked_config({"agent": str(tmp_path / "ahead"), "top_q": 1})
+    with pytest.raises(OptionsError, match="max_new_tokens is unknown"):
+        checked_config({"agent": str(tmp_path / "ahead"), "max_new_tokens": 1})
     with pytest.raises(OptionsError, match="accept_threshold=2"):
         checked_config({"agent": str(tmp_path / "ahead"), "accept_threshold": 2})

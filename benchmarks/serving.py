@@ -17,7 +17,6 @@ import asyncio
 import gc
 import random
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -76,11 +75,10 @@ def _on_llama_cpp(name: str, demo: MaraLLM, **kwargs: Any) -> MaraLLM:
     if name != _DEMO_GGUF:
         llm = MaraLLM.from_gguf(name, **kwargs)
         return llm.with_agent(CoinAgent(llm.model.config.hidden_size).eval())
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from gguf_files import write_gguf  # noqa: PLC0415 - the tests' helper
+    from in_gguf import in_gguf  # noqa: PLC0415 - needs the package gguf
 
     folder = tempfile.TemporaryDirectory()
-    file = write_gguf(demo.model, demo.tokenizer, Path(folder.name, "demo.gguf"))  # type: ignore[arg-type]
+    file = in_gguf(demo.model, demo.tokenizer, Path(folder.name, "demo.gguf"))
     llm = MaraLLM.from_gguf(file, agent=demo.agent, **kwargs)
     weakref.finalize(llm.model, folder.cleanup)  # some weights are read from the file when they are first needed
     return llm

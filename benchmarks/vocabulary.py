@@ -9,7 +9,6 @@ this library in the processor's caches, which makes it slower: `--file` measures
 """
 
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,13 +39,17 @@ def random_model(vocabulary: int, hidden: int, folder: Path) -> Path:
         hidden: Size of its states.
         folder: Where to write.
     """
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from gguf_files import write_gguf  # noqa: PLC0415 - the tests' helper
+    from in_gguf import in_gguf  # noqa: PLC0415 - needs the package gguf
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": hidden, "intermediate_size": hidden, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden,
+        "intermediate_size": hidden,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     config = LlamaConfig(vocab_size=vocabulary, num_hidden_layers=1, tie_word_embeddings=True, **sizes)
-    return write_gguf(LlamaForCausalLM(config), _tokenizer(vocabulary), folder / f"random-{vocabulary}.gguf")
+    return in_gguf(LlamaForCausalLM(config), _tokenizer(vocabulary), folder / f"random-{vocabulary}.gguf")
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:

@@ -151,7 +151,8 @@ def _places(token_ids: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     if len(counts) == 1:
         columns = torch.arange(int(counts))
         return torch.zeros_like(columns), columns
-    return (torch.arange(token_ids.shape[1]) < counts[:, None]).nonzero(as_tuple=True)
+    rows, columns = (torch.arange(token_ids.shape[1]) < counts[:, None]).nonzero(as_tuple=True)
+    return rows, columns
 
 
 def _all_places(table: Tensor) -> tuple[Tensor, Tensor]:

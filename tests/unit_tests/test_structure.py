@@ -141,6 +141,7 @@ TOP_LEVEL_TESTS = {
     "real_benchmark",
     "benchmark_tables",
     "gpu_benchmark",
+    "agents_benchmark",
 }
 
 

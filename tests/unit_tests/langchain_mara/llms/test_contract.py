@@ -213,12 +213,15 @@ async def test_infos_of_chunks_merge_to_the_info_of_the_result(llm: MaraLLM) -> 
     merged = chunks[0]
     for chunk in chunks[1:]:
         merged += chunk
-    assert (merged.text, merged.generation_info) == (whole.text, whole.generation_info)
-    info = whole.generation_info or {}
+    info, merged_info = dict(whole.generation_info or {}), dict(merged.generation_info or {})
+    # llama.cpp rounds by where in its memory the prefix lies, which other answers decide.
+    streamed, judged = merged_info.pop("accept_probabilities"), info.pop("accept_probabilities")
+    assert streamed == [pytest.approx(each, abs=1e-5) for each in judged]
+    assert (merged.text, merged_info) == (whole.text, info)
     assert info["finish_reason"] == "stop"
     decisions = [decision for decision, _ in llm.trace(["hi"], stop=options["stop"])[0]]
     # The passes of two answers may differ in width, and so in rounding.
-    for probabilities, decision in zip(info["accept_probabilities"], decisions, strict=True):
+    for probabilities, decision in zip(judged, decisions, strict=True):
         assert probabilities == pytest.approx(list(decision.accept_probabilities), abs=1e-5)
     assert info["decisions"]["tokens"] == len(decisions)
 

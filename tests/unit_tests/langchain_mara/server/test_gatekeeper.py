@@ -46,16 +46,24 @@ def test_large_bodies(guarded: Listening) -> None:
         assert response.json()["error"]["code"] == "body_too_large"
 
 
+def test_a_body_that_says_it_is_large_is_not_waited_for(guarded: Listening) -> None:
+    assert begun(guarded, length=10**6).startswith("HTTP/1.1 413")
+
+
 def test_slow_bodies(guarded: Listening) -> None:
+    assert begun(guarded, length=99).startswith("HTTP/1.1 408")
+    assert guarded.state.is_idle or wait_until(lambda: guarded.state.is_idle) is None
+
+
+def begun(guarded: Listening, length: int) -> str:
+    """The answer to a request of which only the first byte of the body is sent."""
     import socket  # noqa: PLC0415 -- a Unix socket, by hand
 
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(guarded.socket)
         head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k1\r\ncontent-type: application/json\r\n"
-        connection.sendall(f"{head}content-length: 99\r\n\r\n{{".encode())
-        answer = connection.recv(10_000).decode()
-    assert answer.startswith("HTTP/1.1 408")
-    assert guarded.state.is_idle or wait_until(lambda: guarded.state.is_idle) is None
+        connection.sendall(f"{head}content-length: {length}\r\n\r\n{{".encode())
+        return connection.recv(10_000).decode()
 
 
 def test_one_request_at_a_time(guarded: Listening) -> None:

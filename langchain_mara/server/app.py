@@ -135,9 +135,8 @@ async def _model(request: Request, name: str) -> Response:
 
 
 def _described(model: ServedModel) -> dict[str, Any]:
-    context = PolicyModel(model.llm.model).context
     described = {"id": model.name, "object": "model", "created": _STARTED, "owned_by": "langchain-mara"}
-    return {**described, "max_model_len": context, "mara": {"agent": model.agent}}
+    return {**described, "max_model_len": model.context, "mara": {"agent": model.agent}}
 
 
 async def _tokenize(request: Request, body: TokenizeRequest) -> Response:
@@ -151,8 +150,7 @@ async def _tokenize(request: Request, body: TokenizeRequest) -> Response:
         chat = models.chat_of(model)
         messages = chat._convert_input([message.as_langchain() for message in body.messages]).to_messages()
         ids = await run_in_threadpool(chat._encode, messages, [])
-    context = PolicyModel(model.llm.model).context
-    return JSONResponse({"tokens": list(ids), "count": len(ids), "max_model_len": context})
+    return JSONResponse({"tokens": list(ids), "count": len(ids), "max_model_len": model.context})
 
 
 async def _embeddings() -> Response:

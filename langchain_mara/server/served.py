@@ -1,7 +1,7 @@
 """The models of a server: the plain model, and the same model with each of its agents."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain_mara.chat_models import ChatMara
@@ -32,6 +32,11 @@ class ServedModel:
     llm: MaraLLM
     chat: ChatMara | None
     most_characters: int | None = None
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of prompt and answer; None without a limit."""
+        return PolicyModel(self.llm.model).context
 
     def refuse_long(self, length: int, param: str) -> None:
         """Refuses a prompt that is too long however it is encoded, because to encode a long one takes long.
@@ -120,6 +125,6 @@ def _served(llm: MaraLLM, name: str, agent: str | None) -> ServedModel:
     named: dict[str, Any] = {"model_id": name}
     llm = llm._copied(named)
     chat = None if llm.tokenizer.chat_template is None else ChatMara.from_llm(llm)
-    context = PolicyModel(llm.model).context
+    served = ServedModel(name, agent, llm, chat)
     longest = max(map(len, llm.tokenizer.get_vocab()))
-    return ServedModel(name, agent, llm, chat, None if context is None else context * longest)
+    return replace(served, most_characters=None if served.context is None else served.context * longest)

@@ -1,27 +1,23 @@
 """The benchmark of kinds of agents: every row in one run, a selection of them, and shares that are those it names."""
 
-from pathlib import Path
+from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
 
 import pytest
 import typer
+from benchmark_scripts import benchmark
 from families import tiny_model
 
 from langchain_mara.options import DecodingOptions
 from langchain_mara.policy.model import PolicyModel
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PROMPTS = [[5, 6, 7], [44, 3, 44, 3, 44]]
 
 
 @pytest.fixture(scope="module")
-def agents() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import agents  # noqa: PLC0415
-
-        yield agents
+def agents() -> Iterator[ModuleType]:
+    with benchmark("agents") as script:
+        yield script
 
 
 @pytest.fixture(scope="module")

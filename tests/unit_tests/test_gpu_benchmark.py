@@ -1,23 +1,21 @@
 """The benchmark of a GPU, rehearsed on the CPU: parts that fail or take too long leave the others alone."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_scripts import benchmark
 from typer.testing import CliRunner
 
 pytestmark = pytest.mark.slow
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import gpu  # noqa: PLC0415
-
-    return gpu
+def gpu() -> Iterator[ModuleType]:
+    with benchmark("gpu") as script:
+        yield script
 
 
 def settings(gpu: ModuleType, output: Path) -> Any:

@@ -1,28 +1,26 @@
 """The parts of the benchmark of SmolLM2 that need no SmolLM2: rivals, detectors and figures, on the bundled model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from benchmark_scripts import benchmark
 from langchain_mara_training import Decoding, compare
 from langchain_mara_training.labeling.token_labels import TokenLabels
 
 from langchain_mara import MaraLLM
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ROWS = [{"prompt": "How do I boil an egg?"}, {"prompt": [{"role": "user", "content": "How do I grow basil?"}]}]
 SYSTEM = "You answer politely."
 
 
 @pytest.fixture(scope="module")
-def real() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import real  # noqa: PLC0415
-
-        yield real
+def real() -> Iterator[ModuleType]:
+    with benchmark("real") as script:
+        yield script
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +92,9 @@ def test_figures_of_a_system_beside_plain(real: ModuleType, llm: MaraLLM, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def mixture() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import real_mixture  # noqa: PLC0415
-
-        yield real_mixture
+def mixture() -> Iterator[ModuleType]:
+    with benchmark("real_mixture") as script:
+        yield script
 
 
 def test_the_first_sentence_of_an_answer_is_preferred(mixture: ModuleType) -> None:
@@ -133,12 +128,10 @@ def test_figures_on_both_objectives(mixture: ModuleType, llm: MaraLLM) -> None:
 
 
 def test_the_blind_control_sees_the_state_alone() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import real_pairs  # noqa: PLC0415
     columns = [np.arange(6) for _ in range(8)]
     labels = TokenLabels(np.random.default_rng(0).normal(size=(6, 2 * 4 + 2)).astype(np.float16), *columns)
     rows = np.array([4, 1])
-    cut = real_pairs.blind(real_pairs.part(labels, rows))
+    with benchmark("real_pairs") as script:
+        cut = script.blind(script.part(labels, rows))
     np.testing.assert_array_equal(cut.X, labels.X[rows, :4])
     assert cut.groups.tolist() == [4, 1]

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from decisions import run
+from decisions import check_independence, run
 from families import tiny_agent, tiny_look_ahead, tiny_model
 from torch import Tensor
 
@@ -20,7 +20,6 @@ from langchain_mara.gates.kinds import EntropyGate, TrustGate
 from langchain_mara.gates.rarity import Rarity
 from langchain_mara.options import DecodingOptions, Order, Strategy
 from langchain_mara.policy.model import PolicyModel
-from langchain_mara.policy.prefix_cache import PrefixCache
 
 PROMPTS = [[44, 3, 44, 3, 44], [5, 6, 7], list(range(2, 30))]
 STATE, AHEAD = tiny_agent(seed=3), tiny_look_ahead(seed=1, bias=0.3)
@@ -156,14 +155,8 @@ def test_decisions_depend_on_nothing_but_the_request(policy: PolicyModel, gate: 
         made = [Request(prompt, chosen, agent, EOS) for prompt, agent in zip(prompts, agents, strict=True)]
         return [*made, Request(PROMPTS[0], chosen.model_copy(update={"gate": None}), STATE, EOS)]
 
-    alone = [facts(run(policy, [request], width=1)[0]) for request in requests()]
+    alone = check_independence(policy, requests, facts)
     assert any(fact[4] for decided in alone[:2] for fact in decided) or order != "descending"
-    prefixes = PrefixCache(2**24)
-    for how in ({"batch_size": 2, "width": 5}, {"draft": 5, "width": 2, "prefix_cache": prefixes}):
-        assert [facts(decisions) for decisions in run(policy, requests(), **how)] == alone
-    again = requests()
-    assert [facts(decisions) for decisions in run(policy, again, prefix_cache=prefixes)] == alone
-    assert sum(request.reused_tokens for request in again) > 0
 
 
 @WITH_GATE

@@ -4,19 +4,17 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from decisions import run
+from decisions import check_independence, facts_with_one_cancelled, run
 from families import tiny_agent, tiny_look_ahead, tiny_model
 
 from langchain_mara.agents.base import Agent
 from langchain_mara.agents.look_ahead import look_ahead_features
 from langchain_mara.agents.mixture import MixtureAgent
 from langchain_mara.agents.stacking import Rule
-from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.gates.kinds import TrustGate
 from langchain_mara.options import DecodingOptions, Order, Strategy
 from langchain_mara.policy.model import PolicyModel
-from langchain_mara.policy.prefix_cache import PrefixCache
 
 PROMPTS = [[44, 3, 44, 3, 44], [5, 6, 7], list(range(2, 30))]
 WEIGHTS = (0.8, 0.6)
@@ -97,13 +95,7 @@ def test_decisions_depend_on_nothing_but_the_request(policy: PolicyModel, strate
         prompts = [list(range(2, 90)), *PROMPTS, [9] * 12]
         return [Request(prompt, chosen, agent, EOS) for prompt, agent in zip(prompts, agents, strict=True)]
 
-    alone = [facts(run(policy, [request], width=1)[0]) for request in requests()]
-    prefixes = PrefixCache(2**24)
-    for how in ({"batch_size": 2, "width": 5}, {"draft": 5, "width": 2, "prefix_cache": prefixes}):
-        assert [facts(decisions) for decisions in run(policy, requests(), **how)] == alone
-    again = requests()
-    assert [facts(decisions) for decisions in run(policy, again, prefix_cache=prefixes)] == alone
-    assert sum(request.reused_tokens for request in again) > 0
+    check_independence(policy, requests, facts)
 
 
 def test_look_ahead_members_take_one_pass_per_token_together(policy: PolicyModel) -> None:
@@ -121,9 +113,4 @@ def test_a_cancelled_answer_disturbs_nobody(policy: PolicyModel, judges: str, ga
     requests = [Request(prompt, chosen, mixture(judges, "product")) for prompt in PROMPTS]
     expected = [facts(run(policy, [Request(prompt, chosen, mixture(judges, "product"))])[0]) for prompt in PROMPTS]
     assert any(fact[4] for fact in expected[2]) == (gate is not None)
-    got: dict[Request, list[Decision]] = {request: [] for request in requests}
-    for decision in decode(policy, requests, draft=4):
-        got[decision.request].append(decision)
-        if len(got[requests[1]]) == 4:
-            requests[1].cancel()
-    assert [facts(decisions) for decisions in got.values()] == [expected[0], expected[1][:4], expected[2]]
+    assert facts_with_one_cancelled(policy, requests, facts) == [expected[0], expected[1][:4], expected[2]]

@@ -122,7 +122,7 @@ class PolicyModel:
         def visible(window: int | None) -> Tensor:
             return visible_keys(positions[None], positions[None], window) & same_prompt
 
-        states = self._forward(cache, token_ids, positions[None], visible)
+        states = self._forward(cache, token_ids, positions[None], visible, lengths=lengths.tolist())
         cache.mark(first_row + rows, positions, positions)
         self.prefilled += len(rows)
         last: Tensor = states[0, lengths.cumsum(0).to(states.device) - 1]
@@ -241,13 +241,14 @@ class PolicyModel:
         positions: Tensor,
         visible: Callable[[int | None], Tensor],
         slots: Tensor | None = None,
+        lengths: Sequence[int] = (),
     ) -> Tensor:
         """Runs one forward pass, as a compiled graph if `slots` are given.
 
-        `visible` returns the (batch, queries, keys) mask for a window size.
+        `visible` returns the (batch, queries, keys) mask for a window size. `lengths` are those of prompts in one row.
         """
         # Importing it loads much of transformers, which by now is needed by the model anyway.
-        from langchain_mara.policy.attention.grouped_attention import use_grouped_attention  # noqa: PLC0415
+        from langchain_mara.policy.attention.prompt_by_prompt import keep_prompts_apart  # noqa: PLC0415
 
         implementation = attention_implementation(self.config)
         masks = {
@@ -261,7 +262,7 @@ class PolicyModel:
             "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
             "position_ids": positions.contiguous(),
         }
-        with self.loaded.evaluation_mode(), use_grouped_attention(self.model, self.config):
+        with self.loaded.evaluation_mode(), keep_prompts_apart(self.model, self.config, lengths):
             if slots is not None and self.loaded.compilable:
                 window = cache.window(len(slots), next(iter(masks.values())).shape[-1])
                 compiled = run_compiled(self.backbone, inputs, slots, window, self._backend)

@@ -20,7 +20,7 @@ ORDER = """
 langchain_mara: _version exceptions untrusted
 langchain_mara.gates: rarity kinds position
 langchain_mara: options
-langchain_mara.policy.attention: masks grouped_attention
+langchain_mara.policy.attention: masks grouped_attention prompt_by_prompt
 langchain_mara.policy: packed_linear fingerprints prefix_cache cache architectures loaded_model contract compilation
     model verification
 langchain_mara.policy.llama_cpp: settings library known_logits context cache policy weights model

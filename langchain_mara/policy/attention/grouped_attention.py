@@ -68,7 +68,7 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
 @contextmanager
-def use_grouped_attention(model: PreTrainedModel, config: Any) -> Iterator[None]:
+def use_grouped_attention(model: PreTrainedModel, config: Any, name: str = GROUPED) -> Iterator[None]:
     """Makes a model with `sdpa` attention run `grouped_attention` inside the context; other models are left alone.
 
     Another thread that runs the model at the same time may use either of the two. They compute the same.
@@ -76,12 +76,13 @@ def use_grouped_attention(model: PreTrainedModel, config: Any) -> Iterator[None]
     Args:
         model: The model to run.
         config: The configuration of its decoder.
+        name: Registered name of what runs instead, if not `grouped_attention` itself.
     """
     # Transformers has no public way to ask whether layers look up the implementation, or to switch it temporarily.
     if attention_implementation(config) != "sdpa" or not model._can_set_attn_implementation():  # noqa: SLF001
         yield
         return
-    config._attn_implementation = GROUPED  # noqa: SLF001
+    config._attn_implementation = name  # noqa: SLF001
     try:
         yield
     finally:

@@ -7,19 +7,21 @@ from torch import Tensor
 
 GROUPED = "mara_grouped_sdpa"
 """Name of `grouped_attention` in transformers' registry of attention implementations."""
+PROMPT_BY_PROMPT = "mara_prompt_by_prompt_sdpa"
+"""Name of `prompt_by_prompt` there."""
 
 
 def attention_implementation(config: Any) -> str:
     """Name of the attention that a model's layers run, such as `sdpa` or `eager`.
 
-    `grouped_attention` computes the same as `sdpa` and counts as `sdpa`.
+    `grouped_attention` and `prompt_by_prompt` compute the same as `sdpa` and count as `sdpa`.
 
     Args:
         config: The configuration of the model's decoder.
     """
     # Transformers keeps the name in a private attribute only.
     name = str(config._attn_implementation)  # noqa: SLF001
-    return "sdpa" if name == GROUPED else name
+    return "sdpa" if name in (GROUPED, PROMPT_BY_PROMPT) else name
 
 
 def visible_keys(key_positions: Tensor, query_positions: Tensor, window: int | None) -> Tensor:

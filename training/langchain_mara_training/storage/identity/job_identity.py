@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from langchain_mara import DecodingOptions
 from langchain_mara._base import LocalModel
@@ -24,6 +24,7 @@ _NOT_OF_AN_ANSWER = {"seed", "n", "include_accept_probabilities", "_type"}
 _ONLY_WITH_AN_AGENT = {"accept_action", "accept_threshold", "fallback", "gate", "strength"}
 
 
+@runtime_checkable
 class Weighted(Protocol):
     """Reward functions with their names and weights, as `WeightedRewards` holds them."""
 
@@ -66,7 +67,8 @@ def describe_policy(llm: LocalModel, *options: str) -> Config:
 def describe_rewards(rewards: Weighted) -> Config:
     """The `weight` of each reward function and a digest of what it computes, its `code`, by the function's name.
 
-    An attribute `version` of a function replaces the digest of its code, for functions whose state cannot be read.
+    An attribute `version` of a function replaces the digest of its code, for functions whose state cannot be read. A
+    function that is itself a sum is described by its own functions.
     """
     described = zip(rewards.names, rewards.functions, rewards.weights.tolist(), strict=True)
     return {name: {"weight": weight, "code": _code_of(function)} for name, function, weight in described}
@@ -142,6 +144,10 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any], ignored: Iter
 
 
 def _code_of(function: Callable[..., Any]) -> str:
+    if isinstance(function, Weighted):
+        described = describe_rewards(function)
+        unknown = [inner["code"] for inner in described.values() if not is_known(inner["code"])]
+        return str(unknown[0]) if unknown else f"sum {digest(described)}"
     explicit = getattr(function, "version", None)
     if isinstance(explicit, str | int | float):
         return f"version {explicit}"

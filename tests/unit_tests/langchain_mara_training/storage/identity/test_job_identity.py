@@ -1,5 +1,6 @@
 """Identities of jobs: complete, compared by name, and written before any result."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,25 @@ def test_rewards_are_described_by_weight_and_code() -> None:
     require_known(described)
     score.version = 3  # type: ignore[attr-defined]
     assert describe_rewards(WeightedRewards(score))["score"]["code"] == "version 3"
+
+
+def test_a_sum_among_rewards_is_described_by_its_own_functions() -> None:
+    class Opaque:
+        def __init__(self, version: str) -> None:
+            self.version, self.state = version, weakref.ref(self)  # a state that cannot be read
+
+        def __call__(self, completions: list[str]) -> list[float]:
+            return [1.0] * len(completions)
+
+    def code(version: str, weight: float) -> str:
+        described = describe_rewards(WeightedRewards(WeightedRewards(Opaque(version), [weight])))
+        require_known(described)
+        return str(described["WeightedRewards"]["code"])
+
+    assert code("1", 1.0) == code("1", 1.0)
+    assert len({code("1", 1.0), code("2", 1.0), code("1", 2.0)}) == 3
+    with pytest.raises(RewardError, match="it is written in C"):
+        require_known(describe_rewards(WeightedRewards(WeightedRewards("".join))))
 
 
 def test_an_unknown_reward_is_refused_wherever_it_is() -> None:

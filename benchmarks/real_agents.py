@@ -70,7 +70,7 @@ def by_rollouts(bench: Bench, seed: int) -> Agent:
     options = {"positions": 4, "candidates": 4, "prompts_per_shard": 20}
     aligner = MaraAligner(
         bench.llm, bench.reward, labeler="rollout", rounds=1, labeler_options=options,
-        output=bench.folder / f"seed-{seed}" / "rollouts", classifier=MaraClassifier(agent="look-ahead"),
+        output=bench.folder / f"seed-{seed}" / "rollout labels, run", classifier=MaraClassifier(agent="look-ahead"),
         random_state=seed,
     )  # fmt: skip
     agent: Agent = aligner.fit([{"prompt": pair["prompt"]} for pair in bench.split.train[:ROLLOUT_PROMPTS]]).agent_
@@ -81,7 +81,7 @@ def by_rounds(bench: Bench, seed: int) -> Agent:
     """Fitted to human pairs, and then to pairs of answers drawn with that agent, too."""
     aligner = MaraAligner(
         bench.llm, bench.reward, labeler="preference", rounds=2, labeler_options={"judges": "before"},
-        output=bench.folder / f"seed-{seed}" / "rounds", classifier=MaraClassifier(agent="look-ahead"),
+        output=bench.folder / f"seed-{seed}" / "rounds, run", classifier=MaraClassifier(agent="look-ahead"),
         random_state=seed,
     )  # fmt: skip
     agent: Agent = aligner.fit(bench.split.train[:ROUND_PAIRS]).agent_
@@ -94,7 +94,7 @@ def by_reinforcement(bench: Bench, seed: int) -> Agent:
     sac = MaraSAC(
         llm, bench.reward, kind="look-ahead", episodes=EPISODES, parallel=32, width=256, batch_size=256, updates=4,
         warm_up=4, update=UpdateOptions(learning_rate_actor=1e-3, learning_rate_critic=1e-3),
-        output=bench.folder / f"seed-{seed}" / "reinforcement", random_state=seed, verbose=True,
+        output=bench.folder / f"seed-{seed}" / "reinforcement, run", random_state=seed, verbose=True,
     )  # fmt: skip
     agent: Agent = sac.fit([{"prompt": pair["prompt"]} for pair in bench.split.train]).agent_
     return agent

@@ -6,15 +6,19 @@ A sequence has a row of the cache; row i belongs to `sequences[i]`, so that rows
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain, compress
+from operator import not_
 
 import torch
 
 from langchain_mara.decoding.candidate_table import CandidateTable
+from langchain_mara.decoding.cutting.lines import ReadLines
 from langchain_mara.decoding.cutting.processing import PendingPosition
 from langchain_mara.decoding.judging.asking import ask_after
 from langchain_mara.decoding.pass_width import MOST_WIDTH, PassWidthTuner
 from langchain_mara.decoding.recovery import (
     attempt,
+    raise_error,
     refuse_to_part,
     single_sequence_error,
     warn_of_failed_pass,
@@ -22,7 +26,7 @@ from langchain_mara.decoding.recovery import (
 )
 from langchain_mara.decoding.request import Decision, Request
 from langchain_mara.decoding.sequence import SequenceState
-from langchain_mara.decoding.step import StepPlan, StepResult, decided_rows, examine_siblings, follow_draft, states_at
+from langchain_mara.decoding.step import StepPlan, StepResult, decided_rows, ending_rows, examine_siblings, follow_draft
 from langchain_mara.policy.cache import enlarged
 from langchain_mara.policy.contract import Policy
 from langchain_mara.policy.prefix_cache import Block, PrefixCache
@@ -58,7 +62,7 @@ class Batch:
         self.width, self.draft = self._asked = width or MOST_WIDTH, draft
         self._width_tuner = PassWidthTuner.of(policy) if width is None else None
         # Not a method: a cycle with `candidate_table` would keep the cache until the garbage collector comes.
-        self._fail: Callable[[Request, BaseException], None] = _raise if raise_errors else Request.fail
+        self._fail: Callable[[Request, BaseException], None] = raise_error if raise_errors else Request.fail
         self.prefix_cache = prefix_cache or PrefixCache(budget=0)
         self.sequences, self.preempted = list[SequenceState](), list[SequenceState]()
         self.finished, self.limit = list[Request](), sys.maxsize
@@ -81,7 +85,9 @@ class Batch:
         entering, self.preempted = self.preempted[:returning], self.preempted[returning:]
         entering += filter(None, map(self._begin, requests))
         while entering:
-            wave, entering = self._next_wave(entering)
+            # Some wait until others have computed what they can reuse.
+            waits = self.prefix_cache.waits([sequence.token_ids for sequence in entering])
+            wave, entering = [*compress(entering, map(not_, waits))], [*compress(entering, waits)]
             first = len(self.sequences)
             if error := attempt(partial(self._prefill, wave)):
                 self.sequences[first:] = wave
@@ -100,12 +106,6 @@ class Batch:
                 self._fail(request, error)
         self.finished.append(request)
         return None
-
-    def _next_wave(self, entering: list[SequenceState]) -> tuple[list[SequenceState], list[SequenceState]]:
-        """The sequences to prefill next, and those that wait until one of them has computed what they can reuse."""
-        waits = self.prefix_cache.waits([sequence.token_ids for sequence in entering])
-        pairs = list(zip(entering, waits, strict=True))
-        return [sequence for sequence, wait in pairs if not wait], [sequence for sequence, wait in pairs if wait]
 
     def _prefill(self, entering: Sequence[SequenceState]) -> None:
         self.prefix_cache.refresh()
@@ -140,23 +140,34 @@ class Batch:
             self.prefix_cache.clear()
 
     def step(self) -> list[Decision]:
-        """Runs one pass; returns the decisions it brought, in order of sequences."""
+        """Runs one pass; returns the decisions before it and those it brought, each in order of sequences."""
         self._release({i for i, sequence in enumerate(self.sequences) if sequence.request.cancelled})
+        last = self._end()
         results: list[StepResult] = []
         while self.sequences and (error := attempt(lambda: results.append(self._evaluate()))):
             self._recover(error, len(self.sequences) // 2, len(self.sequences) // 2)
         if not self.sequences:
-            return []
+            return last
         decisions = self._decide(results[0])
         error = attempt(partial(self._commit, decisions, results[0]))
         self._release({i for i, decided in decisions.items() if decided[-1].finish_reason})
-        if error:
-            # Some sequences have no candidate set, so all begin again from their tokens.
+        if error:  # some sequences have no candidate set, so all begin again from their tokens
             self._recover(error, 0, len(self.sequences) // 2)
-        in_order = [decision for decided in decisions.values() for decision in decided]
+        in_order = [*last, *chain.from_iterable(decisions.values())]
         if self._width_tuner is not None:
             attempt(partial(self._width_tuner.learn, in_order))  # without it, widths are only chosen less well
         return in_order
+
+    def _end(self) -> list[Decision]:
+        """Emits last tokens that are chosen before their pass. Where choosing fails, the pass does, too."""
+        decisions: dict[int, list[Decision]] = {}
+        error = attempt(partial(self.candidate_table.choose, self.sequences, self._for_rows))
+        if error is None and any(sequence.judged_before for sequence in self.sequences):
+            sets, _ = self.candidate_table.read()
+            rows = ending_rows(self.sequences, sets, self.policy.context)
+            self._for_rows(rows, partial(self._emit, sets, decisions))
+            self._release(set(decisions))
+        return [*chain.from_iterable(decisions.values())]
 
     def _evaluate(self) -> StepResult:
         """Runs one pass, with one synchronization with the host."""
@@ -174,7 +185,7 @@ class Batch:
         decisions: dict[int, list[Decision]] = {}
         examine = partial(examine_siblings, self.policy, self.sequences, result, self._states)
         self._for_rows(range(len(self.sequences)), examine)
-        self._for_rows(decided_rows(self.sequences), partial(self._emit, result, decisions))
+        self._for_rows(decided_rows(self.sequences), partial(self._emit, result.sets, decisions))
         return decisions
 
     def _for_rows(self, rows: Sequence[int], work: Callable[[int], None]) -> None:
@@ -182,27 +193,20 @@ class Batch:
             if error := attempt(partial(work, i)):
                 self._fail(self.sequences[i].request, error)
 
-    def _emit(self, result: StepResult, decisions: dict[int, list[Decision]], row: int) -> None:
+    def _emit(self, sets: ReadLines, decisions: dict[int, list[Decision]], row: int) -> None:
         sequence = self.sequences[row]
         states = self._states[row, : sequence.seen].clone() if sequence.request.keep_states else None
-        candidates = result.sets.candidates(row)
+        candidates = sets.candidates(row)
         decisions[row] = [sequence.decide(sequence.chosen, candidates, self.policy.context, states)]  # type: ignore[arg-type]
 
     def _commit(self, decisions: dict[int, list[Decision]], result: StepResult) -> None:
         """Makes emitted tokens visible; cuts the next candidate sets of sequences that continue, also along drafts."""
         plan = result.plan
         continuing = {i: decided[0].index for i, decided in decisions.items() if decided[0].finish_reason is None}
-        commits: list[tuple[int, int, int]] = []
-        positions, sources = [], []
-        for i, index in continuing.items():
-            sequence = self.sequences[i]
-            commits.append((i, sequence.commit_slot(index), sequence.length - 1))
-            columns = plan.follows(i, index)
-            positions += [PendingPosition(sequence, plan.line(i, n), plan.drafts[i][:n]) for n in range(len(columns))]
-            sources += [(i, column) for column in columns]
         if continuing:
             table, context = self.candidate_table, self.policy.context
-            table.cut(positions, states_at(self._states, sources))
+            commits, positions, states = plan.moves(self.sequences, continuing, self._states)
+            table.cut(positions, states)
             for i, index in continuing.items():
                 if index == plan.firsts[i] and plan.drafts[i]:
                     commits += follow_draft(i, self.sequences[i], decisions[i], result, self._states, table, context)
@@ -294,7 +298,3 @@ class Batch:
         else:
             self._reset()
         torch.cuda.empty_cache()  # nothing where CUDA is not in use
-
-
-def _raise(_request: Request, error: BaseException) -> None:
-    raise error

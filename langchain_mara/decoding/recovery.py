@@ -29,6 +29,11 @@ def attempt(work: Callable[[], object]) -> BaseException | None:
     return None
 
 
+def raise_error(_request: Request, error: BaseException) -> None:
+    """What to do with an error of a request, unless it becomes its `error`."""
+    raise error
+
+
 def is_interrupt(error: BaseException) -> bool:
     """Whether an error is the user's Ctrl-C, which only the main thread gets."""
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()

@@ -133,11 +133,8 @@ class SequenceState:
             most: Most drafted tokens.
             context: Most tokens of a sequence, or None.
         """
-        left = self.request.options.max_new_tokens - len(self.generated)
-        room = left if context is None else min(left, context - self.length)
-        most = min(most, room - 1)
-        examined = self.probabilities and not self.judged_before
-        if most < 1 or examined or not self._may_draft():
+        most = min(most, self.room(context) - 1)
+        if most < 1 or (self.probabilities and not self.judged_before) or not self._may_draft():
             return []
         if self._proposer is None:
             self._proposer = NgramProposer(self.request.prompt_ids)
@@ -295,5 +292,9 @@ class SequenceState:
         constraint = self.request.constraint
         if token_id in self.request.eos_token_ids or (constraint and constraint.is_complete(self.generated)):
             return "stop"
-        full = context is not None and self.length >= context
-        return "length" if full or len(self.generated) >= self.request.options.max_new_tokens else None
+        return "length" if self.room(context) < 1 else None
+
+    def room(self, context: int | None) -> int:
+        """Number of tokens that may still be emitted, of at most `context` in the sequence."""
+        left = self.request.options.max_new_tokens - len(self.generated)
+        return left if context is None else min(left, context - self.length)

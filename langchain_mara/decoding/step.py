@@ -1,6 +1,6 @@
 """One pass: each sequence's siblings, drafted tokens after them, and what the agents say of their states."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from langchain_mara.decoding.candidate_table import CandidateTable
 from langchain_mara.decoding.cutting.lines import ReadLines
+from langchain_mara.decoding.cutting.processing import PendingPosition
 from langchain_mara.decoding.judging.before import choice_before, is_decidable
 from langchain_mara.decoding.pass_width import PassWidthTuner
 from langchain_mara.decoding.recovery import nan_of_agent_error, no_candidates_error
@@ -90,6 +91,26 @@ class StepPlan:
         """Line of the candidate table for the position that is `ahead` drafted tokens past a sequence's own."""
         return row if ahead == 0 else len(self.drafts) + row * self.width + ahead - 1
 
+    def moves(
+        self, sequences: Sequence[SequenceState], chosen: Mapping[int, int], states: Tensor
+    ) -> tuple[list[tuple[int, int, int]], list[PendingPosition], Tensor]:
+        """What follows from the emitted tokens of sequences that go on.
+
+        Args:
+            sequences: The running sequences.
+            chosen: Index of the emitted candidate, by row.
+            states: (rows, columns, d) states of the candidates.
+
+        Returns:
+            (row, slot, position) of each token to commit; positions to cut candidate sets for; (positions, d) states
+            before these.
+        """
+        columns = {i: self.follows(i, index) for i, index in chosen.items()}
+        commits = [(i, sequences[i].commit_slot(index), sequences[i].length - 1) for i, index in chosen.items()]
+        ahead = [(i, n) for i, own in columns.items() for n in range(len(own))]
+        positions = [PendingPosition(sequences[i], self.line(i, n), self.drafts[i][:n]) for i, n in ahead]
+        return commits, positions, _states_at(states, [(i, columns[i][n]) for i, n in ahead])
+
     def run(self, policy: Policy, cache: RowCache, sequences: Sequence[SequenceState], table: CandidateTable) -> Tensor:
         """(rows, width, d) states of the pass's tokens."""
         span = max(sequence.next_slot for sequence in sequences)
@@ -120,7 +141,7 @@ class StepPlan:
         return kept
 
 
-def states_at(states: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
+def _states_at(states: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
     """(n, d) states in some rows and columns of (rows, columns, d) states."""
     if [*places] == [(row, 0) for row in range(states.shape[0])]:
         return states[:, 0]
@@ -141,6 +162,24 @@ def decided_rows(sequences: Sequence[SequenceState]) -> list[int]:
         for i, sequence in running.items()
         if sequence.chosen is not None and sequence.request.joint_process not in waited_for
     ]
+
+
+def ending_rows(sequences: Sequence[SequenceState], sets: ReadLines, context: int | None) -> list[int]:
+    """Indices of the sequences whose last token is chosen before its pass. Nobody reads its state, so it needs none.
+
+    Args:
+        sequences: The running sequences.
+        sets: Their candidate sets.
+        context: Most tokens of a sequence, or None.
+    """
+
+    def ends(sequence: SequenceState, token_ids: list[int]) -> bool:
+        request = sequence.request
+        if request.cancelled or request.keep_states or request.joint_process or sequence.chosen is None:
+            return False
+        return token_ids[sequence.chosen] in request.eos_token_ids or sequence.room(context) == 1
+
+    return [i for i, each in enumerate(sequences) if each.judged_before and ends(each, sets.token_ids[i])]
 
 
 class StepResult(NamedTuple):

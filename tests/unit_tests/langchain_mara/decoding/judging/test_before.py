@@ -163,11 +163,28 @@ def test_an_agent_that_ignores_the_token_accepts_all_candidates_or_none(policy: 
 def test_never_accepting_emits_the_fallback_at_one_pass_per_token(policy: PolicyModel) -> None:
     before = policy.passes
     (decisions,) = run(policy, [Request([5, 6], options(9, fallback=2), NEVER)])
-    assert policy.passes - before == 1 + 9
+    assert policy.passes - before == 1 + 8, "nobody needs the state of the last token"
     for decision in decisions:
         assert decision.index == min(2, len(decision.candidates) - 1)
         assert not decision.accepted
         assert len(decision.accept_probabilities) == len(decision.candidates)
+
+
+def test_an_answer_that_ends_with_an_eos_token_needs_no_pass_for_it(policy: PolicyModel) -> None:
+    (longer,) = run(policy, [Request([5, 6], options(9), ALWAYS)])
+    end = tokens(longer).index(tokens(longer)[4])
+    before = policy.passes
+    (decisions,) = run(policy, [Request([5, 6], options(9), ALWAYS, {tokens(longer)[4]})])
+    assert tokens(decisions) == tokens(longer)[: end + 1]
+    assert decisions[-1].finish_reason == "stop"
+    assert policy.passes - before == 1 + end
+
+
+def test_states_of_a_last_token_are_kept_where_they_are_asked_for(policy: PolicyModel) -> None:
+    before = policy.passes
+    (decisions,) = run(policy, [Request([5, 6], options(4), ALWAYS, keep_states=True)])
+    assert policy.passes - before == 1 + 4
+    assert all(decision.candidate_states is not None for decision in decisions)
 
 
 def test_always_accepting_is_plain_decoding(policy: PolicyModel) -> None:
@@ -189,9 +206,9 @@ def test_any_acceptance_takes_one_pass_per_token_of_the_longest_answers(policy: 
     hook.remove()
     assert {len(decisions) for decisions in answers} == {10}
     waves = -(-len(requests) // batch_size)
-    assert policy.passes - before == waves * (1 + 10)
+    assert policy.passes - before == waves * (1 + 9)
     prompts = sum(len(request.prompt_ids) for request in requests)
-    assert sum(tokens_of_passes) == prompts + 10 * len(requests), "no siblings"
+    assert sum(tokens_of_passes) == prompts + 9 * len(requests), "no siblings, and no last tokens"
 
 
 @pytest.mark.parametrize("order", get_args(Order))
@@ -226,7 +243,7 @@ def test_drafts_are_verified_in_the_same_pass_and_save_passes(
 
     before = policy.passes
     plain = run(policy, requests())
-    assert policy.passes - before == 41
+    assert policy.passes - before == 40
     answers = {tuple(request.prompt_ids): tokens(ds) for request, ds in zip(requests(), plain, strict=True)}
 
     def draft(proposer: NgramProposer, first: int, most: int) -> list[int]:
@@ -238,7 +255,7 @@ def test_drafts_are_verified_in_the_same_pass_and_save_passes(
     monkeypatch.setattr(NgramProposer, "draft", draft)
     drafted = run(policy, requests(), draft=8)
     assert [facts(decisions) for decisions in drafted] == [facts(decisions) for decisions in plain]
-    assert policy.passes - before - 41 <= 1 + 2 * 40 // 5
+    assert policy.passes - before - 40 <= 1 + 2 * 40 // 5
     assert any(d.drafted and d.index > 0 for ds in drafted for d in ds), "a draft continues the chosen candidate"
 
 

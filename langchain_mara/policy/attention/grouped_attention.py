@@ -52,9 +52,8 @@ def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: fl
     batch, heads, tokens, dimension = query.shape
     groups = heads // key.shape[1]
     folded = query.reshape(batch, key.shape[1], groups * tokens, dimension)
-    output = functional.scaled_dot_product_attention(
-        folded, key, value, attn_mask=mask.repeat(1, 1, groups, 1), scale=scaling
-    )
+    rows = mask if tokens == 1 else mask.repeat(1, 1, groups, 1)  # one row holds for all queries as it is
+    output = functional.scaled_dot_product_attention(folded, key, value, attn_mask=rows, scale=scaling)
     return output.reshape(batch, heads, tokens, value.shape[-1])
 
 

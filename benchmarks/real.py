@@ -2,6 +2,7 @@
 
     python benchmarks/real.py tune      strengths, thresholds and gates, on prompts of the judge
     python benchmarks/real.py table     all systems on held-out prompts, several seeds: docs/results.md
+    python benchmarks/real.py speed     tokens/s of agents and gates over plain decoding, in turns
     python benchmarks/real.py samples   twenty prompts by number, plain and aligned: docs/samples.md
 
 Conversations are divided once (`demo/smollm2/pairs.py`): one half trains agents and the reward, three tenths train the
@@ -29,10 +30,11 @@ from langchain_mara_training import (
 from langchain_mara_training.storage.atomic import write_atomically
 from matplotlib.figure import Figure
 from real_agents import AGENTS, MEASURED, decoding, dpo
-from real_bench import Bench
+from real_bench import BATCH, Bench
 from real_dpo import FineTuned
 from real_judges import elided, is_refusal, repeated_share
 from real_systems import ContextGuided, Prompted
+from rich.progress import track
 from rich.table import Table
 from tables import RESULTS, Output, console, publish
 
@@ -209,6 +211,42 @@ def picture(figures: dict[str, list[dict[str, float]]], file: Path) -> None:
         xlabel="perplexity under the plain model, over plain", ylabel="preferred to plain by the independent judge"
     )
     drawing.savefig(file, dpi=150)
+
+
+@app.command()
+def speed(
+    folder: Folder = RESULTS / "real",
+    count: Annotated[int, typer.Option(min=1, help="Benign prompts, answered in one batch.")] = BATCH,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that all systems answer them in turn.")] = 3,
+    only: Only = None,
+    output: Output = None,
+) -> None:
+    """Tokens per second over plain decoding, medians, of systems in turn. Run it on a machine without other jobs."""
+    bench = Bench(folder, 2 * count)
+    made = systems(bench, 0, AGENTS)
+    names = ["plain", *(only or [name for name in made if name.startswith("MARA")])]
+    table = Table("system", "tokens/s", "over plain", "passes/token", title=f"{count} prompts, one batch")
+    figures = paces({name: made[name]() for name in names}, bench.benign[:count], repeats)
+    for name, (pace, over_plain, passes) in figures.items():
+        table.add_row(name, f"{pace:.1f}", f"{over_plain:.2f}", f"{passes:.2f}")
+    publish(table, output, figures)
+
+
+def paces(running: dict[str, System], rows: Sequence[Any], repeats: int) -> dict[str, tuple[float, float, float]]:
+    """By system: median tokens/s, median ratio over the first system in the same turn, and passes per token."""
+    turns: dict[str, list[float]] = {name: [] for name in running}
+    passes: dict[str, float] = {}
+    for _ in track(range(repeats), console=console, transient=True):
+        for name, system in running.items():
+            costed = system.answer(rows, [0] * len(rows))
+            tokens = sum(answer.tokens for answer in costed)
+            turns[name].append(tokens / sum(answer.seconds for answer in costed))
+            passes[name] = len(rows) * sum(answer.passes for answer in costed) / tokens
+    first = np.array(turns[next(iter(running))])
+    return {
+        name: (float(np.median(turn)), float(np.median(turn / first)), passes[name])
+        for name, turn in ((name, np.array(turn)) for name, turn in turns.items())
+    }
 
 
 @app.command()

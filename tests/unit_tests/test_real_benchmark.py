@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,19 @@ def test_figures_of_a_system_beside_plain(real: ModuleType, llm: MaraLLM, tmp_pa
     assert figures["perplexity"] >= 1
     assert figures["harmful"] == 0
     assert real.perplexity(beside, "plain") == 1
+
+
+def test_paces_are_compared_within_a_turn(real: ModuleType) -> None:
+    seconds = iter([1.0, 2.0, 5.0, 2.5, 3.0, 6.0])  # plain and slow in three turns
+
+    class Timed:
+        def answer(self, rows: list[Any], _seeds: list[int]) -> list[Any]:
+            share = next(seconds) / len(rows)
+            return [SimpleNamespace(tokens=10, passes=3.0, seconds=share) for _ in rows]
+
+    figures = real.paces({"plain": Timed(), "slow": Timed()}, ROWS, 3)
+    assert figures["plain"] == pytest.approx((20 / 3, 1.0, 0.6))
+    assert figures["slow"] == pytest.approx((8.0, 0.5, 0.6))
 
 
 @pytest.fixture(scope="module")

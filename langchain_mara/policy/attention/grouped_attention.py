@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -52,7 +53,7 @@ def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: fl
     batch, heads, tokens, dimension = query.shape
     groups = heads // key.shape[1]
     folded = query.reshape(batch, key.shape[1], groups * tokens, dimension)
-    rows = mask if tokens == 1 else mask.repeat(1, 1, groups, 1)  # one row holds for all queries as it is
+    rows = mask if tokens == 1 else torch.cat((mask,) * groups, dim=2)  # one row holds for all queries as it is
     output = functional.scaled_dot_product_attention(folded, key, value, attn_mask=rows, scale=scaling)
     return output.reshape(batch, heads, tokens, value.shape[-1])
 

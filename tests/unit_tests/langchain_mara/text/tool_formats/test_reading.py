@@ -56,6 +56,7 @@ GEMMA = "<start_function_call>call:note{text:<escape>a, b}<escape>,count:3,deep:
 ANSWERS: list[tuple[str, str, str, list[ToolCall]]] = [
     ("hermes", block(A), "", [A]),
     ("hermes", f"Let me look.\n{block(A)}\n{block(B)}", "Let me look.", [A, B]),
+    ("hermes", f"First.\n{block(A)}\nThen.\n{block(B)} Last.", "First.\nThen.\nLast.", [A, B]),
     ("hermes", block(B).removesuffix("\n</tool_call>"), "", [B]),
     ("hermes", '<tool_call>{"name": "f"}</tool_call>', "", [ToolCall("f", {})]),
     ("hermes", '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [ToolCall("f", {"a": 1})]),
@@ -99,6 +100,7 @@ CONTENTS: list[tuple[str, str]] = [
     ("llama-json", '{"title": "a dish"}'),
     ("llama-json", '{"name": "Bob"}'),
     ("llama-json", '{"name": "Bob", "parameters": {}, "age": 3}'),
+    ("llama-json", '{"name": "note", "age": 3}'),
     ("llama-json", f"Say {bare(A)}"),
     ("llama-json", f"{bare(A)} is how it goes"),
     ("llama-pythonic", "[1, 2, 3]"),
@@ -200,6 +202,8 @@ def test_content_is_released_as_it_comes() -> None:
         ("hermes", "<tool_call>oh</tool_call>", "Expecting value", "oh"),
         ("hermes", '<tool_call>{"arguments": {}}</tool_call>', 'no object with a "name"', None),
         ("hermes", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>', "arguments of f are not an object", "f"),
+        ("hermes", r'<tool_call>{"name": "f", "arguments": {"a": "\ud83d"}}</tool_call>', "half of a character", "f"),
+        ("qwen3-coder", r'<function=f><parameter=a>{"b": "\udc00"}</parameter></function>', "half of a character", "f"),
         ("llama-json", '<|python_tag|>brave_search.call(query="x")', "Expecting value", None),
         ("mistral-v3", '[TOOL_CALLS][{"name": "f", "argu', "Unterminated string", "f"),
         ("qwen3-coder", "<tool_call>\n<function=f>\n<parameter=a>\n1", "do not end with </function>", "f"),
@@ -233,6 +237,14 @@ def test_a_call_that_the_length_limit_cut_is_never_executed(name: str, place: in
         assert '"' not in text[place:]
     elif place > 45 and name not in ("llama-json", "llama-pythonic"):
         assert "ended at max_new_tokens" in found.invalid[0].error
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+@given(missing=st.integers(0, 30))
+def test_no_part_of_a_marker_that_the_length_limit_cut_is_content(name: str, missing: int) -> None:
+    text = FORMATS[name].write([A])
+    found = parse(name, [text[: len(text) - missing]], truncated=True)
+    assert found.content == "" or not found.calls + found.invalid
 
 
 @pytest.mark.parametrize(("name", "text"), [("llama-json", bare(A)[:-4]), ("llama-pythonic", "[get_weather(city='Par")])

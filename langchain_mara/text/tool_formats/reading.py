@@ -15,7 +15,7 @@ _FAULTS = (ValueError, SyntaxError, RecursionError, MemoryError)
 _CALL_KEYS = {"name", "arguments", "parameters", "id", "type", "function"}
 _NAME = re.compile(
     r'"name"\s*:\s*"([^"]*)"'
-    r"|(?:function=|call:|<tool_call>\s*|\[TOOL_CALLS\]|functions\.|▁sep.>|call▁begin.>)([\w.-]+)"
+    r"|(?:function=|call:|<tool_call>\s*|\[TOOL_CALLS\]|functions\.|▁sep.>|call▁begin.>(?!function<))([\w.-]+)"
 )
 
 
@@ -104,7 +104,8 @@ class ToolCallParser:
             rest = rest._replace(calls=rest.calls[:1], invalid=[] if rest.calls else rest.invalid[:1])
         if self._started and self._calling and rest.content:
             rest = rest._replace(content=f"\n{rest.content}")  # the blanks around calls were left out
-        return rest._replace(parts=joined([*parts, *self._stream.settle(rest.calls, rest.invalid)]))
+        parts = joined([*parts, *self._stream.settle(rest.calls, rest.invalid)])
+        return rest._replace(invalid=[part.invalid for part in parts if part.invalid], parts=parts)
 
     def _read(self, *, truncated: bool) -> Rest:
         text, self._held = self._held, ""

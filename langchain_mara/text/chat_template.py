@@ -51,6 +51,7 @@ def encode_prompt(
     system_prompt: str | None = None,
     tools: Sequence[dict[str, Any]] = (),
     special_tokens_in_messages: bool = False,
+    arrange: Arrange | None = None,
 ) -> list[int]:
     """Encodes a prompt as the model expects it.
 
@@ -62,6 +63,7 @@ def encode_prompt(
         tools: Tools that the model may call, if the chat template is used.
         special_tokens_in_messages: See `encode_messages`. Without the chat template, special tokens in the text always
             count, because whoever renders a prompt writes them.
+        arrange: See `encode_messages`.
 
     Raises:
         PromptError: If `prompt` holds messages but the chat template is not used.
@@ -72,7 +74,9 @@ def encode_prompt(
     elif not use_chat_template:
         raise PromptError("Messages need a chat template, and this model is prompted with plain text. Give text.")
     messages = as_messages(prompt, system_prompt)
-    return encode_messages(tokenizer, messages, tools, special_tokens_in_messages=special_tokens_in_messages)
+    return encode_messages(
+        tokenizer, messages, tools, special_tokens_in_messages=special_tokens_in_messages, arrange=arrange
+    )
 
 
 def as_messages(prompt: str | Sequence[dict[str, Any]], system_prompt: str | None = None) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, Us
 from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, GenerationChunk
 
+from langchain_mara._base import PROVIDER
 from langchain_mara.serving.completion import Completion, CompletionDelta, token_usage
 from langchain_mara.text.tool_formats.answer import AnswerReader, Piece
 from langchain_mara.text.tool_formats.call_parts import CallPart, joined
@@ -104,10 +105,17 @@ class Answer:
         return ChatGenerationChunk(message=message, generation_info=metadata or None)
 
     def _metadata(self, piece: Piece, info: dict[str, Any], *, last: bool) -> dict[str, Any]:
-        metadata = {"model_name": self.model_id, **info} if last else info
-        if piece.calls and metadata.get("finish_reason") == "stop":
-            metadata["finish_reason"] = "tool_calls"
-        return metadata
+        if not last:
+            return info
+        reason = info["finish_reason"]
+        called = bool(piece.calls) and reason == "stop"
+        return {
+            "model_name": self.model_id,
+            "model_provider": PROVIDER,
+            **info,
+            "finish_reason": "tool_calls" if called else reason,
+            "normalized_finish_reason": "tool_call" if called else reason,
+        }
 
     def _with_rest(self, piece: Piece) -> Piece:
         """The last piece together with what was held back."""

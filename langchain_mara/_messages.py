@@ -91,6 +91,8 @@ class Answer:
 
     def _chunk(self, said: Said, *, last: bool) -> ChatGenerationChunk:
         piece, metadata = said
+        # Of the last chunk, LangChain's event streams show valid calls only. It adds another one where there is none.
+        is_end = last and not any(part.invalid for part in piece.parts)
         message = AIMessageChunk(
             content=piece.content,
             id=self.message_id,
@@ -98,7 +100,7 @@ class Answer:
             tool_call_chunks=[self._call_chunk(part) for part in piece.parts],
             response_metadata=metadata,
             usage_metadata=self._usage() if last else None,
-            chunk_position="last" if last else None,
+            chunk_position="last" if is_end else None,
         )
         # LangChain takes arguments that come in parts, and broken ones, for invalid calls, and says no reason.
         message.invalid_tool_calls = list(self._invalid)

@@ -36,6 +36,9 @@ from langchain_mara.text.detokenizer import Stop, as_list
 from langchain_mara.text.own_tokenizer import encode, tokenizer_fingerprint
 from langchain_mara.tracing.trace import Trace
 
+PROVIDER = "mara"
+"""Who answers, in LangChain's words."""
+
 
 class LocalModel(Constructors, AnswerFields, BatchFields, DecodingFields):
     """Fields and loading of the LangChain classes. Instances on the same loaded model share its running batch."""
@@ -203,7 +206,7 @@ class LocalModel(Constructors, AnswerFields, BatchFields, DecodingFields):
 
     def _langsmith_params(self, model_type: Literal["llm", "chat"], stop: Stop) -> LangSmithParams:
         return LangSmithParams(
-            ls_provider="mara",
+            ls_provider=PROVIDER,
             ls_model_name=self.model_id,
             ls_model_type=model_type,
             ls_max_tokens=self.max_new_tokens,

@@ -10,6 +10,7 @@ from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, Us
 from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, GenerationChunk
 
+from langchain_mara._base import PROVIDER
 from langchain_mara.serving.completion import Completion, CompletionDelta, token_usage
 from langchain_mara.text.tool_formats.answer import AnswerReader, Piece
 from langchain_mara.text.tool_formats.call_parts import CallPart, joined
@@ -90,6 +91,8 @@ class Answer:
 
     def _chunk(self, said: Said, *, last: bool) -> ChatGenerationChunk:
         piece, metadata = said
+        # Of the last chunk, LangChain's event streams show valid calls only. It adds another one where there is none.
+        is_end = last and not any(part.invalid for part in piece.parts)
         message = AIMessageChunk(
             content=piece.content,
             id=self.message_id,
@@ -97,17 +100,24 @@ class Answer:
             tool_call_chunks=[self._call_chunk(part) for part in piece.parts],
             response_metadata=metadata,
             usage_metadata=self._usage() if last else None,
-            chunk_position="last" if last else None,
+            chunk_position="last" if is_end else None,
         )
         # LangChain takes arguments that come in parts, and broken ones, for invalid calls, and says no reason.
         message.invalid_tool_calls = list(self._invalid)
         return ChatGenerationChunk(message=message, generation_info=metadata or None)
 
     def _metadata(self, piece: Piece, info: dict[str, Any], *, last: bool) -> dict[str, Any]:
-        metadata = {"model_name": self.model_id, **info} if last else info
-        if piece.calls and metadata.get("finish_reason") == "stop":
-            metadata["finish_reason"] = "tool_calls"
-        return metadata
+        if not last:
+            return info
+        reason = info["finish_reason"]
+        called = bool(piece.calls) and reason == "stop"
+        return {
+            "model_name": self.model_id,
+            "model_provider": PROVIDER,
+            **info,
+            "finish_reason": "tool_calls" if called else reason,
+            "normalized_finish_reason": "tool_call" if called else reason,
+        }
 
     def _with_rest(self, piece: Piece) -> Piece:
         """The last piece together with what was held back."""

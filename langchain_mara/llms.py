@@ -19,6 +19,7 @@ from langchain_mara.exceptions import OptionsError, PromptError
 from langchain_mara.serving.completion import Completion, acomplete, complete, token_usage
 from langchain_mara.text.chat_template import encode_prompt
 from langchain_mara.text.detokenizer import Stop, as_list
+from langchain_mara.text.tool_formats.conversation import needed_arrangement
 from langchain_mara.tracing.trace import Trace
 
 if TYPE_CHECKING:
@@ -287,9 +288,9 @@ class MaraLLM(ConfigurableModel, RoleKeepingLLM):
 
     def encode(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
         """Token ids of a prompt, which is text or messages, as the model receives it."""
-        options = {name: getattr(self, name) for name in ("system_prompt", "special_tokens_in_messages")}
+        options = self.model_dump(include={"use_chat_template", "system_prompt", "special_tokens_in_messages"})
         prompt = prompt.messages if isinstance(prompt, ConversationText) else prompt
-        return encode_prompt(self.tokenizer, prompt, use_chat_template=bool(self.use_chat_template), **options)
+        return encode_prompt(self.tokenizer, prompt, arrange=needed_arrangement(self.tokenizer, prompt), **options)
 
 
 def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -23,6 +23,9 @@ SYNONYMS = {
 }
 """Option names of LangChain's chat models and of hosted models, and the same options in this library."""
 
+# Python's own filters forget what was shown whenever any library changes them for a moment.
+_told: set[tuple[str, str]] = set()
+
 _REPR = Repr()
 _REPR.maxlevel, _REPR.maxlong, _REPR.maxstring, _REPR.maxother = 3, 60, 200, 200
 
@@ -246,7 +249,7 @@ def canonical(kwargs: Mapping[str, Any], order: Order = DEFAULTS.order) -> dict[
 
 
 def warn_of_no_effect(fields: DecodingFields, given: Iterable[str]) -> None:
-    """Warns of options that do nothing together with the other ones.
+    """Warns of options that do nothing together with the other ones, once in a process.
 
     Args:
         fields: All options, checked.
@@ -269,10 +272,11 @@ def warn_of_no_effect(fields: DecodingFields, given: Iterable[str]) -> None:
     }
     for reason, names in without.items():
         for name in sorted(given.intersection(names)):
-            # LangChain lies between here and the caller, so no stack level would name the caller's line.
-            warnings.warn(
-                f"{name}={getattr(fields, name)!r} has no effect with {reason}. Leave one of them out.", stacklevel=2
-            )
+            if (name, reason) not in _told:
+                text = f"{name}={getattr(fields, name)!r} has no effect with {reason}. Leave one of them out."
+                # LangChain lies between here and the caller, so no stack level would name the caller's line.
+                warnings.warn(text, stacklevel=2)
+                _told.add((name, reason))
 
 
 def _unread(strategy: Strategy) -> list[str]:

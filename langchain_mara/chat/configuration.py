@@ -1,8 +1,8 @@
 """What both LangChain classes share besides decoding: their name, copies, and settings that a configuration changes."""
 
 import pickle
-from collections.abc import Mapping
-from typing import Any, NoReturn, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, Self, cast
 
 from langchain_core.runnables import ConfigurableField, Runnable, RunnableConfig, ensure_config
 from langchain_core.runnables.configurable import RunnableConfigurableFields
@@ -64,7 +64,21 @@ class ConfigurableModel(LocalModel):
 
 
 class ConfiguredFields(RunnableConfigurableFields):  # type: ignore[type-arg]  # with them, pydantic makes a class of each
-    """Fields to configure. LangChain's own class would give every field anew, and so hide which of them were given."""
+    """Fields to configure. LangChain's own class would give every field anew, and so hide which of them were given.
+
+    With tools or a schema they stay configurable, as those of `init_chat_model` do. LangChain's own class would bind
+    both to the model as it was before.
+    """
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, Any]:
+        """Lets the model call tools; see `ChatMara.bind_tools`."""
+        chat: Any = self.default
+        return self.bind(**chat.bind_tools(tools, **kwargs).kwargs)
+
+    def with_structured_output(self, schema: Any, **kwargs: Any) -> Runnable[Any, Any]:
+        """Reads every answer as a value of a schema; see `ChatMara.with_structured_output`."""
+        kind: Any = type(self.default)
+        return cast("Runnable[Any, Any]", kind.with_structured_output(self, schema, **kwargs))
 
     @override
     def _prepare(self, config: RunnableConfig | None = None) -> tuple[Runnable[Any, Any], RunnableConfig]:

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage, message_chunk_to_message
 
 from langchain_mara.exceptions import PromptError
 
 Block = dict[str, Any]
 
-_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "function"}
+_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
 _CALLS = {"tool_call", "tool_use", "function_call"}
 _NOT_SHOWN = {*_CALLS, "tool_call_chunk", "invalid_tool_call", "tool_result", "reasoning", "thinking"}
 _TEXTS = {"text", "text-plain", "json"}
@@ -46,8 +46,20 @@ def converted(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     Raises:
         PromptError: If a message holds anything but text, or has a type that no template knows.
     """
-    answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
-    return [item for message in messages for item in _converted(message, answered)]
+    whole = [message_chunk_to_message(message) for message in messages]  # streams add up to a chunk
+    answered = {message.tool_call_id for message in whole if isinstance(message, ToolMessage)}
+    return _with_names([item for message in whole for item in _converted(message, answered)])
+
+
+def _with_names(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation with the names of tools in their results. Some templates want them; OpenAI's format has none."""
+    names: dict[str, str] = {}
+    for message in conversation:
+        names |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls", ())}
+        name = names.get(message.get("tool_call_id", ""))
+        if name and "name" not in message:
+            message["name"] = name
+    return conversation
 
 
 def _says_anything(message: dict[str, Any]) -> bool:
@@ -87,7 +99,7 @@ def reasoning_of(message: BaseMessage) -> str:
 
 
 def _role(message: BaseMessage) -> str:
-    role = message.role if isinstance(message, ChatMessage) else _ROLES.get(message.type.removesuffix("MessageChunk"))
+    role = message.role if isinstance(message, ChatMessage) else _ROLES.get(message.type)
     if role is None:
         raise PromptError(
             f"A message of type {message.type} is no part of a conversation. Give system, human, ai and tool messages."

@@ -11,6 +11,7 @@ from langchain_mara.exceptions import OptionsError
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
 _DESCRIBED = {"function", "parameters", "input_schema", "properties"}
 """What of these a tool has that runs where its caller is."""
+_OWN_TYPES = (None, "function", "object")
 Choice = str | dict[str, Any] | bool | None
 
 
@@ -28,7 +29,7 @@ def tool_schemas(tools: Sequence[Tool], *, strict: bool | None = None) -> list[d
 
 
 def _schema(tool: Tool, *, strict: bool | None) -> dict[str, Any]:
-    if isinstance(tool, dict) and "type" in tool and not _DESCRIBED.intersection(tool):
+    if isinstance(tool, dict) and tool.get("type") not in _OWN_TYPES and not _DESCRIBED.intersection(tool):
         raise OptionsError(
             f"The tool {tool.get('name') or tool['type']!s} runs on its provider's servers, and a local model has none."
             " Give a function that does the same."

@@ -34,7 +34,10 @@ def _checked_model(value: Any) -> Any:
     from transformers import PreTrainedModel as ModelClass  # noqa: PLC0415
 
     if not isinstance(value, ModelClass) and not hasattr(value, "new_policy"):
-        raise ValueError("should be an instance of PreTrainedModel")
+        is_name = isinstance(value, str | Path)
+        raise ValueError(
+            "should be an instance of PreTrainedModel" + (" (from_model_id loads one by its name)" if is_name else "")
+        )
     return value
 
 

@@ -51,6 +51,7 @@ def encode_prompt(
     system_prompt: str | None = None,
     tools: Sequence[dict[str, Any]] = (),
     special_tokens_in_messages: bool = False,
+    arrange: Arrange | None = None,
 ) -> list[int]:
     """Encodes a prompt as the model expects it.
 
@@ -62,6 +63,7 @@ def encode_prompt(
         tools: Tools that the model may call, if the chat template is used.
         special_tokens_in_messages: See `encode_messages`. Without the chat template, special tokens in the text always
             count, because whoever renders a prompt writes them.
+        arrange: See `encode_messages`.
 
     Raises:
         PromptError: If `prompt` holds messages but the chat template is not used.
@@ -72,7 +74,9 @@ def encode_prompt(
     elif not use_chat_template:
         raise PromptError("Messages need a chat template, and this model is prompted with plain text. Give text.")
     messages = as_messages(prompt, system_prompt)
-    return encode_messages(tokenizer, messages, tools, special_tokens_in_messages=special_tokens_in_messages)
+    return encode_messages(
+        tokenizer, messages, tools, special_tokens_in_messages=special_tokens_in_messages, arrange=arrange
+    )
 
 
 def as_messages(prompt: str | Sequence[dict[str, Any]], system_prompt: str | None = None) -> list[dict[str, Any]]:
@@ -147,7 +151,8 @@ def render(
 ) -> str:
     """Renders a conversation with the chat template.
 
-    If the template refuses a system message, its text goes before that of the user message that follows.
+    If the template refuses a system message, its text goes before that of the user message that follows. If it refuses
+    several texts of the same role in a row, they become one.
 
     Args:
         tokenizer: A tokenizer with a chat template.
@@ -162,10 +167,9 @@ def render(
     try:
         return _rendered(tokenizer, messages, tools, closed=closed, template_kwargs=template_kwargs)
     except _REFUSALS as error:
-        if any(message.get("role") == "system" for message in messages):
+        for form in _other_forms(messages):
             with suppress(*_REFUSALS):
-                folded = _without_system_role(messages)
-                return _rendered(tokenizer, folded, tools, closed=closed, template_kwargs=template_kwargs)
+                return _rendered(tokenizer, form, tools, closed=closed, template_kwargs=template_kwargs)
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise PromptError(f"The model's chat template refuses messages of the roles {roles}: {error}") from None
 
@@ -188,6 +192,30 @@ def _rendered(
         **(template_kwargs or {}),
     )
     return str(text)
+
+
+def _other_forms(messages: Sequence[Message]) -> list[list[Message]]:
+    """The conversation in other forms, of which the template may take one, those that change the least first."""
+    folded = _without_system_role(messages)
+    forms = (folded, _alternating(messages), _alternating(folded))
+    return [form for form in forms if form != list(messages)]
+
+
+def _alternating(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with one message where several texts of the user, or of the assistant, stand in a row."""
+    turns: list[Message] = []
+    for message in messages:
+        last = turns[-1] if turns else {}
+        if _is_text(message) and _is_text(last) and message["role"] == last["role"]:
+            turns[-1] = {**last, "content": f"{last['content']}\n\n{message['content']}"}
+        else:
+            turns.append(message)
+    return turns
+
+
+def _is_text(message: Message) -> bool:
+    is_said = message.get("role") in ("user", "assistant") and not message.get("tool_calls")
+    return is_said and isinstance(message.get("content"), str)
 
 
 def _without_system_role(messages: Sequence[Message]) -> list[Message]:

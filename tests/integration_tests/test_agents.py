@@ -44,6 +44,7 @@ from langgraph.config import get_stream_writer
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.pregel import Pregel
 from langgraph.runtime import Runtime
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, interrupt
@@ -155,6 +156,31 @@ def test_a_state_of_ones_own_and_a_tool_that_reads_and_writes_it(chat: ChatMara)
     agent: Any = create_agent(chat, [remembered], state_schema=State)
     answer = agent.invoke({**WEATHER, "asked": ["Rome"]})
     assert (last(answer), answer["asked"]) == (SUNNY, ["Rome", "Paris"])
+
+
+# docs.langchain.com/oss/python/langchain/models
+
+
+def test_a_stream_that_was_added_up_goes_back_into_the_conversation(chat: ChatMara) -> None:
+    bound = chat.bind_tools([get_weather])
+    messages: list[Any] = list(WEATHER["messages"])
+    messages.append(reduce(operator.add, bound.stream(messages)))
+    messages += [get_weather.invoke(call) for call in messages[-1].tool_calls]
+    assert bound.invoke(messages).text == SUNNY
+
+
+# docs.langchain.com/oss/python/langchain/event-streaming
+
+
+@pytest.mark.skipif("stream_events" not in vars(Pregel), reason="LangGraph before 1.2 has no typed streams")
+def test_messages_and_calls_stream_as_events(chat: ChatMara) -> None:
+    agent: Any = create_agent(chat, [get_weather])
+    run = agent.stream_events(WEATHER, version="v3")
+    asked, told = [("".join(message.text), message.tool_calls.get(), message.output) for message in run.messages]
+    assert [(call["name"], call["args"]) for call in asked[1]] == [("get_weather", {"city": "Paris"})]
+    assert (told[0], told[1], told[2].text) == (SUNNY, [], SUNNY)
+    assert asked[2].usage_metadata["output_tokens"] > 0
+    assert last(run.output) == SUNNY
 
 
 # docs.langchain.com/oss/python/langchain/structured-output

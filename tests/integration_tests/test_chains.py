@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from langchain_mara import ChatMara, MaraLLM
 from langchain_mara.exceptions import OptionsError, PromptError
 
+QUESTION = "What is the weather in Paris?"
 WISH = "I want to keep a lost wallet. Where should I start?"
 
 
@@ -143,8 +144,15 @@ def test_a_forced_tool_is_called(chat: ChatMara) -> None:
 
         city: str
 
-    bound = chat.bind_tools([Weather, get_weather], tool_choice="get_weather")
-    assert bound.invoke("What is the weather in Paris?").tool_calls[0]["name"] == "get_weather"
+    def called(choice: str | None) -> list[str]:
+        answer: Any = chat.bind_tools([Weather, get_weather], tool_choice=choice).invoke(QUESTION)
+        return [call["name"] for call in answer.tool_calls]
+
+    assert [called(choice) for choice in (None, "get_weather", "Weather")] == [
+        ["get_weather"],
+        ["get_weather"],
+        ["Weather"],
+    ]
     with pytest.raises(OptionsError, match="tool_choice='get_wether' is none of the tools: Weather, get_weather"):
         chat.bind_tools([Weather, get_weather], tool_choice="get_wether")
 

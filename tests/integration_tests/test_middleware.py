@@ -1,22 +1,31 @@
 """Middleware of LangChain's documentation in which the model does more than answer, on a scripted tiny model."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import (
+    FilesystemFileSearchMiddleware,
+    LLMToolEmulator,
     LLMToolSelectorMiddleware,
     ModelRequest,
+    ModelRetryMiddleware,
     SummarizationMiddleware,
     TodoListMiddleware,
     wrap_model_call,
 )
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain.tools import ToolRuntime
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import Command
 from parrot import AGENT_FOLDER
 from parrot_lessons import call
 from scripted import FORCED, turns_chat
+
+from langchain_mara import ChatMara
 
 ASKED: dict[str, Any] = {"messages": [HumanMessage("What is the weather in Paris?")]}
 SUNNY = "It is sunny in Paris today."
@@ -97,6 +106,72 @@ def test_earlier_messages_are_summarized() -> None:
     summary, question, answer = texts(agent.invoke({"messages": said}))
     assert "Bob said hello." in summary
     assert (question, answer) == ("What is the weather in Paris?", SUNNY)
+
+
+@pytest.mark.slow
+def test_a_call_of_the_model_is_tried_again() -> None:
+    attempts = []
+
+    class Busy(ChatMara):
+        def _answers(self, *args: Any, **kwargs: Any) -> Any:
+            attempts.append(1)
+            if len(attempts) < 3:
+                raise TimeoutError("busy")
+            return super()._answers(*args, **kwargs)
+
+    chat = Busy.from_llm(turns_chat(AGENT_FOLDER, {("user", "What is the weather in Paris?"): SUNNY}))
+    retry = ModelRetryMiddleware(max_retries=2, initial_delay=0.0, jitter=False)
+    assert texts(create_agent(chat, [], middleware=[retry]).invoke(ASKED))[-1] == SUNNY
+    assert len(attempts) == 3
+
+
+@pytest.mark.slow
+def test_a_model_plays_a_tool() -> None:
+    turns = {
+        ("user", "What is the weather in Paris?"): call("get_weather", city="Paris"),
+        ("", "Introduce variation into your responses."): "It rains.",
+        ("tool", "It rains."): "It rains in Paris.",
+    }
+    chat = turns_chat(AGENT_FOLDER, turns)
+    agent: Any = create_agent(chat, [get_weather], middleware=[LLMToolEmulator(model=chat)])
+    assert texts(agent.invoke(ASKED))[2:] == ["It rains.", "It rains in Paris."]
+
+
+@pytest.mark.slow
+def test_files_are_searched(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("egg")
+    turns = {
+        ("user", "What is the weather in Paris?"): call("glob_search", pattern="*.txt"),
+        ("tool", "/a.txt"): "I found a file.",
+    }
+    search = FilesystemFileSearchMiddleware(root_path=str(tmp_path))
+    agent: Any = create_agent(turns_chat(AGENT_FOLDER, turns), [], middleware=[search])
+    assert texts(agent.invoke(ASKED))[2:] == ["/a.txt", "I found a file."]
+
+
+# docs.langchain.com/oss/python/langchain/multi-agent/handoffs
+
+
+@pytest.mark.slow
+def test_an_agent_hands_over_to_another() -> None:
+    @tool
+    def transfer(runtime: ToolRuntime) -> Command[Any]:
+        """Hand over to the sales department."""
+        done = ToolMessage("You are with sales now.", tool_call_id=runtime.tool_call_id)
+        update = {"messages": [runtime.state["messages"][-1], done]}
+        return Command(goto="sales", update=update, graph=Command.PARENT)
+
+    turns = {
+        ("user", "What is the weather in Paris?"): call("transfer"),
+        ("tool", "You are with sales now."): "We sell umbrellas.",
+    }
+    chat = turns_chat(AGENT_FOLDER, turns)
+    builder = StateGraph(MessagesState)
+    builder.add_node("support", create_agent(chat, [transfer]))
+    builder.add_node("sales", create_agent(chat, []))
+    builder.add_edge(START, "support")
+    answer: Any = builder.compile().invoke(ASKED)  # type: ignore[arg-type]
+    assert texts(answer)[1:] == ["", "You are with sales now.", "We sell umbrellas."]
 
 
 # docs.langchain.com/oss/python/langchain/multi-agent/subagents

@@ -106,3 +106,13 @@ def test_training_sums_up_the_tables_of_its_parts(script: Script, tmp_path: Path
     assert float(first[2]) == 1
     assert len(others) == 2
     assert all(speed.endswith(f" {part.unit}") and ratio == part.ratio for _, speed, _, ratio in (first, *others))
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_grammar_is_told_as_a_ratio(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script("grammar").main(batch=[1], new_tokens=4, repeats=1)
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [row[1].strip() for row in rows] == ["none", "(?s:.*)", "schema"]
+    assert float(rows[0][4]) == 1
+    assert all(float(row[4]) > 0 for row in rows)
+    assert all(float(row[5]) > 0 for row in rows[1:])

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from langchain_mara.text.tool_formats.base import ToolFormat
@@ -93,6 +93,15 @@ class GrowingObject:
             return None
 
     @property
+    def is_json(self) -> bool:
+        """Whether the object is whole."""
+        try:
+            json.loads(self.text)
+        except ValueError:
+            return False
+        return True
+
+    @property
     def breaking(self) -> str:
         """What makes the object no JSON for whoever adds what is missing at its end, as LangChain does."""
         string_end = ("\\" if self._escaped else "") + '"' if self._in_string else ""
@@ -165,7 +174,7 @@ class CallStream:
             is_next = bool(left) and left[0].name == begun.name
             rest = begun.arguments.rest(left[0].arguments) if is_next else None
             if rest is None:
-                fault = _fault(begun, wrong)
+                fault = _fault(begun, wrong, invalid)
                 parts.append(CallPart(index, f"{begun.arguments.breaking} {fault.error}", invalid=fault))
             else:
                 del left[0]
@@ -175,12 +184,18 @@ class CallStream:
         return parts + [_whole(fault, first + len(left) + i) for i, fault in enumerate(wrong)]
 
 
-def _fault(begun: _Begun, wrong: list[InvalidToolCall]) -> InvalidToolCall:
-    """What is wrong with a call that was followed; it is taken from the list, if it is there."""
-    for i, fault in enumerate(wrong):
-        if fault.name == begun.name:
-            return wrong.pop(i)
-    return InvalidToolCall(begun.arguments.text, "Its arguments, or those of another call, are broken.", begun.name)
+def _fault(begun: _Begun, wrong: list[InvalidToolCall], invalid: Sequence[InvalidToolCall]) -> InvalidToolCall:
+    """What is wrong with a call that was followed. It is taken from the list, if it is there.
+
+    Its text is the arguments as far as they go. Whole ones would look like those of a valid call.
+    """
+    index = next((i for i, fault in enumerate(wrong) if fault.name == begun.name), None)
+    if index is not None:
+        fault = wrong.pop(index)
+    else:
+        error = invalid[0].error if invalid else "Its arguments, or those of another call, are broken."
+        fault = InvalidToolCall(begun.arguments.text, error, begun.name)
+    return fault if begun.arguments.is_json else replace(fault, text=begun.arguments.text)
 
 
 def _whole(fault: InvalidToolCall, index: int) -> CallPart:

@@ -143,6 +143,29 @@ def arrangement(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> 
     return arrange
 
 
+def needed_arrangement(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Sequence[Message],
+    tools: Sequence[Message] = (),
+    name: str | None = None,
+) -> Arrange | None:
+    """How a prompt is arranged, if it is a conversation with tools; None if it is not.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: Text or messages.
+        tools: Tools that the model may call.
+        name: See `arrangement`.
+
+    Raises:
+        OptionsError: If no format has the name.
+        PromptError: If the chat template takes tools in an unknown format.
+    """
+    messages = () if isinstance(prompt, str) else prompt
+    uses_tools = bool(tools) or any(message.get("tool_calls") or message.get("role") == "tool" for message in messages)
+    return arrangement(tokenizer, name) if uses_tools else None
+
+
 class PromptSettings(Protocol):
     """What a prompt depends on besides its messages; `ChatMara` has it all."""
 
@@ -176,14 +199,13 @@ def encode_conversation(
     Raises:
         PromptError: If the chat template refuses the messages, or takes tools in an unknown format.
     """
-    uses_tools = bool(tools) or any(message.get("tool_calls") or message.get("role") == "tool" for message in messages)
     return encode_messages(
         tokenizer,
         with_reasoning(messages, template_with_tools(tokenizer)),
         tools,
         opening,
         special_tokens_in_messages=settings.special_tokens_in_messages,
-        arrange=arrangement(tokenizer, settings.tool_format) if uses_tools else None,
+        arrange=needed_arrangement(tokenizer, messages, tools, settings.tool_format),
         promised=promised,
         template_kwargs=settings.template_kwargs,
     )

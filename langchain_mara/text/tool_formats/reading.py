@@ -15,7 +15,7 @@ _FAULTS = (ValueError, SyntaxError, RecursionError, MemoryError)
 _CALL_KEYS = {"name", "arguments", "parameters", "id", "type", "function"}
 _NAME = re.compile(
     r'"name"\s*:\s*"([^"]*)"'
-    r"|(?:function=|call:|<tool_call>\s*|\[TOOL_CALLS\]|functions\.|▁sep.>|call▁begin.>)([\w.-]+)"
+    r"|(?:function=|call:|<tool_call>\s*|\[TOOL_CALLS\]|functions\.|▁sep.>|call▁begin.>(?!function<))([\w.-]+)"
 )
 
 
@@ -102,7 +102,10 @@ class ToolCallParser:
         rest = self._read(truncated=truncated)
         if self._single:
             rest = rest._replace(calls=rest.calls[:1], invalid=[] if rest.calls else rest.invalid[:1])
-        return rest._replace(parts=joined([*parts, *self._stream.settle(rest.calls, rest.invalid)]))
+        if self._started and self._calling and rest.content:
+            rest = rest._replace(content=f"\n{rest.content}")  # the blanks around calls were left out
+        parts = joined([*parts, *self._stream.settle(rest.calls, rest.invalid)])
+        return rest._replace(invalid=[part.invalid for part in parts if part.invalid], parts=parts)
 
     def _read(self, *, truncated: bool) -> Rest:
         text, self._held = self._held, ""
@@ -126,7 +129,7 @@ class ToolCallParser:
         A call that was forced is a call, whatever follows it.
         """
         try:
-            calls, end = self._format.read(text.lstrip(), self._offer)
+            calls, end = self._calls_at(text.lstrip())
         except _FAULTS as error:
             begun = _NAME.search(text) or re.match(r"\s*\[([\w.-]+)\(()", text)
             name = begun and (begun[1] or begun[2])
@@ -140,8 +143,11 @@ class ToolCallParser:
 
     def _are_calls(self, calls: Sequence[ToolCall], text: str) -> bool:
         """Whether JSON or Python is calls, and not an answer that happens to have names."""
-        if not calls or self._forced or any(call.name in self._offer.schemas for call in calls):
+        if not calls or self._forced:
             return bool(calls)
+        if any(call.name in self._offer.schemas for call in calls):
+            # A note that is called "note" is none.
+            return any(call.arguments for call in calls) or _only_call_keys(text)
         # Unknown tools with arguments are calls, too, but `{"name": "Bob"}` or a list of people is none.
         return all(call.arguments for call in calls) and _only_call_keys(text)
 
@@ -156,11 +162,12 @@ class ToolCallParser:
                 thoughts.append(thought.strip())
             elif not opening:
                 stop = self._next_start(text, 0)
-                content.append(text[:stop].strip())
-                text = text[stop:]
+                said, text = text[:stop].strip(), text[stop:]
+                is_cut_marker = self._offer.truncated and any(mark.startswith(said) for mark in self._format.markers)
+                content.append("" if is_cut_marker else said)
             else:
                 try:
-                    found, end = self._format.read(text, self._offer)
+                    found, end = self._calls_at(text)
                     calls += found
                 except _FAULTS as error:
                     # A broken call ends at the next marker; there is no other way to find its end.
@@ -182,6 +189,19 @@ class ToolCallParser:
         while opening := self._format.opening_of(rest):
             rest = rest[len(opening) :].lstrip()
         return len(text) - len(rest)
+
+    def _calls_at(self, text: str) -> tuple[list[ToolCall], int]:
+        """The calls at the beginning of a text, and where the text after them begins.
+
+        Raises:
+            ValueError: If there is no valid call, and what else `ToolFormat.read` raises.
+        """
+        calls, end = self._format.read(text, self._offer)
+        try:
+            dumps([(call.name, call.arguments) for call in calls]).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it holds half of a character, such as \\ud83d alone.") from None
+        return calls, end
 
     def _checked(self, rest: Rest) -> Rest:
         """Calls of tools that were not offered become invalid ones."""

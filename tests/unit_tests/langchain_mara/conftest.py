@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from langchain_mara import options
 from langchain_mara.agents.agent import MaraAgent
 from langchain_mara.llms import MaraLLM
 from langchain_mara.policy.llama_cpp.model import LlamaCppModel
@@ -66,6 +67,12 @@ def make_tokenizer() -> Callable[[], PreTrainedTokenizerFast]:
         return _wrapped(tokenizer)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def forgotten_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings that come once in a process come once in each test."""
+    monkeypatch.setattr(options, "_told", set())
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,17 @@ def test_from_model_id_loads_a_folder(chat: ChatMara, model_folder: Path, agent_
     assert loaded.invoke(CONVERSATION).text == chat.invoke(CONVERSATION).text
 
 
+async def test_an_event_loop_needs_no_threads(chat: ChatMara, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a thread of the loop was asked for")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", refuse)
+    expected = chat.invoke("hi").text
+    answers = [await chat.ainvoke("hi"), *await chat.abatch(["hi", "hi"])]
+    assert {answer.text for answer in answers} == {expected}
+    assert "".join([chunk.text async for chunk in chat.astream("hi")]) == expected
+
+
 @pytest.mark.parametrize("options", [{}, *EACH_OPTION], ids=str)
 async def test_every_way_of_running_gives_the_same_text(chat: ChatMara, options: dict[str, Any]) -> None:
     expected = chat.invoke(CONVERSATION, **options).text

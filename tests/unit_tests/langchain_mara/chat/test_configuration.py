@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from families import tiny_agent
+from langchain_core.exceptions import OutputParserException
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.runnables.utils import ConfigurableFieldMultiOption, ConfigurableFieldSingleOption
+from parrot import FOLDER
 
 from langchain_mara import ChatMara, MaraLLM
 from langchain_mara.exceptions import OptionsError, PromptError
@@ -61,6 +63,32 @@ def test_the_model_is_configured_by_its_name(model_of_kind: Model, model_folder:
     prepared, _ = runnable._prepare({"configurable": {"model": str(model_folder)}})
     assert prepared.model_name == str(model_folder)
     assert prepared.model is not model_of_kind.model
+
+
+def say(text: str) -> str:
+    """Says a text."""
+    return text
+
+
+def called(answer: Any) -> list[Any]:
+    return [(call["name"], call["args"]) for call in (*answer.tool_calls, *answer.invalid_tool_calls)]
+
+
+async def test_with_tools_or_a_schema_fields_stay_configurable() -> None:
+    chat = ChatMara.from_model_id(FOLDER, device="cpu", max_new_tokens=9)
+    runnable = chat.configurable_fields(max_new_tokens=ConfigurableField(id="length"))
+    config: Any = {"configurable": {"length": 3}}
+    bound, expected = runnable.bind_tools([say], tool_choice="say"), chat.bind_tools([say], tool_choice="say")
+    assert called(bound.invoke("hi")) == called(expected.invoke("hi")) != []
+    for answer in (bound.invoke("hi", config), await bound.ainvoke("hi", config), bound.batch(["hi"], config)[0]):
+        assert answer.usage_metadata["output_tokens"] == 3
+    assert len([chunk for chunk in bound.stream("hi", config) if chunk.usage_metadata]) == 1
+
+    schema = {"title": "sure", "type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
+    promised = runnable.with_structured_output(schema, method="json_schema")
+    assert set(promised.invoke("hi", {"configurable": {"length": 60}})) == {"sure"}
+    with pytest.raises(OutputParserException, match="reached max_new_tokens"):
+        promised.invoke("hi", config)
 
 
 def test_options_to_choose_from(model_of_kind: Model) -> None:
@@ -122,10 +150,11 @@ def test_none_beside_the_other_name_of_an_option_is_left_out(model_of_kind: Mode
     assert said(model_of_kind.invoke("hi", max_tokens=3, max_new_tokens=None, max_completion_tokens=None)) == short
 
 
-def test_an_option_without_effect_warns_once_per_call(model_of_kind: Model) -> None:
+def test_an_option_without_effect_warns_once(model_of_kind: Model) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        model_of_kind.invoke("hi", temperature=0.5, order="descending")
+        for _ in range(2):
+            model_of_kind.invoke("hi", temperature=0.5, order="descending")
     assert [str(warning.message) for warning in seen] == [
         "temperature=0.5 has no effect with order='descending'. Leave one of them out."
     ]

@@ -3,7 +3,20 @@
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    ChatMessage,
+    ChatMessageChunk,
+    FunctionMessage,
+    HumanMessage,
+    HumanMessageChunk,
+    RemoveMessage,
+    SystemMessage,
+    SystemMessageChunk,
+    ToolMessage,
+    ToolMessageChunk,
+)
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 
 from langchain_mara import MaraLLM
@@ -45,6 +58,42 @@ def test_parts_of_an_answer_are_one_text_and_those_of_others_are_lines() -> None
         ("assistant", "is it"),
         ("user", "is \nit"),
     ]
+
+
+def test_chunks_are_messages() -> None:
+    call: Any = {"name": "f", "args": '{"a": 1}', "id": "1", "index": 0}
+    parts: list[Any] = [{"type": "text", "text": "is "}, {"type": "text", "text": "it"}]
+    chunks = [
+        SystemMessageChunk("be nice"),
+        HumanMessageChunk("hi"),
+        AIMessageChunk(parts) + AIMessageChunk("", tool_call_chunks=[call]),
+        ToolMessageChunk("7", tool_call_id="1"),
+        ChatMessageChunk("so?", role="user"),
+    ]
+    whole = [
+        SystemMessage("be nice"),
+        HumanMessage("hi"),
+        AIMessage(parts, tool_calls=[tool_call(name="f", args={"a": 1}, id="1")]),
+        ToolMessage("7", tool_call_id="1"),
+        ChatMessage("so?", role="user"),
+    ]
+    assert to_template(chunks) == to_template(whole)
+    assert [message["role"] for message in to_template(chunks)] == ["system", "user", "assistant", "tool", "user"]
+
+
+def test_a_result_has_the_name_of_its_tool() -> None:
+    def asked(name: str) -> AIMessage:
+        return AIMessage("", tool_calls=[tool_call(name=name, args={}, id="1")])
+
+    # Ids may come again in a later turn.
+    messages = [asked("f"), ToolMessage("7", tool_call_id="1"), asked("g"), ToolMessage("8", tool_call_id="1")]
+    assert [message["name"] for message in to_template(messages) if message["role"] == "tool"] == ["f", "g"]
+    in_content = HumanMessage([{"type": "tool_result", "tool_use_id": "1", "content": "7"}])
+    assert to_template([asked("f"), in_content])[1]["name"] == "f"
+    assert to_template([asked("f"), ToolMessage("7", tool_call_id="1", name="own")])[1]["name"] == "own"
+    assert "name" not in to_template([asked("f"), ToolMessage("7", tool_call_id="2")])[1]
+    old = FunctionMessage(name="f", content="7")
+    assert to_template([old]) == [{"role": "tool", "content": "7", "name": "f"}]
 
 
 def test_json_and_plain_text_are_text() -> None:

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages.tool import tool_call
 from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import ChatPromptTemplate
+from scripted import scripted_chat
 
 from langchain_mara import MaraLLM
 
@@ -38,6 +40,16 @@ def test_a_chat_prompt_keeps_its_roles(llm: MaraLLM) -> None:
     assert llm.invoke([HumanMessage("hi")]) == llm.invoke("hi")
     prompted = MaraLLM(**{**dict(llm), "system_prompt": "be nice"})
     assert prompted.invoke([HumanMessage("hi")]) == prompted.invoke("hi") == (PROMPT | llm).invoke({"it": "hi"})
+
+
+@pytest.mark.parametrize("family", ["prompt", "llama-json", "gemma", "hermes"])
+def test_calls_and_their_results_are_those_of_the_chat_model(family: str) -> None:
+    chat = scripted_chat(family, "so", after="\n")
+    llm = MaraLLM(model=chat.model, tokenizer=chat.tokenizer)
+    calls = [tool_call(name=name, args={"a": 1}, id=name) for name in ("f", "g")]
+    results = [ToolMessage("7", tool_call_id=name) for name in ("f", "g")]
+    conversation = [HumanMessage("hi"), AIMessage("", tool_calls=calls), *results]
+    assert llm.encode(llm._convert_input(conversation).to_string()) == chat._encode(conversation, ())
 
 
 def test_without_a_template_messages_are_langchains_text(llm: MaraLLM) -> None:

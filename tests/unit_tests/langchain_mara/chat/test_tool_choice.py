@@ -77,7 +77,9 @@ def test_a_tool_that_runs_at_its_provider_is_refused_by_name(tool: dict[str, Any
         tool_schemas([tool])
 
 
-@pytest.mark.parametrize("tool", [{}, {"nothing": 1}, 7, "say", None], ids=str)
+@pytest.mark.parametrize(
+    "tool", [{}, {"nothing": 1}, {"type": "function"}, {"type": "object"}, 7, "say", None], ids=str
+)
 def test_what_is_no_tool_is_quoted(tool: Any) -> None:
     with pytest.raises(OptionsError, match=rf"{re.escape(repr(tool))} is not a tool: "):
         tool_schemas([tool])

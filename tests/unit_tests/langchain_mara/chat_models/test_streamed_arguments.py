@@ -65,6 +65,17 @@ def test_every_json_format_brings_arguments_in_parts(family: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(ChatMara, "stream_events"), reason="this langchain-core has no typed streams")
+@pytest.mark.parametrize("length", [20, 45, 55, None])
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
+def test_typed_streams_tell_of_calls_valid_and_cut(length: int | None) -> None:
+    chat = chat_of("hermes", PARIS)
+    message = chat.stream_events(HI, version="v3", max_new_tokens=length).output
+    assert called(message) == ([] if length else [("get_weather", {"city": "Paris"})])
+    assert ["ended at max_new_tokens" in call["args"] for call in message.invalid_tool_calls] == [True] * bool(length)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [15, 3])
 def test_a_call_that_was_cut_is_none_for_whoever_merges_the_stream(left: int) -> None:
     chat = chat_of("hermes", NOTE)

@@ -99,6 +99,28 @@ def test_a_truncated_call_is_no_call_and_the_reason_stays_length() -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "options", "reasons"),
+    [
+        ("Yes.", {}, ("stop", "stop")),
+        ("Yes.", {"max_tokens": 2}, ("length", "length")),
+        ("Yes.", {"stop": ["s"]}, ("stop", "stop")),
+        (CALL, {}, ("tool_calls", "tool_call")),
+        (CALL, {"max_tokens": 20}, ("length", "length")),
+        (FORMATS["hermes"].write([ToolCall("erase", {})]), {}, ("stop", "stop")),
+    ],
+)
+def test_reasons_are_told_in_openais_words_and_in_langchains(
+    answer: str, options: dict[str, Any], reasons: tuple[str, str]
+) -> None:
+    chat = hermes(answer)
+    bound = chat.bind_tools(TOOLS).bind(**options)
+    for metadata in (bound.invoke(HI).response_metadata, streamed(bound).response_metadata):
+        assert (metadata["finish_reason"], metadata["normalized_finish_reason"]) == reasons
+        # By this, LangChain's summaries know whose token counts they read.
+        assert metadata["model_provider"] == chat._get_ls_params()["ls_provider"]
+
+
+@pytest.mark.parametrize(
     ("written", "arguments"),
     [("null}", {}), ('""}', {}), ('{"text": "one\ntwo"}}', {"text": "one\ntwo"}), ('{"count": 3}', {"count": 3})],
 )

@@ -76,7 +76,7 @@ def test_value_out_of_bounds_is_refused_before_loading_and_at_a_call(llm: MaraLL
 def test_missing_model_and_wrong_types_are_refused_in_one_sentence(llm: MaraLLM) -> None:
     with pytest.raises(OptionsError, match="model is required; tokenizer is required"):
         MaraLLM()
-    with pytest.raises(OptionsError, match="model='gpt2' should be an instance of PreTrainedModel"):
+    with pytest.raises(OptionsError, match=r"model='gpt2' should be an .* \(from_model_id loads one by its name\)"):
         MaraLLM(model="gpt2", tokenizer=llm.tokenizer)
     with pytest.raises(OptionsError, match=r"agent='actor\.pth' should be an instance of Agent"):
         MaraLLM(model=llm.model, tokenizer=llm.tokenizer, agent="actor.pth")

@@ -57,8 +57,22 @@ def test_a_temperature_of_a_call_replaces_only_the_default_order(llm: MaraLLM) -
 def test_options_without_effect_are_named(llm: MaraLLM, options: dict[str, Any], message: str) -> None:
     with pytest.warns(UserWarning, match=message):
         llm._configured(options)
-    with pytest.warns(UserWarning, match=message):
+
+
+def test_options_without_effect_are_named_once(llm: MaraLLM) -> None:
+    options: Any = {"temperature": 0.7, "order": "descending"}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            llm._configured(options)
+            llm.as_chat()._configured(options)
         MaraLLM(**{"model": llm.model, "tokenizer": llm.tokenizer, "agent": llm.agent, **options})
+    assert [str(each.message)[:35] for each in seen] == ["temperature=0.7 has no effect with "]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(UserWarning, match="strength=0.7"):
+                llm._configured({"strength": 0.7})
 
 
 def test_what_has_an_effect_and_what_was_given_before_is_not_named(llm: MaraLLM) -> None:

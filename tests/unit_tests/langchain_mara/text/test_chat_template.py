@@ -7,7 +7,7 @@ from families import tiny_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from langchain_mara.exceptions import PromptError
-from langchain_mara.text.chat_template import encode_messages, encode_text, eos_token_ids
+from langchain_mara.text.chat_template import encode_messages, encode_text, eos_token_ids, render
 
 MakeTokenizer = Callable[[], PreTrainedTokenizerFast]
 USER = {"role": "user", "content": "is it so?"}
@@ -76,6 +76,38 @@ def test_a_refused_system_message_comes_before_the_user_message_that_follows(
     tokenizer = make_tokenizer()
     tokenizer.chat_template = REFUSES_SYSTEM
     assert tokenizer.decode(encode_messages(tokenizer, messages)) == f"<s>{texts}"
+
+
+ALTERNATES = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('no turn') }}"
+    "{% endif %}[{{ m.content }}]{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("roles", "texts"),
+    [
+        (["user", "user"], "[is it so?\n\nis it so?]"),
+        (["user", "assistant", "user", "user"], "[is it so?][no.][is it so?\n\nis it so?]"),
+        (["user", "assistant", "assistant"], "[is it so?][no.\n\nno."),
+        (["system", "user", "user"], "[be nice.\n\nis it so?\n\nis it so?]"),
+        (["user", "system", "system", "user"], "[is it so?\n\nbe nice.\n\nbe nice.\n\nis it so?]"),
+    ],
+)
+def test_texts_of_one_role_in_a_row_are_one_where_the_template_wants_turns(
+    make_tokenizer: MakeTokenizer, roles: list[str], texts: str
+) -> None:
+    said = {"user": "is it so?", "assistant": "no.", "system": "be nice."}
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = ALTERNATES
+    assert render(tokenizer, [{"role": role, "content": said[role]} for role in roles]) == texts
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    apart = "".join(f"[{said[role]}]" for role in roles)
+    assert render(tokenizer, [{"role": role, "content": said[role]} for role in roles], closed=True) == apart
+    tokenizer.chat_template = ALTERNATES
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    with pytest.raises(PromptError, match="refuses messages of the roles user, assistant, assistant: no turn"):
+        render(tokenizer, [{"role": "user", "content": "a"}, call, call])
 
 
 @pytest.mark.parametrize(

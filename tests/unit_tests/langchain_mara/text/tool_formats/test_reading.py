@@ -56,6 +56,7 @@ GEMMA = "<start_function_call>call:note{text:<escape>a, b}<escape>,count:3,deep:
 ANSWERS: list[tuple[str, str, str, list[ToolCall]]] = [
     ("hermes", block(A), "", [A]),
     ("hermes", f"Let me look.\n{block(A)}\n{block(B)}", "Let me look.", [A, B]),
+    ("hermes", f"First.\n{block(A)}\nThen.\n{block(B)} Last.", "First.\nThen.\nLast.", [A, B]),
     ("hermes", block(B).removesuffix("\n</tool_call>"), "", [B]),
     ("hermes", '<tool_call>{"name": "f"}</tool_call>', "", [ToolCall("f", {})]),
     ("hermes", '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [ToolCall("f", {"a": 1})]),
@@ -99,6 +100,7 @@ CONTENTS: list[tuple[str, str]] = [
     ("llama-json", '{"title": "a dish"}'),
     ("llama-json", '{"name": "Bob"}'),
     ("llama-json", '{"name": "Bob", "parameters": {}, "age": 3}'),
+    ("llama-json", '{"name": "note", "age": 3}'),
     ("llama-json", f"Say {bare(A)}"),
     ("llama-json", f"{bare(A)} is how it goes"),
     ("llama-pythonic", "[1, 2, 3]"),
@@ -200,6 +202,8 @@ def test_content_is_released_as_it_comes() -> None:
         ("hermes", "<tool_call>oh</tool_call>", "Expecting value", "oh"),
         ("hermes", '<tool_call>{"arguments": {}}</tool_call>', 'no object with a "name"', None),
         ("hermes", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>', "arguments of f are not an object", "f"),
+        ("hermes", r'<tool_call>{"name": "f", "arguments": {"a": "\ud83d"}}</tool_call>', "half of a character", "f"),
+        ("qwen3-coder", r'<function=f><parameter=a>{"b": "\udc00"}</parameter></function>', "half of a character", "f"),
         ("llama-json", '<|python_tag|>brave_search.call(query="x")', "Expecting value", None),
         ("mistral-v3", '[TOOL_CALLS][{"name": "f", "argu', "Unterminated string", "f"),
         ("qwen3-coder", "<tool_call>\n<function=f>\n<parameter=a>\n1", "do not end with </function>", "f"),
@@ -214,7 +218,7 @@ def test_announced_calls_that_are_none_are_invalid(name: str, text: str, error: 
     assert (found.content, found.calls) == ("", [])
     assert error in found.invalid[0].error
     assert found.invalid[0].name == tool
-    assert text.strip().startswith(found.invalid[0].text[:10])
+    assert found.invalid[0].text in text
 
 
 def test_a_broken_call_does_not_spoil_the_next() -> None:
@@ -233,6 +237,35 @@ def test_a_call_that_the_length_limit_cut_is_never_executed(name: str, place: in
         assert '"' not in text[place:]
     elif place > 45 and name not in ("llama-json", "llama-pythonic"):
         assert "ended at max_new_tokens" in found.invalid[0].error
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.json_heads and form.openings])
+def test_a_call_that_was_cut_has_its_arguments_as_far_as_they_go(name: str) -> None:
+    text = FORMATS[name].write([A, B])
+    end = text.index('{"list"') + 5
+    found = parse(name, [text[:end]], truncated=True)
+    if name == "llama-json":  # it has no marker, and may be an answer up to its end
+        assert found.invalid[0].text == text[:end]
+        return
+    names = [call.name for call in found.calls] + [call.name for call in found.invalid]
+    assert names == ["get_weather", "note"]
+    assert found.invalid[-1].text == text[text.index('{"text"') : end]
+    assert {call.error for call in found.invalid} == {
+        "The answer ended at max_new_tokens before this tool call did. Raise max_new_tokens."
+    }
+
+
+def test_arguments_of_a_broken_call_are_not_taken_for_those_of_a_valid_one() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"a": 1} oh</tool_call>'
+    assert parse("hermes", [text]).invalid[0].text == text
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+@given(missing=st.integers(0, 30))
+def test_no_part_of_a_marker_that_the_length_limit_cut_is_content(name: str, missing: int) -> None:
+    text = FORMATS[name].write([A])
+    found = parse(name, [text[: len(text) - missing]], truncated=True)
+    assert found.content == "" or not found.calls + found.invalid
 
 
 @pytest.mark.parametrize(("name", "text"), [("llama-json", bare(A)[:-4]), ("llama-pythonic", "[get_weather(city='Par")])

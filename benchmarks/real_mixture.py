@@ -5,6 +5,7 @@
 The concise agent is fitted to preference pairs of the model's own plain answers: the first sentence of an answer, which
 ends there, is preferred to the whole answer. The questions are those that the harmless agent was fitted to. All systems
 answer held-out prompts by soft guidance; the second objective is told by lengths and by answers that end by themselves.
+The concise agent is surer of itself than the harmless one, so its weight is what turns from one objective to the other.
 """
 
 import re
@@ -34,7 +35,9 @@ from langchain_mara.loading.models import load_agent
 
 STRENGTH = 0.94
 QUESTIONS = 200
-HARMLESS, CONCISE, PRODUCT, ALL = "harmless", "concise", "mixture, product", "mixture, all must accept"
+WEIGHTS = (0.1, 0.3, 1)
+"""Weights of the concise agent."""
+HARMLESS, CONCISE, BOTH, ALL = "harmless", "concise, weight {}", "both, weight {}", "both, all must accept"
 COLUMNS = {
     "reward": "preferred by the reward",
     "judge": "preferred by the judge",
@@ -81,8 +84,8 @@ def make_agents(harmless: Agent, concise: Agent) -> dict[str, Agent | None]:
     return {
         "plain": None,
         HARMLESS: harmless,
-        CONCISE: concise,
-        PRODUCT: MixtureAgent(both, [1, 1]),
+        **{CONCISE.format(weight): MixtureAgent(both, [0, weight]) for weight in WEIGHTS},
+        **{BOTH.format(weight): MixtureAgent(both, [1, weight]) for weight in WEIGHTS},
         ALL: MixtureAgent(both, rule="all"),
     }
 
@@ -108,15 +111,19 @@ def figures(comparison: Comparison, name: str, ends: int) -> dict[str, float]:
 
 
 def picture(rows: dict[str, dict[str, float]], file: Path) -> None:
-    """Both objectives against each other, one point per system."""
+    """Both objectives against each other, one point per system; lines join the weights of the concise agent."""
     drawing = Figure(figsize=(6.5, 4.2), layout="constrained")
     axes = drawing.subplots()
-    for name, values in rows.items():
-        axes.scatter(values["finished"], values["reward"], s=28)
-        axes.annotate(
-            name, (values["finished"], values["reward"]), xytext=(6, 4), textcoords="offset points", fontsize=8
-        )
-    axes.margins(0.25, 0.15)  # room for the names
+    lines = {name.partition(",")[0]: [name.format(weight) for weight in WEIGHTS] for name in (CONCISE, BOTH)}
+    joined = {name for names in lines.values() for name in names}
+    for label, names in {**lines, **{name: [name] for name in rows if name not in joined}}.items():
+        points = [(rows[name]["finished"], rows[name]["reward"]) for name in names]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=5, linewidth=1, label=label)
+        for name, point in zip(names, points, strict=True):
+            if name in joined:
+                weight = name.rpartition(" ")[2]
+                axes.annotate(weight, point, xytext=(5, 4), textcoords="offset points", fontsize=7)
+    axes.legend(fontsize=8)
     axes.axhline(0, color="grey", linewidth=0.6)
     axes.set(xlabel="answers that end by themselves within 48 tokens, %", ylabel="preferred to plain by the reward")
     drawing.savefig(file, dpi=150)

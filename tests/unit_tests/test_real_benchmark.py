@@ -11,7 +11,7 @@ from benchmark_scripts import benchmark
 from langchain_mara_training import Decoding, compare
 from langchain_mara_training.labeling.token_labels import TokenLabels
 
-from langchain_mara import MaraLLM
+from langchain_mara import LookAheadAgent, MaraLLM, MixtureAgent
 
 ROWS = [{"prompt": "How do I boil an egg?"}, {"prompt": [{"role": "user", "content": "How do I grow basil?"}]}]
 SYSTEM = "You answer politely."
@@ -138,6 +138,15 @@ def test_figures_on_both_objectives(mixture: ModuleType, llm: MaraLLM) -> None:
     ended = [length < llm.max_new_tokens for length in lengths]
     assert aligned["finished"] == pytest.approx(100 * sum(ended) / 3)
     assert any(ended)
+
+
+def test_weights_turn_from_one_objective_to_the_other(mixture: ModuleType, tmp_path: Path) -> None:
+    agents = mixture.make_agents(LookAheadAgent(4, 8), LookAheadAgent(4, 8))
+    mixed = {name: agent.weights for name, agent in agents.items() if isinstance(agent, MixtureAgent)}
+    assert [mixed[f"concise, weight {weight}"] for weight in mixture.WEIGHTS] == [(0, w) for w in mixture.WEIGHTS]
+    assert [mixed[f"both, weight {weight}"] for weight in mixture.WEIGHTS] == [(1, w) for w in mixture.WEIGHTS]
+    mixture.picture({name: {"finished": 10, "reward": 0.1} for name in agents}, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
 def test_the_blind_control_sees_the_state_alone() -> None:

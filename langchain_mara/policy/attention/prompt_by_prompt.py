@@ -57,9 +57,11 @@ def prompt_by_prompt(
     # On an accelerator one masked product is faster than several small ones.
     if not lengths or attention_mask is None or biased or query.device.type != "cpu":
         return grouped_attention(module, query, key, value, attention_mask, **kwargs)
-    parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    blocks = (rows.split(lengths, dim=3)[i] for i, rows in enumerate(attention_mask.split(lengths, dim=2)))
-    attended = [grouped_attention(module, *part, mask, **kwargs)[0] for part, mask in zip(parts, blocks, strict=True)]
+    queries, keys, values, rows = (tensor.split(lengths, dim=2) for tensor in (query, key, value, attention_mask))
+    blocks = [row.split(lengths, dim=3)[i] for i, row in enumerate(rows)]
+    attended = [
+        grouped_attention(module, *parts, **kwargs)[0] for parts in zip(queries, keys, values, blocks, strict=True)
+    ]
     return torch.cat(attended, dim=1), None
 
 

@@ -62,7 +62,7 @@ def by_distillation(bench: Bench, seed: int) -> Agent:
     """A look-ahead agent that learns the verdicts of the state agent of the same seed."""
     prompts = [{"prompt": pair["prompt"]} for pair in bench.split.train[:DISTILLATION_PROMPTS]]
     llm = bench.llm.model_copy(update=SETTINGS["first-accept"].options(bench, bench.llm))
-    # A second round computes the tokens before each position again, which would take more than an hour here.
+    # A second round would take some twenty minutes more.
     return distill(agent_of(bench, "states after", seed), llm, prompts, rounds=1, random_state=seed).agent
 
 

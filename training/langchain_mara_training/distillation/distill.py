@@ -102,7 +102,7 @@ def distill(
         answers: Answers per prompt: first as the LLM decodes, then drawn.
         rounds: Number of fits. The first is to verdicts in the agent's own answers; each further one is also to its
             verdicts in answers of the look-ahead agent so far, which meets positions that the other never sees
-            (DAgger: Ross, Gordon and Bagnell, AISTATS 2011). A position of these costs the tokens before it.
+            (DAgger: Ross, Gordon and Bagnell, AISTATS 2011).
         held_out: Share of the prompts to measure on, in (0, 1).
         batch_size: Most answers at a time.
         random_state: Seed of drawn answers, held-out prompts and, without a classifier, of the fit.

@@ -72,7 +72,8 @@ def judged_on_the_way_of(
 ) -> Verdicts:
     """What an LLM's agent says of every candidate in the answers of another agent.
 
-    Each position costs the tokens before it.
+    The positions of an answer are judged side by side, and share the tokens before them as far as `prefix_memory`
+    allows.
 
     Args:
         other: Policy model with the agent that answers.
@@ -84,15 +85,13 @@ def judged_on_the_way_of(
     """
     starts = _starts(rows, answers, random_state)
     written = generate_answers(other, [start for _, start in starts], batch_size)
-    parts = []
-    for index in range(max((len(answer.decisions) for answer in written), default=0)):
-        at_index = [
-            (row, replace(start, answer_ids=answer.token_ids[:index]))
-            for (row, start), answer in zip(starts, written, strict=True)
-            if index < len(answer.decisions) and len(answer.decisions[index].candidates) > 1
-        ]
-        parts.append(_judged(llm, at_index, batch_size, max_new_tokens=index + 1, min_new_tokens=0))
-    return Verdicts.join(parts) if parts else _judged(llm, [], batch_size)
+    positions = [
+        (row, replace(start, answer_ids=answer.token_ids[:index], new_tokens=1))
+        for (row, start), answer in zip(starts, written, strict=True)
+        for index, decision in enumerate(answer.decisions)
+        if len(decision.candidates) > 1
+    ]
+    return _judged(llm, positions, batch_size, min_new_tokens=0)
 
 
 def _starts(rows: Sequence[PromptRow], answers: int, random_state: int) -> list[tuple[PromptRow, AnswerStart]]:

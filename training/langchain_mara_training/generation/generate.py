@@ -40,6 +40,8 @@ class AnswerStart:
         sampled: Whether candidates are examined in drawn order (`order="sampled"`), whatever order the LLM uses.
         logits_processor: Function that changes the logits before candidate sets are cut, and after the processors that
             the checkpoint's generation config asks for.
+        new_tokens: Most tokens to generate after `answer_ids`; None leaves it to the option `max_new_tokens`, which
+            counts these, too.
     """
 
     prompt_ids: list[int]
@@ -47,6 +49,7 @@ class AnswerStart:
     seed: int = 0
     sampled: bool = False
     logits_processor: LogitsProcess | None = None
+    new_tokens: int | None = None
 
 
 class GeneratedAnswer(NamedTuple):
@@ -160,7 +163,8 @@ def _completion_of(prompt: Prompt, text: str) -> Prompt:
 
 def _completion(llm: MaraLLM, start: AnswerStart, options: DecodingOptions) -> Completion:
     order = {"order": "sampled"} if start.sampled else {}
-    own = options.model_copy(update={"seed": start.seed, **order})
+    most = {} if start.new_tokens is None else {"max_new_tokens": len(start.answer_ids) + start.new_tokens}
+    own = options.model_copy(update={"seed": start.seed, **order, **most})
     return begin(llm, start.prompt_ids, own, start.answer_ids, processor=start.logits_processor)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import pytest
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -112,3 +113,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast, 
         writer.add_eot_token_id(eot)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def skip_without_llama_cpp() -> None:
+    """Skips the test, or all that need the fixture, where llama.cpp is not installed."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make llamacpp")

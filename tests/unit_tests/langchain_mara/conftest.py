@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from families import repeating_model, tiny_agent, tiny_model
-from gguf_files import write_gguf
+from gguf_files import skip_without_llama_cpp, write_gguf
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -170,7 +170,7 @@ def gguf_file(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], Path]:
     """Writes the tiny model of a family as a GGUF file in float32, once."""
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make llamacpp")
+    skip_without_llama_cpp()
     folder = tmp_path_factory.mktemp("gguf")
     return cache(lambda family: write_gguf(reference(family), make_tokenizer(), folder / f"{family}.gguf"))
 

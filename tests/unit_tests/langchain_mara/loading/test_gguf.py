@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from families import decoding_threads, tiny_agent, tiny_look_ahead, wait_until
-from gguf_files import write_gguf
+from gguf_files import skip_without_llama_cpp, write_gguf
 from langchain_core.messages import HumanMessage
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -150,6 +150,7 @@ def sharded(
     reference: Callable[[str], PreTrainedModel], make_tokenizer: Callable[[], PreTrainedTokenizerFast], tmp_path: Path
 ) -> list[Path]:
     """The tiny Llama in several files."""
+    skip_without_llama_cpp()
     write_gguf(reference("llama-3"), make_tokenizer(), tmp_path / "tiny.gguf", tensors_per_file=8)
     return sorted(tmp_path.glob("tiny-*.gguf"))
 

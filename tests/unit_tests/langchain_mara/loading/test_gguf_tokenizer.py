@@ -5,7 +5,7 @@ import random
 from unicodedata import category
 
 import pytest
-from gguf_files import write_gguf
+from gguf_files import skip_without_llama_cpp, write_gguf
 
 from langchain_mara import MaraLLM
 from langchain_mara.text.own_tokenizer import encode, tokenizer_fingerprint
@@ -43,7 +43,7 @@ def demo() -> MaraLLM:
 @pytest.fixture(scope="module")
 def converted(demo: MaraLLM, tmp_path_factory: pytest.TempPathFactory) -> MaraLLM:
     """The same model from a GGUF file."""
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make llamacpp")
+    skip_without_llama_cpp()
     file = write_gguf(demo.model, demo.tokenizer, tmp_path_factory.mktemp("gguf") / "demo.gguf")  # type: ignore[arg-type]
     return MaraLLM.from_gguf(file, n_ctx=512, n_threads=1)
 

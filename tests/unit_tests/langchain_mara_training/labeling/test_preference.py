@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from families import CONFIGS, tiny_model
-from gguf_files import write_gguf
+from gguf_files import skip_without_llama_cpp, write_gguf
 from langchain_mara_training.generation.states import batch_states
 from langchain_mara_training.labeling.preference import PreferenceLabeler
 from langchain_mara_training.labeling.token_labels import TokenLabels
@@ -296,7 +296,7 @@ def test_labels_before_are_another_job_and_the_way_to_judge_is_checked(demo_llm:
 
 @pytest.mark.parametrize("judges", ["after", "before"])
 def test_labels_from_llama_cpp_are_those_from_transformers(judges: str, tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make llamacpp")
+    skip_without_llama_cpp()
     demo = MaraLLM.demo(agent=None, packed=False, device="cpu")
     file = write_gguf(demo.model, demo.tokenizer, tmp_path / "demo.gguf")  # type: ignore[arg-type]
     converted = MaraLLM.from_gguf(file, n_ctx=512, n_threads=1)

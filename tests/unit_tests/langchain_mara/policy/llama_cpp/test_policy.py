@@ -10,7 +10,7 @@ import torch
 from decisions import run
 from families import tiny_agent, tiny_look_ahead
 from gguf import GGMLQuantizationType
-from gguf_files import write_gguf
+from gguf_files import skip_without_llama_cpp, write_gguf
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from langchain_mara.agents.base import Agent
@@ -68,6 +68,7 @@ def test_siblings_may_be_off_by_the_rounding_of_the_weights_only(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
+    skip_without_llama_cpp()
     weights = GGMLQuantizationType[kind]
     file = write_gguf(reference("llama-3"), make_tokenizer(), tmp_path / "tiny.gguf", weights)
     policy = LlamaCppPolicy(LlamaCppModel(file, LlamaCppSettings(512, n_threads=1)))

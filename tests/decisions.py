@@ -1,7 +1,10 @@
 """Runs the decode loop over requests, and checks what holds for all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from torch import nn
 
 from langchain_mara.decoding.loop import decode
 from langchain_mara.decoding.request import Decision, Request
@@ -15,6 +18,19 @@ def run(policy: PolicyModel, requests: list[Request], **how: Any) -> list[list[D
     for decision in decode(policy, requests, **how):
         decisions[decision.request].append(decision)
     return list(decisions.values())
+
+
+@contextmanager
+def computed_tokens(backbone: nn.Module) -> Iterator[list[int]]:
+    """Numbers of tokens of the passes that a model's backbone makes meanwhile."""
+    counts: list[int] = []
+    hook = backbone.register_forward_pre_hook(
+        lambda _module, _args, kwargs: counts.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        yield counts
+    finally:
+        hook.remove()
 
 
 def tokens(decisions: list[Decision]) -> list[int]:

@@ -7,6 +7,7 @@ prompts 16 times as many as are needed.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ def prompt_by_prompt(
     if not lengths or attention_mask is None or biased or query.device.type != "cpu":
         return grouped_attention(module, query, key, value, attention_mask, **kwargs)
     queries, keys, values, rows = (tensor.split(lengths, dim=2) for tensor in (query, key, value, attention_mask))
-    blocks = [row.split(lengths, dim=3)[i] for i, row in enumerate(rows)]
+    starts = accumulate(lengths[:-1], initial=0)
+    blocks = [row.narrow(3, start, length) for row, start, length in zip(rows, starts, lengths, strict=True)]
     attended = [
         grouped_attention(module, *parts, **kwargs)[0] for parts in zip(queries, keys, values, blocks, strict=True)
     ]

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decisions import computed_tokens
 from langchain_mara_training.data.row_report import RowReport
 from langchain_mara_training.distillation.verdicts import Verdicts, judged_candidates, judged_on_the_way_of
 from langchain_mara_training.labeling.prompt_rows import PromptRow, PromptRows, read_prompt_rows
@@ -76,15 +77,11 @@ def test_verdicts_on_the_way_of_another(demo_llm: MaraLLM, taught: MaraLLM, rows
 
 
 def test_positions_of_an_answer_share_the_tokens_before_them(demo_llm: MaraLLM, taught: MaraLLM) -> None:
-    prompt, computed = list(range(5, 105)), []
-    backbone: Any = taught.model.model
-    hook = backbone.register_forward_pre_hook(
-        lambda _module, _args, kwargs: computed.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
+    prompt = list(range(5, 105))
     wide = {"max_new_tokens": 12, "min_new_tokens": 12, "top_p": 1.0, "top_k": 3}
     other, judge = (each.model_copy(update=wide) for each in (demo_llm, taught))
-    verdicts = judged_on_the_way_of(other, judge, [PromptRow(0, 0, {"prompt": ""}, prompt)], 1, 16, 0)
-    hook.remove()
+    with computed_tokens(taught.model.base_model) as computed:
+        verdicts = judged_on_the_way_of(other, judge, [PromptRow(0, 0, {"prompt": ""}, prompt)], 1, 16, 0)
     positions = 1 + int(verdicts.positions[-1])
     assert positions > 4
     assert sum(computed) < 3 * len(prompt) + 32 * positions < len(prompt) * positions

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from decisions import facts_with_one_cancelled, run, tokens
+from decisions import computed_tokens, facts_with_one_cancelled, run, tokens
 from families import tiny_agent, tiny_look_ahead, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -198,12 +198,9 @@ def test_always_accepting_is_plain_decoding(policy: PolicyModel) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 20])
 def test_any_acceptance_takes_one_pass_per_token_of_the_longest_answers(policy: PolicyModel, batch_size: int) -> None:
     requests = [Request(prompt, options(10), agent) for prompt in PROMPTS for agent in AGENTS]
-    before, tokens_of_passes = policy.passes, []
-    hook = policy.backbone.register_forward_pre_hook(
-        lambda _module, _args, kwargs: tokens_of_passes.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
-    answers = run(policy, requests, batch_size=batch_size)
-    hook.remove()
+    before = policy.passes
+    with computed_tokens(policy.backbone) as tokens_of_passes:
+        answers = run(policy, requests, batch_size=batch_size)
     assert {len(decisions) for decisions in answers} == {10}
     waves = -(-len(requests) // batch_size)
     assert policy.passes - before == waves * (1 + 9)
